@@ -1,0 +1,1 @@
+"""Attacks that reconstruct private batches from observations, and from nothing else."""

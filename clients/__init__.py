@@ -1,0 +1,1 @@
+"""Flower client app, the quantizing mod and local training."""

@@ -1,0 +1,1 @@
+"""Ground floor: settings, data, models, updates, quantizers, messages, engines and shared files."""

@@ -1,0 +1,142 @@
+"""Models sized to the data they see; all without buffers, so an update holds everything they learn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from fl_sim.seeding import Purpose, torch_rng
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Public description of a model: enough for anyone to build it again.
+
+    Attributes
+    ----------
+    name : str
+        A key of ``MODELS``.
+    shape : tuple[int, int, int]
+        Channels, height and width of one image.
+    classes : int
+        Number of labels.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int
+
+
+class LeNet(nn.Module):
+    """The LeNet of Deep Leakage from Gradients (Zhu et al. 2019): three 5x5 convolutions of 12.
+
+    Strides 2, 2, 1 and no pooling: twice differentiable, which gradient matching needs.
+    """
+
+    def __init__(self, spec: ModelSpec, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        channels, height, width = spec.shape
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 12, 5, stride=2, padding=2),
+            activation(),
+            nn.Conv2d(12, 12, 5, stride=2, padding=2),
+            activation(),
+            nn.Conv2d(12, 12, 5, stride=1, padding=2),
+            activation(),
+        )
+        features = 12 * (-(-height // 4)) * (-(-width // 4))
+        self.head = nn.Linear(features, spec.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(n, C, H, W)`` to logits ``(n, classes)``."""
+        return self.head(self.body(images).flatten(1))
+
+
+class ConvNet(nn.Module):
+    """Three 3x3 convolution blocks of 32, 64 and 128 channels with GroupNorm and GELU."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        widths = (spec.shape[0], 32, 64, 128)
+        blocks: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            blocks += [
+                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
+                nn.GroupNorm(8, outputs),
+                nn.GELU(),
+            ]
+        self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2))
+        self.head = nn.Linear(widths[-1] * 4, spec.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(n, C, H, W)`` to logits ``(n, classes)``."""
+        return self.head(self.body(images).flatten(1))
+
+
+class MLP(nn.Module):
+    """Two fully connected layers of 128 tanh units; its first layer leaks in closed form."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        channels, height, width = spec.shape
+        self.body = nn.Sequential(
+            nn.Linear(channels * height * width, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh()
+        )
+        self.head = nn.Linear(128, spec.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(n, C, H, W)`` to logits ``(n, classes)``."""
+        return self.head(self.body(images.flatten(1)))
+
+
+def _lenet_dlg(spec: ModelSpec) -> nn.Module:
+    model = LeNet(spec, nn.Sigmoid)
+    for parameter in model.parameters():  # the paper's U(-0.5, 0.5)
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    return model
+
+
+def _resnet18(spec: ModelSpec) -> nn.Module:
+    model = ResNet(
+        BasicBlock,
+        [2, 2, 2, 2],
+        num_classes=spec.classes,
+        norm_layer=lambda width: nn.GroupNorm(min(32, width // 4), width),
+    )
+    # The CIFAR stem: small images do not survive the 7x7 stride-2 stem and its pooling.
+    model.conv1 = nn.Conv2d(spec.shape[0], 64, 3, stride=1, padding=1, bias=False)
+    model.maxpool = nn.Identity()  # type: ignore[assignment]
+    return model
+
+
+MODELS: dict[str, Callable[[ModelSpec], nn.Module]] = {
+    "lenet_dlg": _lenet_dlg,
+    "lenet": lambda spec: LeNet(spec, nn.Tanh),
+    "convnet": ConvNet,
+    "mlp": MLP,
+    "resnet18": _resnet18,
+}
+
+
+def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
+    """Build a model whose initial weights are a pure function of ``seed``.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        What to build.
+    seed : int
+        Seed of the run; the global random state is left as it was.
+
+    Raises
+    ------
+    KeyError
+        If ``spec.name`` is not in ``MODELS``.
+    """
+    build = MODELS[spec.name]
+    state = int(torch_rng(seed, Purpose.MODEL).initial_seed())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(state)
+        return build(spec)

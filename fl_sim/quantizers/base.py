@@ -1,0 +1,120 @@
+"""The contract every quantizer keeps, and its spec string."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fl_sim.quantizers.cell import Cell
+from fl_sim.quantizers.payload import Payload, PayloadError
+from fl_sim.updates import Layout, Update
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the catalogue says of a quantizer (``run_simulation.py quantizers``)."""
+
+    bits: str
+    unbiased: bool
+    error: str
+    source: str
+
+
+class Quantizer(ABC):
+    """Base of all quantizers: frozen dataclasses whose fields are their parameters.
+
+    A subclass gives ``name``, ``facts``, ``_encode``, ``_decode`` and ``_cell``; each works on the
+    flat vector of a whole update and must not loop over elements.
+    """
+
+    name: ClassVar[str]
+    facts: ClassVar[Facts]
+
+    @property
+    def spec(self) -> str:
+        """Spec string that parses back to an equal quantizer, e.g. ``uniform:bits=4``."""
+        parameters = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)  # type: ignore[arg-type]
+            if f.default != getattr(self, f.name)
+        ]
+        return self.name + (":" + ",".join(parameters) if parameters else "")
+
+    def encode(self, update: Update, generator: torch.Generator) -> Payload:
+        """Encode an update.
+
+        Parameters
+        ----------
+        update : Update
+            What the client computed; every element finite.
+        generator : torch.Generator
+            Source of randomness of randomized quantizers, on the update's device.
+
+        Raises
+        ------
+        ValueError
+            If an element is NaN or infinite; the message names the tensor.
+        """
+        _refuse_nonfinite(update)
+        return Payload(self.spec, self._encode(update, generator), update.layout)
+
+    def decode(self, payload: Payload) -> Update:
+        """Decode a payload to a float32 update on the CPU.
+
+        Raises
+        ------
+        PayloadError
+            If the payload is another quantizer's, or its body does not have the exact size.
+        """
+        self._refuse_foreign(payload)
+        return Update(self._decode(payload.body, payload.layout), payload.layout)
+
+    def cell(self, payload: Payload) -> Cell:
+        """Return what ``payload`` tells of the update; see `Cell`."""
+        self._refuse_foreign(payload)
+        return self._cell(payload.body, payload.layout)
+
+    def misfit(self, payload: Payload, candidate: Tensor) -> Tensor:
+        """Penalty per element of a candidate update ``(..., n)``; zero inside the cell."""
+        return self.cell(payload).misfit(candidate)
+
+    def step(self, payload: Payload) -> Tensor:
+        """Resolution per element in the code domain."""
+        return self.cell(payload).step
+
+    def transmit(
+        self, update: Update, residual: Tensor | None, generator: torch.Generator
+    ) -> tuple[Payload, Tensor | None]:
+        """Encode one round's update, with the residual a client carries between rounds, if any.
+
+        Only error feedback returns a residual; the quantizing mod stores what is returned.
+        """
+        del residual
+        return self.encode(update, generator), None
+
+    @abstractmethod
+    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the body: side information, then packed codes."""
+
+    @abstractmethod
+    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the ``(layout.size,)`` vector; raise `PayloadError` on a body of another size."""
+
+    @abstractmethod
+    def _cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return what the body tells."""
+
+    def _refuse_foreign(self, payload: Payload) -> None:
+        if payload.spec != self.spec:
+            raise PayloadError(f"A payload of {payload.spec!r} reached quantizer {self.spec!r}.")
+
+
+def _refuse_nonfinite(update: Update) -> None:
+    if bool(torch.isfinite(update.vector).all()):
+        return
+    pieces = update.layout.split(update.vector)
+    for segment, piece in zip(update.layout.segments, pieces, strict=True):
+        if not bool(torch.isfinite(piece).all()):
+            raise ValueError(f"The update of tensor {segment.name!r} is not finite.")

@@ -1,0 +1,191 @@
+"""What a client computes: one differentiable function, shared by the client and the attacker."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from fl_sim.models import ModelSpec, build_model
+
+UpdateKind = Literal["gradient", "delta"]
+
+
+class Segment(NamedTuple):
+    """Name and shape of one tensor inside a flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a model lie in one flat vector, in the model's own order."""
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Layout":
+        """Return the layout of a model's parameters."""
+        return cls(tuple(Segment(n, tuple(p.shape)) for n, p in model.named_parameters()))
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of elements of each tensor."""
+        return tuple(prod(segment.shape) for segment in self.segments)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of elements of the flat vector."""
+        return sum(self.sizes)
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """32-bit checksum of names and shapes, to refuse the update of another model."""
+        return zlib.crc32(repr(self.segments).encode())
+
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """View a flat ``(..., size)`` vector as one flat ``(..., n)`` piece per tensor."""
+        return vector.split(self.sizes, dim=-1)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """View a flat ``(size,)`` vector as named tensors of their own shapes."""
+        pieces = zip(self.segments, self.split(vector), strict=True)
+        return {segment.name: piece.view(segment.shape) for segment, piece in pieces}
+
+    def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Concatenate named tensors to one flat ``(size,)`` vector."""
+        return torch.cat([tensors[segment.name].reshape(-1) for segment in self.segments])
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """A flat float32 vector ``(layout.size,)`` and the layout of its tensors."""
+
+    vector: Tensor
+    layout: Layout
+
+    def __post_init__(self) -> None:
+        if self.vector.shape != (self.layout.size,):
+            raise ValueError(
+                f"An update of {self.layout.size} elements is expected, "
+                f"but the vector has shape {tuple(self.vector.shape)}."
+            )
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """Public facts of a client's work in one round: what it computes from its private images.
+
+    Attributes
+    ----------
+    kind : "gradient" or "delta"
+        The mean gradient of one batch (FedSGD), or the change of the weights over local SGD
+        steps (FedAvg), as *old minus new*, so that both point up the loss.
+    batch_size : int
+        Images in one batch.
+    learning_rate : float
+        Step size of local SGD; a ``gradient`` does not use it.
+    local_steps : int
+        Steps of local SGD; 1 for a ``gradient``.
+    local_batches : int
+        Distinct batches drawn in a round; the steps cycle through them.
+    """
+
+    kind: UpdateKind = "gradient"
+    batch_size: int = 1
+    learning_rate: float = 0.1
+    local_steps: int = 1
+    local_batches: int = 1
+
+    @property
+    def images(self) -> int:
+        """Number of private images that enter one update."""
+        return self.batch_size * self.local_batches
+
+
+class FlatModel:
+    """A model as a pure function of one flat weight vector."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.module = build_model(spec).requires_grad_(False)
+        self.layout = Layout.of(self.module)
+
+    def logits(self, weights: Tensor, images: Tensor) -> Tensor:
+        """Map ``(size,)`` weights and ``(n, C, H, W)`` images to ``(n, classes)`` logits."""
+        return functional_call(self.module, self.layout.unflatten(weights), (images,))  # type: ignore[no-any-return]
+
+    def loss(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy against target probabilities ``(n, classes)``."""
+        log_probabilities = self.logits(weights, images).log_softmax(dim=-1)
+        return -(targets * log_probabilities).sum(dim=-1).mean()
+
+
+@lru_cache(maxsize=8)
+def flat_model(spec: ModelSpec) -> FlatModel:
+    """Return the (cached, stateless) functional form of a model."""
+    return FlatModel(spec)
+
+
+def local_update(
+    model: FlatModel, work: LocalWork, weights: Tensor, images: Tensor, targets: Tensor
+) -> Tensor:
+    """Compute the update a client sends, before quantization.
+
+    The client calls it with its private batch and one-hot targets, the attacker with a candidate.
+    It is differentiable in ``images`` and ``targets`` and works under ``torch.func.vmap``.
+
+    Parameters
+    ----------
+    model : FlatModel
+        The model in functional form.
+    work : LocalWork
+        Kind of update, batch size, learning rate, local steps.
+    weights : Tensor
+        ``(size,)`` weights the client was given.
+    images : Tensor
+        ``(work.images, C, H, W)`` pixels in [0, 1]; batch ``b`` is rows
+        ``b * batch_size`` to ``(b + 1) * batch_size``.
+    targets : Tensor
+        ``(work.images, classes)`` target probabilities.
+
+    Returns
+    -------
+    Tensor
+        ``(size,)`` gradient, or old weights minus new weights.
+    """
+    if work.kind == "gradient":
+        return gradient(model, weights, images, targets)
+    batches = images.unflatten(0, (work.local_batches, work.batch_size))
+    batch_targets = targets.unflatten(0, (work.local_batches, work.batch_size))
+    moved = weights
+    for step in range(work.local_steps):
+        index = step % work.local_batches
+        slope = gradient(model, moved, batches[index], batch_targets[index])
+        moved = moved - work.learning_rate * slope
+    return weights - moved
+
+
+def gradient(model: FlatModel, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the ``(size,)`` gradient of the mean cross-entropy with respect to the weights."""
+    slope: Callable[..., Tensor] = grad(model.loss)
+    return slope(weights, images, targets)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Return float32 one-hot targets ``(n, classes)`` of integer labels ``(n,)``."""
+    return torch.nn.functional.one_hot(labels.long(), classes).float()
+
+
+def mean_update(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the weighted mean of flat vectors, accumulated in float64 in the order given."""
+    total = torch.zeros_like(vectors[0], dtype=torch.float64)
+    for vector, weight in zip(vectors, weights, strict=True):
+        total += weight * vector.double()
+    return (total / sum(weights)).float()

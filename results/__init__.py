@@ -1,0 +1,1 @@
+"""Scores, tables, curves and pictures made from what a run wrote."""

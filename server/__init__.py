@@ -1,0 +1,1 @@
+"""Flower server app, strategies that gather observations, and the audit that attacks them."""
