@@ -1,13 +1,14 @@
 """The contract every quantizer keeps, and its spec string."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fl_sim.quantizers.cell import Cell
+from fl_sim.quantizers.parameters import print_parameters
 from fl_sim.quantizers.payload import Payload, PayloadError
 from fl_sim.updates import Layout, Update
 
@@ -25,8 +26,8 @@ class Facts:
 class Quantizer(ABC):
     """Base of all quantizers: frozen dataclasses whose fields are their parameters.
 
-    A subclass gives ``name``, ``facts``, ``_encode``, ``_decode`` and ``_cell``; each works on the
-    flat vector of a whole update and must not loop over elements.
+    A subclass gives ``name``, ``facts``, ``body_size``, ``_encode``, ``_decode`` and ``_cell``;
+    each works on the flat vector of a whole update and must not loop over elements.
     """
 
     name: ClassVar[str]
@@ -35,12 +36,8 @@ class Quantizer(ABC):
     @property
     def spec(self) -> str:
         """Spec string that parses back to an equal quantizer, e.g. ``uniform:bits=4``."""
-        parameters = [
-            f"{f.name}={getattr(self, f.name)}"
-            for f in fields(self)  # type: ignore[arg-type]
-            if f.default != getattr(self, f.name)
-        ]
-        return self.name + (":" + ",".join(parameters) if parameters else "")
+        parameters = print_parameters(self)
+        return self.name + (f":{parameters}" if parameters else "")
 
     def encode(self, update: Update, generator: torch.Generator) -> Payload:
         """Encode an update.
@@ -68,12 +65,18 @@ class Quantizer(ABC):
         PayloadError
             If the payload is another quantizer's, or its body does not have the exact size.
         """
-        self._refuse_foreign(payload)
+        self._check(payload)
         return Update(self._decode(payload.body, payload.layout), payload.layout)
 
     def cell(self, payload: Payload) -> Cell:
-        """Return what ``payload`` tells of the update; see `Cell`."""
-        self._refuse_foreign(payload)
+        """Return what ``payload`` tells of the update; see `Cell`.
+
+        Raises
+        ------
+        PayloadError
+            As `decode`.
+        """
+        self._check(payload)
         return self._cell(payload.body, payload.layout)
 
     def misfit(self, payload: Payload, candidate: Tensor) -> Tensor:
@@ -95,24 +98,37 @@ class Quantizer(ABC):
         return self.encode(update, generator), None
 
     @abstractmethod
+    def body_size(self, layout: Layout) -> int:
+        """Return the exact bytes of every body for ``layout``; no length on the wire is trusted."""
+
+    @abstractmethod
     def _encode(self, update: Update, generator: torch.Generator) -> bytes:
         """Return the body: side information, then packed codes."""
 
     @abstractmethod
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
-        """Return the ``(layout.size,)`` vector; raise `PayloadError` on a body of another size."""
+        """Return the ``(layout.size,)`` vector of a body of the right size."""
 
     @abstractmethod
     def _cell(self, body: bytes, layout: Layout) -> Cell:
-        """Return what the body tells."""
+        """Return what a body of the right size tells."""
 
-    def _refuse_foreign(self, payload: Payload) -> None:
+    def _check(self, payload: Payload) -> None:
         if payload.spec != self.spec:
             raise PayloadError(f"A payload of {payload.spec!r} reached quantizer {self.spec!r}.")
+        expected = self.body_size(payload.layout)
+        if len(payload.body) != expected:
+            raise PayloadError(
+                f"The body of {self.spec!r} has {len(payload.body)} bytes, not {expected}."
+            )
 
 
 def _refuse_nonfinite(update: Update) -> None:
-    if bool(torch.isfinite(update.vector).all()):
+    if update.layout.size == 0:
+        return
+    # NaN wins a minimum and a maximum, so two finite extremes vouch for every element.
+    extremes = torch.stack(update.vector.aminmax())
+    if bool(torch.isfinite(extremes).all()):
         return
     pieces = update.layout.split(update.vector)
     for segment, piece in zip(update.layout.segments, pieces, strict=True):

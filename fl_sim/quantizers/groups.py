@@ -1,0 +1,88 @@
+"""Which elements of a flat vector share one scale: a tensor's, a block's, or all of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fl_sim.updates import Layout
+
+Scope = Literal["tensor", "global"]
+SCOPES: tuple[Scope, ...] = ("tensor", "global")
+_TILE = 1 << 16  # elements handled at a time: what a core's own cache holds as float32
+
+
+class Tile(NamedTuple):
+    """A piece of the vector that stays in cache: ``rows`` whole groups, or a part of one."""
+
+    span: slice
+    groups: slice
+    rows: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Consecutive runs of equal groups: ``(rows, width)`` is ``rows`` groups of ``width``."""
+
+    runs: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, layout: Layout, scope: Scope) -> "Groups":
+        """Return one group a tensor, or a single one."""
+        sizes = layout.sizes if scope == "tensor" else (layout.size,)
+        return cls(tuple((1, size) for size in sizes if size))
+
+    @classmethod
+    def blocks(cls, layout: Layout, width: int) -> "Groups":
+        """Return blocks of ``width`` elements of the whole vector; the last may be shorter."""
+        rows, rest = divmod(layout.size, width)
+        return cls(tuple(run for run in ((rows, width), (1, rest)) if run[0] and run[1]))
+
+    @cached_property
+    def count(self) -> int:
+        """Number of groups."""
+        return sum(rows for rows, _ in self.runs)
+
+    def views(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """View a ``(n,)`` vector as one ``(rows, width)`` matrix a run."""
+        pieces = torch.split(vector, [rows * width for rows, width in self.runs])
+        return tuple(p.view(run) for p, run in zip(pieces, self.runs, strict=True))
+
+    def minimum(self, vector: Tensor) -> Tensor:
+        """Smallest element of each group, ``(count,)``."""
+        return torch.cat([view.amin(dim=-1) for view in self.views(vector)])
+
+    def maximum(self, vector: Tensor) -> Tensor:
+        """Largest element of each group, ``(count,)``."""
+        return torch.cat([view.amax(dim=-1) for view in self.views(vector)])
+
+    def largest_magnitude(self, vector: Tensor) -> Tensor:
+        """Largest magnitude of each group, ``(count,)``."""
+        return torch.maximum(self.maximum(vector), -self.minimum(vector))
+
+    def mean_magnitude(self, vector: Tensor) -> Tensor:
+        """Mean magnitude of each group, ``(count,)``."""
+        views = self.views(vector)
+        return torch.cat([torch.linalg.vector_norm(v, 1, dim=-1) / v.shape[1] for v in views])
+
+    def expand(self, values: Tensor) -> Tensor:
+        """Repeat one value a group, ``(count,)``, for each of its elements, ``(n,)``."""
+        widths = [torch.full((rows,), width) for rows, width in self.runs]
+        repeats = torch.cat(widths).to(values.device)
+        return values.repeat_interleave(repeats)
+
+    def tiles(self) -> Iterator[Tile]:
+        """Cut the vector into pieces for which several operations in a row stay in cache."""
+        start = group = 0
+        for rows, width in self.runs:
+            at_once = max(1, _TILE // width)
+            for row in range(0, rows, at_once):
+                height = min(at_once, rows - row)
+                groups = slice(group + row, group + row + height)
+                first, last = start + row * width, start + (row + height) * width
+                for at in range(first, last, _TILE):
+                    yield Tile(slice(at, min(at + _TILE, last)), groups, height)
+            start, group = start + rows * width, group + rows

@@ -1,0 +1,83 @@
+"""Parameters of a quantizer between their text and their typed, validated values."""
+
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+NOT_A_PARAMETER = {"parameter": False}  # metadata of a field that no ``name=value`` sets
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a number outside ``[low, high]``."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={show(value)} is not allowed; give {show(low)} to {show(high)}.")
+
+
+def positive(name: str, value: float) -> None:
+    """Refuse a number that is not finite and above zero."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={show(value)} is not allowed; give a number above 0.")
+
+
+def show(value: object) -> str:
+    """Return the shortest text that parses back to ``value``, free of ``+`` (it composes)."""
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0").replace("e+", "e")
+    return str(value)
+
+
+def print_parameters(quantizer: object) -> str:
+    """Return ``name=value,...`` of the fields that are not at their default."""
+    given = ((f, getattr(quantizer, f.name)) for f in _fields(type(quantizer)))
+    return ",".join(f"{f.name}={show(value)}" for f, value in given if value != f.default)
+
+
+def parse_parameters(kind: type, text: str) -> dict[str, Any]:
+    """Parse ``name=value,...`` to keyword arguments of dataclass ``kind``.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is unknown, missing, given twice, or not of its type.
+    """
+    names = [f.name for f in _fields(kind)]
+    types = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for item in text.split(",") if text else []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{item!r} is not of the form name=value.")
+        if name not in names:
+            raise ValueError(f"no parameter {name!r}; {suggest(name, names)}")
+        if name in values:
+            raise ValueError(f"{name} is given twice.")
+        values[name] = _convert(name, value, types[name])
+    for field in _fields(kind):
+        if field.default is MISSING and field.name not in values:
+            raise ValueError(f"parameter {field.name} is missing.")
+    return values
+
+
+def suggest(name: str, allowed: list[str]) -> str:
+    """Return what is allowed, and the nearest of it to ``name``."""
+    if not allowed:
+        return "it takes none."
+    near = get_close_matches(name, allowed, n=1, cutoff=0.0)
+    return f"allowed are {', '.join(allowed)}; did you mean {near[0]!r}?"
+
+
+def _fields(kind: type) -> tuple[Field[Any], ...]:
+    return tuple(f for f in fields(kind) if f.metadata.get("parameter", True))
+
+
+def _convert(name: str, text: str, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise ValueError(f"{name}={text} is not allowed; {suggest(text, list(get_args(kind)))}")
+        return text
+    number = next(k for k in (float, int) if k is kind or k in get_args(kind))
+    try:
+        return number(text)
+    except ValueError as error:
+        wanted = "a whole number" if number is int else "a number"
+        raise ValueError(f"{name}={text} is not {wanted}.") from error

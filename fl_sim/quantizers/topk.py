@@ -1,0 +1,167 @@
+"""Magnitude pruning: send the largest elements, as they are or through another quantizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.cell import Cell, Transform, usable_step
+from fl_sim.quantizers.floats import Identity
+from fl_sim.quantizers.groups import Groups, Scope
+from fl_sim.quantizers.packing import code_bits, pack, packed_size
+from fl_sim.quantizers.parameters import NOT_A_PARAMETER, show
+from fl_sim.quantizers.payload import PayloadError
+from fl_sim.quantizers.wire import Reader, to_bytes
+from fl_sim.updates import Layout, Segment, Update
+
+
+@dataclass(frozen=True)
+class TopK(Quantizer):
+    """Keep the share ``keep`` of largest magnitude in each tensor (or of all), zero the rest.
+
+    ``topk:keep=0.1+Q`` sends what is kept through quantizer ``Q``, as one update whose tensors
+    are the kept elements of each tensor. Positions travel as a bitmap or as indices, whichever is
+    smaller; how many are kept, and hence which, is public.
+    """
+
+    name: ClassVar[str] = "topk"
+    facts: ClassVar[Facts] = Facts(
+        "r d values + min(d, r d ceil(log2 d)) positions",
+        False,
+        "L2(e)^2 <= (1 - r) L2(x)^2",
+        "Aji and Heafield 2017, arXiv 1704.05021",
+    )
+
+    keep: float
+    scope: Scope = "tensor"
+    then: Quantizer = field(default=Identity(), metadata=NOT_A_PARAMETER)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep={show(self.keep)} is not allowed; give above 0, up to 1.")
+
+    @property
+    def spec(self) -> str:
+        """Own parameters, then ``+`` and the quantizer of what is kept."""
+        return super().spec + (f"+{self.then.spec}" if self.then != Identity() else "")
+
+    def body_size(self, layout: Layout) -> int:
+        """Return positions plus the body of what is kept, in bytes."""
+        kept = self._kept_layout(layout)
+        return self._positions_size(layout) + self.then.body_size(kept)
+
+    def _groups(self, layout: Layout) -> Groups:
+        return Groups.of(layout, self.scope)
+
+    def _kept_layout(self, layout: Layout) -> Layout:
+        # The small margin keeps 0.1 * 30 at 3 whatever its last binary digit.
+        sizes = [width for _, width in self._groups(layout).runs]
+        counts = [ceil(self.keep * size - 1e-9) for size in sizes]
+        return Layout(tuple(Segment(f"kept {i}", (k,)) for i, k in enumerate(counts)))
+
+    def _positions_size(self, layout: Layout) -> int:
+        count = self._kept_layout(layout).size
+        return min(packed_size(layout.size, 1), packed_size(count, code_bits(layout.size)))
+
+    def _as_bitmap(self, layout: Layout) -> bool:
+        return self._positions_size(layout) == packed_size(layout.size, 1)
+
+    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+        kept_layout = self._kept_layout(update.layout)
+        kept = self._choose(update, kept_layout)
+        if self._as_bitmap(update.layout):
+            bitmap = torch.zeros(update.layout.size, dtype=torch.uint8, device=kept.device)
+            positions = pack(bitmap.index_fill_(0, kept, 1), 1)
+        else:
+            positions = pack(kept.int(), code_bits(update.layout.size))
+        return to_bytes(positions) + self.then._encode(
+            Update(update.vector[kept], kept_layout), generator
+        )
+
+    def _choose(self, update: Update, kept_layout: Layout) -> Tensor:
+        chosen = []
+        start = 0
+        pieces = self._groups(update.layout).views(update.vector)
+        for piece, count in zip(pieces, kept_layout.sizes, strict=True):
+            largest = piece[0].abs().topk(count, sorted=False).indices
+            chosen.append(largest.sort().values + start)
+            start += piece.shape[1]
+        return torch.cat(chosen)
+
+    def _read(self, body: bytes, layout: Layout) -> tuple[Tensor, bytes, Layout]:
+        """Return the sorted kept positions, the body of what was kept, and its layout."""
+        kept_layout = self._kept_layout(layout)
+        reader = Reader(body)
+        if self._as_bitmap(layout):
+            kept = reader.codes(layout.size, 2).nonzero().view(-1)
+        else:
+            kept = reader.codes(kept_layout.size, layout.size).long()
+        if kept.numel() != kept_layout.size or bool((kept.diff() <= 0).any()):
+            raise PayloadError("The kept positions are not in order, or not as many as agreed.")
+        start = 0
+        widths = [width for _, width in self._groups(layout).runs]
+        for positions, width in zip(torch.split(kept, kept_layout.sizes), widths, strict=True):
+            if int(positions[0]) < start or int(positions[-1]) >= start + width:
+                raise PayloadError("A kept position lies in another tensor.")
+            start += width
+        return kept, body[self._positions_size(layout) :], kept_layout
+
+    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+        kept, rest, kept_layout = self._read(body, layout)
+        return torch.zeros(layout.size).index_copy_(0, kept, self.then._decode(rest, kept_layout))
+
+    def _cell(self, body: bytes, layout: Layout) -> Cell:
+        kept, rest, kept_layout = self._read(body, layout)
+        inner = self.then._cell(rest, kept_layout)
+        if inner.transform is not None:
+            # What was dropped is then bounded by nothing that was sent: only what is kept speaks.
+            return replace(inner, transform=KeptOnly(kept, inner.transform))
+        threshold = self._threshold(inner, kept_layout, layout)
+        known = torch.where(threshold.isfinite(), threshold, inner.step.max())
+        dropped = torch.ones(layout.size, dtype=torch.bool).index_fill_(0, kept, value=False)
+        certain = dropped if inner.certain is None else _fill(dropped, kept, inner.certain)
+        return replace(
+            inner,
+            center=_fill(torch.zeros(layout.size), kept, inner.center),
+            lower=_fill(-threshold, kept, inner.lower),
+            upper=_fill(threshold, kept, inner.upper),
+            step=usable_step(_fill(known, kept, inner.step)),
+            sizes=layout.sizes,
+            certain=None if inner.noise == "none" else certain,
+        )
+
+    def _threshold(self, inner: Cell, kept_layout: Layout, layout: Layout) -> Tensor:
+        """Bound on the magnitude of what was dropped, ``(layout.size,)``: the least one kept."""
+        largest = torch.maximum(inner.lower.abs(), inner.upper.abs())
+        least = Groups.of(kept_layout, "tensor").minimum(largest)
+        return self._groups(layout).expand(least)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptOnly:
+    """Select the kept positions ``(..., k)`` of an update, then apply a transform to them."""
+
+    kept: Tensor
+    then: Transform
+
+    def __call__(self, update: Tensor) -> Tensor:
+        """Map ``(..., n)`` to the code domain of ``then``."""
+        kept = self.kept.to(update.device)
+        shape = torch.broadcast_shapes(update.shape[:-1], kept.shape[:-1])
+        whole = update.expand(*shape, update.shape[-1])
+        return self.then(whole.gather(-1, kept.expand(*shape, kept.shape[-1])))
+
+    def stack(self, others: Sequence["KeptOnly"]) -> "KeptOnly":
+        """Return the selections of several payloads, stacked."""
+        return KeptOnly(
+            torch.stack([other.kept for other in others]),
+            self.then.stack([other.then for other in others]),
+        )
+
+
+def _fill(whole: Tensor, kept: Tensor, values: Tensor) -> Tensor:
+    return whole.index_copy(0, kept, values)

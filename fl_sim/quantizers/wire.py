@@ -1,0 +1,72 @@
+"""The body of a payload: tensors to bytes in order, and back with every value checked."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fl_sim.quantizers.packing import (
+    PackingError,
+    code_bits,
+    packed_size,
+    packed_trits_size,
+    unpack,
+    unpack_trits,
+)
+from fl_sim.quantizers.payload import PayloadError
+
+FLOAT = 4  # bytes of a float32
+
+
+def to_bytes(*parts: Tensor) -> bytes:
+    """Concatenate the little-endian bytes of contiguous tensors."""
+    return b"".join(part.detach().cpu().numpy().tobytes() for part in parts)
+
+
+class Reader:
+    """Reads a body of known size from front to back."""
+
+    def __init__(self, body: bytes) -> None:
+        self._bytes = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        self._at = 0
+
+    def take(self, size: int) -> Tensor:
+        """Return the next ``size`` bytes as a uint8 view."""
+        if self._at + size > self._bytes.numel():
+            raise PayloadError(f"The body of {self._bytes.numel()} bytes ends too early.")
+        self._at += size
+        return self._bytes[self._at - size : self._at]
+
+    def floats(self, *shape: int) -> Tensor:
+        """Return the next float32 values; refuse any that is not finite."""
+        count = int(torch.Size(shape).numel())
+        values = self.take(count * FLOAT).clone().view(torch.float32)
+        if count and not bool(torch.stack(values.aminmax()).isfinite().all()):
+            raise PayloadError("The payload holds a value that is not finite.")
+        return values.view(shape)
+
+    def magnitudes(self, *shape: int) -> Tensor:
+        """Return the next float32 values; refuse any that is negative or not finite."""
+        values = self.floats(*shape)
+        if bool((values < 0).any()):
+            raise PayloadError("The payload holds a negative scale.")
+        return values
+
+    def codes(self, count: int, levels: int) -> Tensor:
+        """Return the next ``count`` packed codes; refuse any that is not below ``levels``."""
+        bits = code_bits(levels)
+        codes = _checked(unpack, self.take(packed_size(count, bits)), bits, count)
+        if levels != 1 << bits and count and int(codes.max()) >= levels:
+            raise PayloadError(f"A code is not below {levels}.")
+        return codes
+
+    def trits(self, count: int) -> Tensor:
+        """Return the next ``count`` codes 0, 1, 2, packed five to a byte."""
+        return _checked(unpack_trits, self.take(packed_trits_size(count)), count)
+
+
+def _checked(unpacking: Callable[..., Tensor], *arguments: object) -> Tensor:
+    try:
+        return unpacking(*arguments)
+    except PackingError as error:
+        raise PayloadError(str(error)) from error
