@@ -1,0 +1,190 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from skimage.metrics import peak_signal_noise_ratio
+
+from results.scoring import (
+    correlation,
+    identification_rank,
+    labels_recovered,
+    match,
+    psnr,
+    score_batch,
+    score_images,
+    ssim,
+)
+
+
+def pictures(n: int, channels: int = 1, side: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+BATCHES = arrays(np.float32, (4, 1, 8, 8), elements=st.floats(-1, 2, width=32))
+UNIT = arrays(np.float32, (4, 1, 8, 8), elements=st.floats(0, 1, width=32))
+
+
+def test_known_scores_of_a_constant_error():
+    truth = torch.full((1, 1, 8, 8), 0.5)
+    scores = score_images(truth + 0.1, truth).iloc[0]
+    assert scores["mse"] == pytest.approx(0.01, rel=1e-6)
+    assert scores["psnr"] == pytest.approx(20.0, abs=1e-5)
+    assert scores["correlation"] == 0.0  # a constant picture tells nothing
+    assert not scores["failed"]
+
+
+def test_a_perfect_batch_in_another_order_scores_zero_and_hits_every_label():
+    truth, labels = pictures(5), torch.tensor([3, 1, 4, 1, 5])
+    order = torch.tensor([2, 4, 0, 1, 3])  # not its own inverse: the direction matters
+    scores = score_batch(truth[order], labels[order], truth, labels, gallery=pictures(20, seed=1))
+    assert scores["mse"].max() == 0
+    assert scores["psnr"].min() == 150
+    assert scores["ssim"].min() == pytest.approx(1)
+    assert scores["label_hit"].all()
+    assert scores["identified"].all()
+    assert list(scores["image"]) == [0, 1, 2, 3, 4]
+    assert [order[guess].item() for guess in scores["guess"]] == [0, 1, 2, 3, 4]
+    assert list(scores["true_label"]) == list(scores["label"]) == labels.tolist()
+
+
+def test_labels_follow_their_images_not_their_places():
+    truth, labels = pictures(3), torch.tensor([0, 1, 2])
+    scores = score_batch(truth[[1, 2, 0]], labels, truth, labels)
+    assert list(scores["label"]) == [2, 0, 1]
+    assert not scores["label_hit"].any()
+    assert (scores["labels_recovered"] == 1).all()  # as counts, all three are known
+
+
+@given(BATCHES, UNIT, st.permutations(range(4)))
+@settings(max_examples=40, deadline=None)
+def test_scores_do_not_depend_on_the_order_of_the_guesses(guesses, truth, order):
+    guesses, truth = torch.from_numpy(guesses), torch.from_numpy(truth)
+    labels = torch.arange(4)
+    straight = score_batch(guesses, labels, truth, labels)["mse"].sum()
+    shuffled = score_batch(guesses[order], labels[order], truth, labels)["mse"].sum()
+    assert shuffled == pytest.approx(straight, abs=1e-12)
+
+
+@given(BATCHES, UNIT)
+@settings(max_examples=40, deadline=None)
+def test_assignment_is_no_worse_than_any_order(guesses, truth):
+    guesses, truth = torch.from_numpy(guesses), torch.from_numpy(truth)
+    labels = torch.zeros(4, dtype=torch.long)
+    best = score_batch(guesses, labels, truth, labels)["mse"].sum()
+    for order in ([0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 1, 0], [1, 2, 3, 0]):
+        assert best <= score_images(guesses[order], truth)["mse"].sum() + 1e-12
+
+
+@given(BATCHES, UNIT)
+@settings(max_examples=40, deadline=None)
+def test_clamping_beforehand_changes_nothing_and_scores_stay_in_range(guesses, truth):
+    guesses, truth = torch.from_numpy(guesses), torch.from_numpy(truth)
+    raw, clamped = score_images(guesses, truth), score_images(guesses.clamp(0, 1), truth)
+    assert raw.equals(clamped)
+    assert raw["mse"].between(0, 1).all()
+    assert raw["psnr"].between(0, 150).all()
+    assert raw["correlation"].between(-1 - 1e-9, 1 + 1e-9).all()
+
+
+def test_pixels_outside_the_range_do_not_wrap_around():
+    truth = torch.ones(1, 1, 8, 8)
+    assert score_images(truth * 1.01, truth)["mse"].item() == 0
+    assert score_images(truth * 1e10, truth)["mse"].item() == 0
+
+
+@given(st.floats(1e-14, 1))
+def test_psnr_is_the_logarithm_of_mse(error):
+    assert psnr(np.array([error]))[0] == pytest.approx(-10 * np.log10(error))
+
+
+def test_psnr_agrees_with_scikit_image_and_is_capped():
+    a, b = pictures(3, seed=1).double(), pictures(3, seed=2).double()
+    expected = [
+        peak_signal_noise_ratio(y.numpy(), x.numpy(), data_range=1)
+        for x, y in zip(a, b, strict=True)
+    ]
+    assert score_images(a, b)["psnr"].to_numpy() == pytest.approx(expected)
+    assert psnr(np.zeros(1))[0] == 150
+
+
+def test_ssim_of_one_window_by_the_formula():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((1, 1, 7, 7)), rng.random((1, 1, 7, 7))
+    covariance = ((x - x.mean()) * (y - y.mean())).mean()
+    luminance = (2 * x.mean() * y.mean() + 1e-4) / (x.mean() ** 2 + y.mean() ** 2 + 1e-4)
+    structure = (2 * covariance + 9e-4) / (x.var() + y.var() + 9e-4)
+    assert ssim(x, y)[0] == pytest.approx(luminance * structure)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (1, 28, 28), (3, 5, 6), (1, 4, 4)])
+def test_ssim_takes_grey_colour_and_tiny_images(shape):
+    image = np.random.default_rng(0).random((2, *shape))
+    assert ssim(image, image) == pytest.approx([1, 1])
+    assert (ssim(1 - image, image) < 0.5).all()
+
+
+def test_correlation_is_pearsons_and_ignores_brightness_and_contrast():
+    a, b = pictures(4, 3, seed=1).double().numpy(), pictures(4, 3, seed=2).double().numpy()
+    expected = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(a, b, strict=True)]
+    assert correlation(a, b) == pytest.approx(expected)
+    assert correlation(0.3 * a + 0.2, a) == pytest.approx([1] * 4)
+    assert correlation(1 - a, a) == pytest.approx([-1] * 4)
+    assert correlation(np.full_like(a, 0.1), a) == pytest.approx([0] * 4, abs=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_an_image_that_is_not_finite_is_flagged_and_scored_as_the_worst(bad):
+    truth = pictures(2)
+    guesses = truth.clone()
+    guesses[1, 0, 3, 3] = bad
+    scores = score_images(guesses, truth, gallery=pictures(9, seed=1))
+    assert list(scores["failed"]) == [False, True]
+    assert scores.loc[1, ["mse", "psnr", "ssim", "correlation"]].tolist() == [1, 0, 0, 0]
+    assert scores.loc[1, "rank"] == 10
+    assert list(scores["identified"]) == [True, False]
+
+
+def test_a_failed_guess_takes_the_place_the_others_leave():
+    truth = pictures(3)
+    guesses = torch.stack([truth[2], truth[0], torch.full_like(truth[0], torch.nan)])
+    assert match(guesses, truth).tolist() == [1, 2, 0]
+    scores = score_batch(guesses, torch.tensor([7, 8, 9]), truth, torch.tensor([8, 0, 7]))
+    assert list(scores["mse"]) == [0, 1, 0]
+    assert list(scores["label_hit"]) == [True, False, True]
+
+
+def test_rank_counts_the_gallery_images_that_are_as_near():
+    truth = pictures(1).double().numpy()
+    noise = pictures(1, seed=1).double().numpy()
+    stranger = pictures(3, seed=2).double().numpy()
+    gallery = np.concatenate([stranger, 0.9 * truth + 0.1 * noise])
+    assert identification_rank(truth, truth, stranger)[0] == 1
+    assert identification_rank(noise, truth, gallery)[0] >= 2  # the blend is nearer to the noise
+    assert identification_rank(truth, truth, truth)[0] == 2  # a tie counts against the attacker
+    assert identification_rank(np.full_like(truth, 0.5), truth, stranger)[0] == 4
+
+
+def test_identification_needs_a_gallery():
+    scores = score_images(pictures(2), pictures(2))
+    assert scores["rank"].isna().all()
+    assert not scores["identified"].any()
+
+
+@pytest.mark.parametrize(
+    ("guessed", "truth", "share"),
+    [
+        ([1, 2, 3], [3, 2, 1], 1),
+        ([1, 1, 1], [1, 2, 3], 1 / 3),
+        ([1, 1, 2], [1, 1, 1], 2 / 3),  # presence alone would say all
+        ([4, 4], [5, 6], 0),
+    ],
+)
+def test_labels_recovered_counts_with_multiplicity(guessed, truth, share):
+    assert labels_recovered(guessed, truth) == pytest.approx(share)
+
+
+def test_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"\(2, 1, 8, 8\).*\(3, 1, 8, 8\)"):
+        score_batch(pictures(2), torch.zeros(2), pictures(3), torch.zeros(3))
