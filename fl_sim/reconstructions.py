@@ -1,9 +1,14 @@
 """What an attack makes of observations, and its store on disk."""
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
+
+from fl_sim.files import StoreError, read_tensors, write_tensors
 
 Status = Literal["converged", "stalled", "diverged"]
 
@@ -43,3 +48,48 @@ class Reconstruction:
     status: Status
     objective: str
     evaluations: int
+
+
+def reconstruction_path(root: Path, trial: str, attack: str, server_round: int) -> Path:
+    """Return the file of one attack on one round of one trial below ``root``."""
+    folder = re.sub(r"[^A-Za-z0-9.]+", "-", attack).strip("-")
+    return root / trial / folder / f"round-{server_round:05d}.safetensors"
+
+
+def save_reconstructions(path: Path, reconstructions: Sequence[Reconstruction], key: str) -> None:
+    """Write one attack's reconstructions of one round to one file, atomically.
+
+    ``key`` fingerprints what they were made from, so that a later run knows whether they stand.
+    """
+    tensors: dict[str, Tensor] = {}
+    facts: list[dict[str, Any]] = []
+    for number, made in enumerate(reconstructions):
+        tensors |= {f"images.{number}": made.images, f"labels.{number}": made.labels}
+        facts.append(
+            {f.name: getattr(made, f.name) for f in fields(made) if f.name not in _TENSORS}
+        )
+    write_tensors(path, tensors, {"key": key, "reconstructions": facts})
+
+
+def load_reconstructions(path: Path) -> tuple[list[Reconstruction], str]:
+    """Read what `save_reconstructions` wrote: the reconstructions and their key.
+
+    Raises
+    ------
+    StoreError
+        If the file is truncated, altered, or not a reconstruction.
+    """
+    tensors, facts = read_tensors(path)
+    try:
+        made = [
+            Reconstruction(
+                images=tensors[f"images.{number}"], labels=tensors[f"labels.{number}"], **entry
+            )
+            for number, entry in enumerate(facts["reconstructions"])
+        ]
+        return made, str(facts["key"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path.name} in {path.parent} holds no reconstructions") from error
+
+
+_TENSORS = {"images", "labels"}

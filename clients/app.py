@@ -1,0 +1,25 @@
+"""The Flower client app: says which partition it holds, and computes updates."""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from clients.local_training import compute_update
+from clients.mods import quantize_mod
+from fl_sim.messages import partition_reply, read_instruction, update_reply
+
+app = ClientApp()
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Answer which partition this node holds."""
+    return partition_reply(int(context.node_config["partition-id"]), message)
+
+
+@app.train(mods=[quantize_mod])
+def train(message: Message, context: Context) -> Message:
+    """Compute this round's update; the mod around it quantizes it."""
+    trial, server_round, weights = read_instruction(message)
+    partition = int(context.node_config["partition-id"])
+    update = compute_update(trial, partition, server_round, weights)
+    return update_reply(update, trial.work.images, message)

@@ -1,0 +1,18 @@
+"""What a client computes from its private images."""
+
+import torch
+from torch import Tensor
+
+from fl_sim.data import private_batch
+from fl_sim.trials import Trial
+from fl_sim.updates import flat_model, local_update, one_hot
+
+torch.set_num_threads(1)  # many small tensors: parallelism is over clients, not inside them
+
+
+def compute_update(trial: Trial, partition: int, server_round: int, weights: Tensor) -> Tensor:
+    """Return a client's ``(size,)`` update of one round: a pure function of its arguments."""
+    images, labels = private_batch(trial.federation, trial.work, partition, server_round)
+    spec = trial.model_spec
+    targets = one_hot(labels, spec.classes)
+    return local_update(flat_model(spec), trial.work, weights, images, targets)

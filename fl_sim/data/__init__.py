@@ -1,0 +1,6 @@
+"""Images, and who holds them."""
+
+from fl_sim.data.datasets import Images, Splits, load_splits
+from fl_sim.data.partitions import Federation, load_federation, private_batch
+
+__all__ = ["Federation", "Images", "Splits", "load_federation", "load_splits", "private_batch"]

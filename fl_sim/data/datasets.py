@@ -1,0 +1,188 @@
+"""Data sets by name: the bundled digits, torchvision's, and any folder of images."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision import datasets as tv
+
+from fl_sim.seeding import Purpose, numpy_rng
+from fl_sim.settings import DataSettings, SettingsError
+
+_IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images and their labels, kept as bytes and read as pixels in [0, 1].
+
+    Attributes
+    ----------
+    data : Tensor
+        ``(N, C, H, W)`` uint8.
+    labels : Tensor
+        ``(N,)`` int64.
+    """
+
+    data: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pixels(self, index: "np.ndarray[Any, np.dtype[np.int64]] | slice" = slice(None)) -> Tensor:
+        """Return the chosen images as float32 ``(n, C, H, W)`` in [0, 1]."""
+        return self.data[index].float() / 255
+
+    def take(self, index: "np.ndarray[Any, np.dtype[np.int64]]") -> "Images":
+        """Return the chosen images and labels."""
+        return Images(self.data[index], self.labels[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Three disjoint sets: clients draw from ``train``, accuracy is measured on ``test``.
+
+    ``public`` holds the auxiliary images an attacker may own and the gallery of identifiability.
+    """
+
+    train: Images
+    test: Images
+    public: Images
+    classes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        channels, height, width = self.train.data.shape[1:]
+        return channels, height, width
+
+
+@lru_cache(maxsize=2)
+def load_splits(settings: DataSettings, seed: int) -> Splits:
+    """Load a data set and split it, as a pure function of settings and seed.
+
+    Raises
+    ------
+    SettingsError
+        If the folder is missing, holds no images, or the split leaves a part empty.
+    """
+    known, test, classes = _load(settings.dataset, settings.data_dir)
+    rng = numpy_rng(seed, Purpose.SPLIT)
+    if test is None:
+        order = rng.permutation(len(known))
+        cut = round(settings.test_fraction * len(known))
+        known, test = known.take(order[cut:]), known.take(order[:cut])
+    order = rng.permutation(len(known))[: settings.limit]
+    if settings.limit is not None:
+        test = test.take(rng.permutation(len(test))[: settings.limit])
+    cut = round(settings.public_fraction * len(order))
+    if min(len(test), cut, len(order) - cut) < 1:
+        raise SettingsError(
+            "dataset", settings.dataset, f"{len(known)} images are too few to split in three"
+        )
+    return Splits(known.take(order[cut:]), test, known.take(order[:cut]), classes)
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, folder: Path | None) -> tuple[Images, Images | None, tuple[str, ...]]:
+    """Return training images, test images if the set has them, and the names of its classes."""
+    if name == "digits":
+        return _load_digits()
+    if name == "folder":
+        assert folder is not None  # the settings saw to it
+        return _load_folder(folder)
+    return _load_torchvision(name, folder or Path.home() / ".cache" / "fl_sim")
+
+
+def _load_digits() -> tuple[Images, None, tuple[str, ...]]:
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - one second, only where needed
+
+    digits = load_digits()
+    data = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    return Images(data, labels), None, tuple(str(name) for name in digits.target_names)
+
+
+def _load_torchvision(name: str, root: Path) -> tuple[Images, Images, tuple[str, ...]]:
+    kinds: dict[str, Any] = {
+        "mnist": tv.MNIST,
+        "fashion_mnist": tv.FashionMNIST,
+        "cifar10": tv.CIFAR10,
+        "cifar100": tv.CIFAR100,
+    }
+    try:
+        if name == "svhn":
+            train, test = (tv.SVHN(str(root), split, download=True) for split in ("train", "test"))
+        else:
+            train, test = (_open(kinds[name], root, train) for train in (True, False))
+    except (OSError, RuntimeError) as error:
+        raise SettingsError(
+            "data_dir", str(root), f"has no {name!r} and it could not be downloaded ({error})"
+        ) from error
+    classes = tuple(getattr(train, "classes", map(str, range(10))))
+    return _from_torchvision(train), _from_torchvision(test), classes
+
+
+def _open(kind: Any, root: Path, train: bool) -> Any:
+    """Open what is there; download only what is not."""
+    try:
+        return kind(str(root), train=train, download=False)
+    except RuntimeError:
+        return kind(str(root), train=train, download=True)
+
+
+def _from_torchvision(dataset: Any) -> Images:
+    data = torch.as_tensor(np.asarray(dataset.data))
+    if data.ndim == 3:  # grey: (N, H, W)
+        data = data.unsqueeze(1)
+    elif data.shape[-1] == 3:  # CIFAR: (N, H, W, C)
+        data = data.permute(0, 3, 1, 2)
+    labels = dataset.labels if hasattr(dataset, "labels") else dataset.targets
+    return Images(data.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64))
+
+
+def _load_folder(root: Path) -> tuple[Images, Images | None, tuple[str, ...]]:
+    """Load ``root/<class>/*`` or, where both exist, ``root/train/...`` and ``root/test/...``."""
+    if not root.is_dir():
+        raise SettingsError("data_dir", str(root), "is not a folder")
+    split = (root / "train").is_dir() and (root / "test").is_dir()
+    train_root = root / "train" if split else root
+    classes = tuple(sorted(p.name for p in train_root.iterdir() if p.is_dir()))
+    if len(classes) < 2:
+        raise SettingsError("data_dir", str(train_root), "needs one sub-folder for each class")
+    train = _read_tree(train_root, classes)
+    return train, _read_tree(root / "test", classes) if split else None, classes
+
+
+def _read_tree(root: Path, classes: tuple[str, ...]) -> Images:
+    paths = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).glob("*"))
+        if path.suffix.lower() in _IMAGE_SUFFIXES
+    ]
+    if not paths:
+        raise SettingsError("data_dir", str(root), "holds no images")
+    grey = _read_image(paths[0][0], "").mode in ("L", "1", "I;16")
+    pictures = [np.asarray(_read_image(path, "L" if grey else "RGB")) for path, _ in paths]
+    shapes = {picture.shape for picture in pictures}
+    if len(shapes) > 1:
+        raise SettingsError("data_dir", str(root), f"images must share one size, not {len(shapes)}")
+    data = torch.from_numpy(np.stack(pictures))
+    data = data.unsqueeze(1) if grey else data.permute(0, 3, 1, 2).contiguous()
+    return Images(data, torch.tensor([label for _, label in paths]))
+
+
+def _read_image(path: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.convert(mode) if mode else image
+    except (OSError, UnidentifiedImageError) as error:
+        raise SettingsError("data_dir", str(path), "is not an image that can be read") from error

@@ -1,0 +1,120 @@
+"""Who holds which images, and which of them a client uses in a round."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from fl_sim.data.datasets import Splits, load_splits
+from fl_sim.seeding import Purpose, numpy_rng
+from fl_sim.settings import DataSettings, SettingsError
+from fl_sim.updates import LocalWork
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """The splits of a data set and, for each client, its rows of ``splits.train``."""
+
+    splits: Splits
+    partitions: tuple[Indices, ...]
+    seed: int
+
+
+@lru_cache(maxsize=2)
+def load_federation(settings: DataSettings, seed: int, images_per_round: int) -> Federation:
+    """Deal the training images to clients, as a pure function of settings and seed.
+
+    Parameters
+    ----------
+    settings : DataSettings
+        Data set, number of clients, kind of partition.
+    seed : int
+        Seed of the trial.
+    images_per_round : int
+        Distinct images a client uses in one round; each partition must hold as many.
+
+    Raises
+    ------
+    SettingsError
+        If there are more clients than images, or a partition holds too few.
+    """
+    splits = load_splits(settings, seed)
+    if settings.clients > len(splits.train):
+        raise SettingsError(
+            "clients", settings.clients, f"at most {len(splits.train)}, one training image each"
+        )
+    partitions = _partition(settings, splits, seed)
+    smallest = min(len(partition) for partition in partitions)
+    if smallest < images_per_round:
+        raise SettingsError(
+            "batch_size",
+            images_per_round,
+            f"the smallest of {settings.clients} partitions holds only {smallest} images",
+        )
+    return Federation(splits, partitions, seed)
+
+
+def private_batch(
+    federation: Federation, work: LocalWork, partition: int, server_round: int
+) -> tuple[Tensor, Tensor]:
+    """Return the private batch of a client: a pure function of seed, partition and round.
+
+    Returns
+    -------
+    images : Tensor
+        ``(work.images, C, H, W)`` float32 in [0, 1].
+    labels : Tensor
+        ``(work.images,)`` int64.
+    """
+    rng = numpy_rng(federation.seed, Purpose.BATCH, server_round, partition)
+    rows = rng.choice(federation.partitions[partition], size=work.images, replace=False)
+    train = federation.splits.train
+    return train.pixels(rows), train.labels[rows]
+
+
+def _partition(settings: DataSettings, splits: Splits, seed: int) -> tuple[Indices, ...]:
+    """Partition the rows of the training set with Flower's partitioners."""
+    from datasets import Dataset  # noqa: PLC0415 - two seconds, only where needed
+
+    labels = splits.train.labels.numpy()
+    order = numpy_rng(seed, Purpose.PARTITION).permutation(len(labels))
+    partitioner = _partitioner(settings, len(splits.classes), seed)
+    partitioner.dataset = Dataset.from_dict({"row": order, "label": labels[order]})
+    try:
+        return tuple(
+            np.asarray(partitioner.load_partition(client)["row"], dtype=np.int64)
+            for client in range(settings.clients)
+        )
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError("partition", settings.partition, reason) from error
+
+
+def _partitioner(settings: DataSettings, classes: int, seed: int) -> Any:
+    from flwr_datasets import partitioner  # noqa: PLC0415 - two seconds, only where needed
+
+    if settings.partition == "iid":
+        return partitioner.IidPartitioner(num_partitions=settings.clients)
+    if settings.partition == "dirichlet":
+        return partitioner.DirichletPartitioner(
+            num_partitions=settings.clients,
+            partition_by="label",
+            alpha=settings.alpha,
+            min_partition_size=1,
+            seed=seed,
+        )
+    if settings.classes_per_client > classes:
+        raise SettingsError("classes_per_client", settings.classes_per_client, f"at most {classes}")
+    return partitioner.PathologicalPartitioner(
+        num_partitions=settings.clients,
+        partition_by="label",
+        num_classes_per_partition=settings.classes_per_client,
+        class_assignment_mode="deterministic",
+        shuffle=True,
+        seed=seed,
+    )

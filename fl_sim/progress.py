@@ -1,0 +1,36 @@
+"""Progress of long work: what is being done and what remains."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Advance(Protocol):
+    """Report ``steps`` done, and perhaps what comes next."""
+
+    def __call__(self, steps: int = 1, doing: str | None = None) -> None:
+        """Advance the bar."""
+
+
+@contextmanager
+def progress_bar(title: str, total: int, console: Console | None = None) -> Iterator[Advance]:
+    """Show a bar of ``total`` steps on standard error while the block runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[doing]}"),
+    )
+    with Progress(*columns, console=console or Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, doing="")
+
+        def advance(steps: int = 1, doing: str | None = None) -> None:
+            progress.update(task, advance=steps)
+            if doing is not None:
+                progress.update(task, doing=doing)
+
+        yield advance

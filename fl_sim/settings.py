@@ -1,0 +1,289 @@
+"""Typed, validated settings of a study: one frozen tree from a TOML file and the command line."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from fl_sim.models import MODELS
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.updates import LocalWork, UpdateKind
+
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
+PartitionName = Literal["iid", "dirichlet", "pathological"]
+_NAMED_ROUNDS = {"first": 0.0, "middle": 0.5, "last": 1.0}
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; one line names setting, value, what is allowed."""
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(f"{setting} = {value!r}: {allowed}")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest valid name, or nothing."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def split_list(value: object) -> object:
+    """Split ``a,b:x=1,y=2`` at its commas, but not inside a spec's parameters or parentheses."""
+    if not isinstance(value, str):
+        return value
+    parts: list[str] = []
+    for part in value.split(","):
+        continues = re.match(r"^[a-z_]+=", part) is not None
+        if parts and (continues or parts[-1].count("(") > parts[-1].count(")")):
+            parts[-1] += "," + part
+        else:
+            parts.append(part.strip())
+    return tuple(parts)
+
+
+def _canonical_quantizers(specs: tuple[str, ...]) -> tuple[str, ...]:
+    canonical = tuple(parse_quantizer(spec).spec for spec in specs)
+    for spec in canonical:
+        if canonical.count(spec) > 1:
+            raise SettingsError("quantizers", spec, "each quantizer only once")
+    return canonical
+
+
+SpecList = Annotated[tuple[str, ...], BeforeValidator(split_list), Field(min_length=1)]
+QuantizerList = Annotated[SpecList, AfterValidator(_canonical_quantizers)]
+SeedList = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(split_list), Field(min_length=1)
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataSettings(_Section):
+    """Which images there are, and who holds them."""
+
+    dataset: DatasetName = Field("digits", description="Data set; 'digits' is bundled.")
+    data_dir: Path | None = Field(
+        None, description="Folder of the images; torchvision data sets are downloaded to it."
+    )
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share held out for testing, where no test split comes along."
+    )
+    public_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training images that nobody trains on (public)."
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Use at most this many images of the training and test split each."
+    )
+    clients: int = Field(10, ge=1, description="Number of clients, each with one partition.")
+    partition: PartitionName = Field("iid", description="How images are dealt to clients.")
+    alpha: float = Field(0.5, gt=0, description="Concentration of the Dirichlet partition.")
+    classes_per_client: int = Field(2, ge=1, description="Classes in a pathological partition.")
+
+
+class TrainingSettings(_Section):
+    """The federated optimization; the same for accuracy and for privacy."""
+
+    update: UpdateKind = Field("gradient", description="gradient (FedSGD) or delta (FedAvg).")
+    rounds: int = Field(100, ge=1, description="Training rounds.")
+    batch_size: int = Field(1, ge=1, description="Images in a client's batch.")
+    fraction_train: float = Field(1.0, gt=0, le=1, description="Share of clients in a round.")
+    local_learning_rate: float = Field(0.1, gt=0, description="Step size of local SGD (delta).")
+    local_steps: int = Field(1, ge=1, description="Local SGD steps in a round (delta).")
+    local_batches: int | None = Field(
+        None, ge=1, description="Distinct batches in a round; the local steps cycle through them."
+    )
+    server_optimizer: Literal["sgd", "adam"] = Field("sgd", description="Server optimizer.")
+    server_learning_rate: float = Field(0.05, gt=0, description="Step size of the server.")
+    server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the server's SGD.")
+    timeout: float = Field(600.0, gt=0, description="Seconds to wait for the replies of a round.")
+
+    @property
+    def work(self) -> LocalWork:
+        """Public facts of a client's work in one round."""
+        if self.update == "gradient":
+            return LocalWork("gradient", self.batch_size)
+        return LocalWork(
+            "delta",
+            self.batch_size,
+            self.local_learning_rate,
+            self.local_steps,
+            self.local_batches or self.local_steps,
+        )
+
+
+class AuditSettings(_Section):
+    """What the curious server keeps, and how it attacks it."""
+
+    attacks: SpecList = Field(("dlg",), description="Attacks, by preset name.")
+    observe: SpecList = Field(
+        ("first", "middle", "last"),
+        description="Observed rounds: first, middle, last, a number, or a percentage like 5%.",
+    )
+    victims: int = Field(10, ge=1, description="Clients attacked in each observed round, by seed.")
+
+
+class EngineSettings(_Section):
+    """Where the clients and the attacks run; changes no result."""
+
+    engine: Literal["local", "ray"] = Field("local", description="In-process, or Flower on Ray.")
+    ray_address: str = Field("local", description="Address of a Ray cluster, or a fresh local one.")
+    workers: int = Field(
+        0, ge=0, description="Processes that attack side by side; 0: one per core."
+    )
+
+
+class Settings(_Section):
+    """One study: everything that determines its results."""
+
+    quantizers: Annotated[QuantizerList, Field(description="Quantizers to compare, by spec.")] = (
+        "none",
+        "uniform:bits=8",
+        "uniform:bits=4",
+        "uniform:bits=2",
+        "stochastic:bits=4",
+        "sign",
+        "topk:keep=0.1",
+    )
+    seeds: Annotated[SeedList, Field(description="Seeds; every quantizer is run with each.")] = (0,)
+    model: str = Field("lenet", description="Model: " + ", ".join(MODELS) + ".")
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    audit: AuditSettings = AuditSettings()
+    engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        if self.model not in MODELS:
+            raise SettingsError(
+                "model", self.model, f"one of {', '.join(MODELS)}{nearest(self.model, MODELS)}"
+            )
+        if self.data.dataset == "folder" and self.data.data_dir is None:
+            raise SettingsError("data_dir", None, "dataset 'folder' needs the folder of its images")
+        training = self.training
+        if (training.local_batches or 1) > training.local_steps:
+            raise SettingsError(
+                "local_batches", training.local_batches, f"at most local_steps, {training.local_steps}"
+            )
+        for name in self.audit.observe:
+            if not 1 <= _round_number(name, training.rounds) <= training.rounds:
+                raise SettingsError("observe", name, f"a round from 1 to {training.rounds}")
+        return self
+
+    @property
+    def observed_rounds(self) -> tuple[int, ...]:
+        """The 1-based rounds whose updates the server keeps, ascending, each once."""
+        rounds = self.training.rounds
+        return tuple(sorted({_round_number(name, rounds) for name in self.audit.observe}))
+
+
+def _round_number(name: str, rounds: int) -> int:
+    if name in _NAMED_ROUNDS:
+        share = _NAMED_ROUNDS[name]
+    elif match := re.fullmatch(r"(\d+(?:\.\d+)?)%", name):
+        share = float(match[1]) / 100
+    elif name.isdigit():
+        return int(name)
+    else:
+        allowed = "first, middle, last, a round number, or a percentage like 5%"
+        raise SettingsError("observe", name, allowed + nearest(name, _NAMED_ROUNDS))
+    return max(1, round(1 + share * (rounds - 1)))
+
+
+def option_fields() -> dict[str, tuple[str | None, FieldInfo]]:
+    """Return every setting that the command line can override: name -> (section, field)."""
+    options: dict[str, tuple[str | None, FieldInfo]] = {}
+    for name, field in Settings.model_fields.items():
+        section = _section_type(field)
+        if section is None:
+            options[name] = (None, field)
+        else:
+            options.update({leaf: (name, f) for leaf, f in section.model_fields.items()})
+    return options
+
+
+def load_settings(study: Path | None, overrides: Mapping[str, object]) -> Settings:
+    """Build the settings of a study from its TOML file and overrides by leaf name.
+
+    Parameters
+    ----------
+    study : Path or None
+        TOML file; sections and keys as in `Settings`. None: the defaults.
+    overrides : Mapping[str, object]
+        Values that win over the file, by leaf name, e.g. ``{"batch_size": "8"}``.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read or parsed, a key is unknown, or a value is not allowed.
+    """
+    tree = {} if study is None else _read_toml(study)
+    options = option_fields()
+    for name, value in overrides.items():
+        section = options[name][0]
+        target = tree if section is None else tree.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise SettingsError(str(section), target, "a table of settings")
+        target[name] = value
+    return parse_settings(tree)
+
+
+def parse_settings(tree: Mapping[str, Any]) -> Settings:
+    """Validate a plain tree; raise `SettingsError` on the first value that is not allowed."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise _as_settings_error(error) from error
+
+
+def dump_settings(settings: Settings) -> str:
+    """Return the resolved settings as TOML that `load_settings` reads back to an equal tree."""
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError("study", str(path), f"cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError("study", str(path), f"is not valid TOML: {error}") from error
+
+
+def _as_settings_error(error: ValidationError) -> SettingsError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, SettingsError):
+        return cause
+    if first["type"] == "extra_forbidden":
+        valid = list(option_fields()) + list(Settings.model_fields)
+        hint = nearest(str(first["loc"][-1]), valid)
+        return SettingsError(place, first["input"], f"there is no such setting{hint}")
+    if cause is not None:
+        return SettingsError(place, _plain(first["input"]), str(cause))
+    allowed = first["msg"]
+    expected = first.get("ctx", {}).get("expected")
+    if expected is not None and isinstance(first["input"], str):
+        names = re.findall(r"'([^']*)'", expected)
+        allowed = "one of " + ", ".join(names) + nearest(first["input"], names)
+    return SettingsError(place, first["input"], allowed)
+
+
+def _plain(value: object) -> object:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _section_type(field: FieldInfo) -> type[_Section] | None:
+    annotation = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, _Section):
+        return annotation
+
+    return None

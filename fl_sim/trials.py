@@ -1,0 +1,87 @@
+"""A trial: one quantizer and one seed of a study; what a client must be told of it."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fl_sim.data import Federation, load_federation
+from fl_sim.models import ModelSpec
+from fl_sim.settings import DataSettings, Settings
+from fl_sim.updates import LocalWork
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One quantizer x one seed, with all a client needs to compute its update.
+
+    Attributes
+    ----------
+    quantizer : str
+        Spec of the quantizer, canonical.
+    seed : int
+        Seed of everything random in this trial.
+    model : str
+        Name of the model.
+    data : DataSettings
+        Data set and partition.
+    work : LocalWork
+        What a client does in a round.
+    """
+
+    quantizer: str
+    seed: int
+    model: str
+    data: DataSettings
+    work: LocalWork
+
+    @property
+    def name(self) -> str:
+        """Name that is also a folder: ``uniform-bits-4_seed-0``."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.quantizer).strip("-") + f"_seed-{self.seed}"
+
+    @property
+    def federation(self) -> Federation:
+        """The images and who holds them (cached in each process)."""
+        return load_federation(self.data, self.seed, self.work.images)
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """The architecture, sized to the data."""
+        splits = self.federation.splits
+        return ModelSpec(self.model, splits.shape, len(splits.classes))
+
+    def to_json(self) -> str:
+        """Return the trial as one line of JSON, as it travels to clients."""
+        return json.dumps(
+            {
+                "quantizer": self.quantizer,
+                "seed": self.seed,
+                "model": self.model,
+                "data": self.data.model_dump(mode="json"),
+                "work": vars(self.work),
+            },
+            sort_keys=True,
+        )
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def from_json(text: str) -> "Trial":
+        """Parse what `to_json` returned (cached: every message of a trial carries it)."""
+        tree = json.loads(text)
+        return Trial(
+            tree["quantizer"],
+            tree["seed"],
+            tree["model"],
+            DataSettings.model_validate(tree["data"]),
+            LocalWork(**tree["work"]),
+        )
+
+
+def trials_of(settings: Settings) -> list[Trial]:
+    """Return the trials of a study: every quantizer with every seed."""
+    return [
+        Trial(quantizer, seed, settings.model, settings.data, settings.training.work)
+        for seed in settings.seeds
+        for quantizer in settings.quantizers
+    ]

@@ -1,0 +1,96 @@
+"""The Flower server app: trains every trial of a study on one grid."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fl_sim.files import write_text
+from fl_sim.runs import RunFolder, training_key
+from fl_sim.settings import Settings, load_settings
+from fl_sim.trials import Trial, trials_of
+from server.training import HistoryRow, find_nodes, train_trial
+
+OnRound = Callable[[Trial, int], None]
+_FLOWER_CONFIG = {"num-server-rounds": "rounds", "learning-rate": "server_learning_rate"}
+
+
+def build_server_app(settings: Settings, folder: RunFolder, on_rounds: OnRound) -> ServerApp:
+    """Return the app that trains the trials of ``settings`` and writes below ``folder``.
+
+    ``on_rounds(trial, n)`` is called whenever ``n`` more rounds of a trial are done.
+    """
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        train_study(grid, settings, folder, on_rounds)
+
+    return server_app
+
+
+def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_rounds: OnRound) -> None:
+    """Train the trials that are not finished, one after the other, and write ``history.csv``."""
+    torch.set_num_threads(1)  # small tensors; and the same sums on every machine
+    nodes: dict[int, int] = {}
+    for trial in trials_of(settings):
+        if finished_history(folder, trial, settings) is not None:
+            on_rounds(trial, settings.training.rounds)
+            continue
+        nodes = nodes or find_nodes(grid, settings.data.clients)
+        history = train_trial(
+            grid, trial, settings, folder, nodes, lambda trial=trial: on_rounds(trial, 1)
+        )
+        record = {"key": training_key(trial, settings), "history": history}
+        write_text(folder.trial_file(trial), json.dumps(record))
+    write_history(settings, folder)
+
+
+def finished_history(
+    folder: RunFolder, trial: Trial, settings: Settings
+) -> list[HistoryRow] | None:
+    """Return the history of a trial that is finished and still stands, else None."""
+    path = folder.trial_file(trial)
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record["history"] if record["key"] == training_key(trial, settings) else None
+
+
+def write_history(settings: Settings, folder: RunFolder) -> None:
+    """Gather the histories of all finished trials in ``history.csv``."""
+    stream = io.StringIO()
+    columns = ["trial", "quantizer", "seed", *HistoryRow.__annotations__]
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    for trial in trials_of(settings):
+        facts = {"trial": trial.name, "quantizer": trial.quantizer, "seed": trial.seed}
+        for row in finished_history(folder, trial, settings) or []:
+            writer.writerow(facts | row)
+    write_text(folder.history_file, stream.getvalue())
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Entry point of ``flwr run``: settings come from the run config, by setting name.
+
+    ``study`` and ``out`` are paths (absolute ones, since Flower runs a copy of the app); every
+    other key is a setting in kebab-case, e.g. ``batch-size``, or one of Flower's own names.
+    """
+    config = {key: value for key, value in context.run_config.items() if value != ""}
+    study, out = config.pop("study", None), config.pop("out", "runs/flower")
+    overrides = {_FLOWER_CONFIG.get(k, k.replace("-", "_")): v for k, v in config.items()}
+    settings = load_settings(Path(str(study)) if study else None, overrides)
+    folder = RunFolder(Path(str(out)))
+    folder.create(settings)
+    train_study(grid, settings, folder, lambda trial, rounds: None)

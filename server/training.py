@@ -1,0 +1,113 @@
+"""Training of one trial on a Flower grid, with its history as the result."""
+
+import time
+from collections.abc import Callable
+from typing import TypedDict
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from fl_sim.messages import arrays_of, partition_query, read_partition, train_config, weights_of
+from fl_sim.models import build_model
+from fl_sim.runs import RunFolder
+from fl_sim.settings import Settings
+from fl_sim.trials import Trial
+from fl_sim.updates import Layout, flat_model
+from server.evaluation import evaluate
+from server.strategy import HonestButCurious, QuantizedAveraging
+
+_NODES_TIMEOUT = 120.0  # seconds for all nodes of an engine to come up
+
+
+class HistoryRow(TypedDict):
+    """One round of one trial; bytes are of the payloads used in the round."""
+
+    round: int
+    accuracy: float
+    loss: float
+    uplink_bytes: int
+    updates: int
+    dropped: int
+
+
+def find_nodes(grid: Grid, clients: int, timeout: float = _NODES_TIMEOUT) -> dict[int, int]:
+    """Return the node id of each partition, once ``clients`` nodes are up and have answered.
+
+    Raises
+    ------
+    TimeoutError
+        If fewer nodes come up, or two hold the same partition.
+    """
+    deadline = time.monotonic() + timeout
+    node_ids = list(grid.get_node_ids())
+    while len(node_ids) < clients and time.monotonic() < deadline:
+        time.sleep(0.1)
+        node_ids = list(grid.get_node_ids())
+    queries = [partition_query(node_id) for node_id in node_ids]
+    replies = grid.send_and_receive(queries, timeout=timeout)
+    nodes = {
+        read_partition(reply): reply.metadata.src_node_id
+        for reply in replies
+        if reply.has_content()
+    }
+    if sorted(nodes) != list(range(clients)):
+        raise TimeoutError(f"{clients} partitions are needed, but nodes hold {sorted(nodes)}.")
+    return nodes
+
+
+def initial_weights(trial: Trial) -> torch.Tensor:
+    """Return the ``(size,)`` weights a trial starts from: a pure function of its seed."""
+    module = build_model(trial.model_spec, trial.seed)
+    return Layout.of(module).flatten(dict(module.named_parameters())).detach()
+
+
+def train_trial(
+    grid: Grid,
+    trial: Trial,
+    settings: Settings,
+    folder: RunFolder,
+    nodes: dict[int, int],
+    on_round: Callable[[], None],
+) -> list[HistoryRow]:
+    """Train one trial, store what the curious server observes, and return its history.
+
+    Row 0 of the history is the untrained model.
+    """
+    weights = initial_weights(trial)
+    strategy = HonestButCurious(
+        QuantizedAveraging(trial, settings.training, nodes, weights),
+        trial,
+        {node: partition for partition, node in nodes.items()},
+        folder.observations,
+        settings.observed_rounds,
+    )
+    model, test = flat_model(trial.model_spec), trial.federation.splits.test
+
+    def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        if server_round:
+            on_round()
+        accuracy, loss = evaluate(model, weights_of(arrays), test)
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+    result = strategy.start(
+        grid,
+        arrays_of(weights.clone()),
+        num_rounds=settings.training.rounds,
+        timeout=settings.training.timeout,
+        train_config=train_config(trial),
+        evaluate_fn=measure,
+    )
+    measured, received = result.evaluate_metrics_serverapp, result.train_metrics_clientapp
+    return [_row(r, measured[r], received.get(r, MetricRecord())) for r in sorted(measured)]
+
+
+def _row(server_round: int, measured: MetricRecord, received: MetricRecord) -> HistoryRow:
+    return HistoryRow(
+        round=server_round,
+        accuracy=float(measured["accuracy"]),  # type: ignore[arg-type]
+        loss=float(measured["loss"]),  # type: ignore[arg-type]
+        uplink_bytes=int(received.get("uplink-bytes", 0)),  # type: ignore[arg-type]
+        updates=int(received.get("updates", 0)),  # type: ignore[arg-type]
+        dropped=int(received.get("dropped", 0)),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,47 @@
+"""A room imports only from floors below it; this walks every import and says which one climbs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "fl_sim": {"fl_sim"},
+    "clients": {"clients", "fl_sim"},
+    "attacker": {"attacker", "fl_sim"},
+    "server": {"server", "clients", "attacker", "fl_sim"},
+    "results": {"results", "fl_sim"},
+}
+
+
+def climbing_imports(floor: str, source: str) -> list[str]:
+    """Return the floors that a module of ``floor`` must not import, but does."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        else:
+            continue
+        roots = {name.split(".")[0] for name in names}
+        found += [root for root in roots if root in ALLOWED and root not in ALLOWED[floor]]
+        found += [root for root in roots if root in {"run_simulation", "tests", "benchmarks"}]
+    return found
+
+
+@pytest.mark.parametrize("floor", ALLOWED)
+def test_no_module_imports_from_a_floor_above(floor):
+    modules = sorted((ROOT / floor).rglob("*.py"))
+    assert modules, f"floor {floor} is missing"
+    climbing = {str(m.relative_to(ROOT)): climbing_imports(floor, m.read_text()) for m in modules}
+    assert {name: roots for name, roots in climbing.items() if roots} == {}
+
+
+def test_a_climbing_import_is_found():
+    assert climbing_imports("attacker", "def f():\n    from results.scoring import mse") == [
+        "results"
+    ]
+    assert climbing_imports("fl_sim", "import server.app") == ["server"]
+    assert climbing_imports("server", "import attacker.presets, torch") == []
