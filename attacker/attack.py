@@ -1,0 +1,255 @@
+"""An attack: objective x prior x label strategy x start x optimizer x restarts."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf, prod
+
+import torch
+from torch import Tensor
+
+from attacker.labels import LabelStrategy, recover_labels
+from attacker.optimizers import LBFGS, Minimum, Objective, Optimizer
+from attacker.problems import Problems, group, select_cell
+from attacker.starts import STARTS, label_logits
+from fl_sim.attack_loss import AttackLoss
+from fl_sim.observations import Observation
+from fl_sim.public_images import PublicImages
+from fl_sim.reconstructions import Reconstruction, Status
+from fl_sim.updates import one_hot
+
+Progress = Callable[[int, int], None]
+
+# Yardstick of success, the same for every objective: the payload counts as explained when the
+# candidate's update lies within half a step of its cell (root mean square), a step being no finer
+# than 1 % of the tensor's rms. An unquantized update is thus met to 0.5 %.
+_YARDSTICK, _EXPLAINED = AttackLoss("cell", floor=0.01), 0.25
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A reconstruction attack of a server that sees observations only.
+
+    Attributes
+    ----------
+    name : str
+        Name of the preset it was built from.
+    loss : AttackLoss
+        What is minimised: objective and priors.
+    labels : {"joint", "analytic"}
+        Labels are optimised with the images, or read from the last layer's gradient first.
+    start : str
+        A key of `attacker.starts.STARTS`.
+    optimizer : Optimizer
+        Minimises all problems of a batch at once.
+    restarts : int
+        Most further starts for a problem whose payload is not yet explained.
+    batch : int
+        Most problems solved together; bounds the memory.
+    """
+
+    name: str
+    loss: AttackLoss = field(default_factory=AttackLoss)
+    labels: LabelStrategy = "analytic"
+    start: str = "grey"
+    optimizer: Optimizer = field(default_factory=LBFGS)
+    restarts: int = 0
+    batch: int = 64
+
+    def applies(self, observations: Sequence[Observation]) -> bool:
+        """Tell whether the attack can be run on these observations."""
+        return bool(observations)
+
+    def reconstruct(
+        self,
+        observations: Sequence[Observation],
+        *,
+        seed: int,
+        public: PublicImages | None = None,
+        progress: Progress | None = None,
+    ) -> list[Reconstruction]:
+        """Reconstruct the private batch behind every observation.
+
+        Parameters
+        ----------
+        observations : sequence of Observation
+            Those that share weights are solved as one batch.
+        seed : int
+            Every random start is a function of it and of the observation's round and partition.
+        public : PublicImages, optional
+            Auxiliary images of learned attacks.
+        progress : callable, optional
+            Called with the observations done and their total.
+
+        Returns
+        -------
+        list of Reconstruction
+            One per observation, in their order.
+        """
+        del public
+        found: dict[int, Reconstruction] = {}
+        for members in self._batches(observations):
+            chosen = [observations[index] for index in members]
+            for index, reconstruction in zip(members, self._solve(chosen, seed), strict=True):
+                found[index] = reconstruction
+            if progress is not None:
+                progress(len(found), len(observations))
+        return [found[index] for index in range(len(observations))]
+
+    def _batches(self, observations: Sequence[Observation]) -> Iterator[list[int]]:
+        for members in group(observations):
+            for first in range(0, len(members), self.batch):
+                yield members[first : first + self.batch]
+
+    def _solve(self, observations: Sequence[Observation], seed: int) -> list[Reconstruction]:
+        """Solve one batch; should it fail as a whole, each of its problems on its own."""
+        try:
+            return self._attempt_all(observations, seed)
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            if len(observations) > 1:
+                return [r for one in observations for r in self._solve([one], seed)]
+            warnings.warn(f"Attack {self.name!r} failed: {error}", RuntimeWarning, stacklevel=2)
+            return [_nothing(self, observations[0])]
+
+    def _attempt_all(self, observations: Sequence[Observation], seed: int) -> list[Reconstruction]:
+        problems = Problems.of(observations)
+        best = self._attempt(problems, seed, 0)
+        for attempt in range(1, self.restarts + 1):
+            failed = (~best.explained).nonzero().squeeze(1)
+            if not len(failed):
+                break
+            best = best.improved(failed, self._attempt(problems.select(failed), seed, attempt))
+        return [best.reconstruction(self, o, row) for row, o in enumerate(observations)]
+
+    def _attempt(self, problems: Problems, seed: int, attempt: int) -> "_Solution":
+        """Solve all problems once, from the starts of this attempt."""
+        images = STARTS[self.start](problems, seed, attempt)
+        candidates = _Candidates.of(self.labels, problems, seed, attempt)
+        objective = _objective(self.loss, problems, candidates)
+        minimum = self.optimizer.minimize(objective, candidates.join(images))
+        return _Solution.of(minimum, problems, candidates)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """How the points of an optimizer are read as images and targets of the problems.
+
+    With known labels a point is the images; otherwise the free label logits follow them.
+    """
+
+    problems: Problems
+    targets: Tensor | None  # (B, n, classes) known one-hot labels
+    logits: Tensor | None  # (B, n, classes) where free labels start
+
+    @classmethod
+    def of(
+        cls, strategy: LabelStrategy, problems: Problems, seed: int, attempt: int
+    ) -> "_Candidates":
+        if strategy == "joint":
+            return cls(problems, None, label_logits(problems, seed, attempt))
+        targets = one_hot(recover_labels(problems), problems.model.classes)
+        return cls(problems, targets, None)
+
+    def join(self, images: Tensor) -> Tensor:
+        parts = [images.flatten(1)]
+        if self.logits is not None:
+            parts.append(self.logits.flatten(1))
+        return torch.cat(parts, dim=1)
+
+    def split(self, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images ``(b, n, C, H, W)`` and targets ``(b, n, classes)``."""
+        shape = self.problems.image_shape
+        pixels = prod(shape)
+        images = points[:, :pixels].reshape(-1, *shape)
+        if self.targets is not None:
+            return images, self.targets[index]
+        free = points[:, pixels:].reshape(-1, shape[0], self.problems.model.classes)
+        return images, free.softmax(dim=-1)
+
+
+def _objective(loss: AttackLoss, problems: Problems, candidates: _Candidates) -> Objective:
+    """Return what the optimizer minimises: losses and gradients of points."""
+
+    def evaluate(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        points = points.detach().requires_grad_()
+        images, targets = candidates.split(points, index)
+        cell = select_cell(problems.cell, index)
+        losses = loss(images, problems.candidate(images, targets), cell)
+        (gradients,) = torch.autograd.grad(losses.sum(), points)
+        return losses.detach(), gradients
+
+    return evaluate
+
+
+@dataclass(frozen=True, eq=False)
+class _Solution:
+    """The best found so far for every problem of a batch."""
+
+    images: Tensor  # (B, n, C, H, W)
+    labels: Tensor  # (B, n)
+    losses: Tensor  # (B,)
+    misfits: Tensor  # (B,) by the yardstick of success
+    evaluations: Tensor  # (B,)
+
+    @classmethod
+    def of(cls, minimum: Minimum, problems: Problems, candidates: _Candidates) -> "_Solution":
+        everyone = torch.arange(len(problems))
+        images, targets = candidates.split(minimum.points, everyone)
+        misfits = _YARDSTICK.match(problems.candidate(images, targets), problems.cell)
+        labels = targets.argmax(dim=-1)
+        return cls(images, labels, minimum.losses, misfits, minimum.evaluations)
+
+    @property
+    def explained(self) -> Tensor:
+        """Which problems' payloads are explained."""
+        return self.losses.isfinite() & (self.misfits <= _EXPLAINED)
+
+    def improved(self, index: Tensor, attempt: "_Solution") -> "_Solution":
+        """Return this with the problems at ``index`` replaced where ``attempt`` has less loss."""
+        spent = self.evaluations.index_add(0, index, attempt.evaluations)
+        better = attempt.losses < self.losses[index]
+        rows = index[better]
+
+        def merge(mine: Tensor, theirs: Tensor) -> Tensor:
+            return mine.index_copy(0, rows, theirs[better])
+
+        return _Solution(
+            merge(self.images, attempt.images),
+            merge(self.labels, attempt.labels),
+            merge(self.losses, attempt.losses),
+            merge(self.misfits, attempt.misfits),
+            spent,
+        )
+
+    def reconstruction(self, attack: Attack, source: Observation, row: int) -> Reconstruction:
+        status: Status = "converged" if bool(self.explained[row]) else "stalled"
+        if not bool(self.losses[row].isfinite()):
+            status = "diverged"
+        return Reconstruction(
+            source.trial,
+            source.round,
+            source.partition,
+            attack.name,
+            self.images[row],
+            self.labels[row],
+            float(self.losses[row]),
+            status,
+            attack.loss.spec,
+            int(self.evaluations[row]),
+        )
+
+
+def _nothing(attack: Attack, source: Observation) -> Reconstruction:
+    """Return the grey images of an attack that broke down."""
+    return Reconstruction(
+        source.trial,
+        source.round,
+        source.partition,
+        attack.name,
+        torch.full((source.work.images, *source.model.shape), 0.5),
+        torch.zeros(source.work.images, dtype=torch.int64),
+        inf,
+        "diverged",
+        attack.loss.spec,
+        0,
+    )

@@ -1,0 +1,387 @@
+"""Optimizers that minimise many independent problems at once, each with its own history and end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps points ``(b, D)`` of the problems ``(b,)`` to losses ``(b,)`` and gradients ``(b, D)``.
+
+Problems are independent: the loss of one does not depend on the points of the others.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Minimum:
+    """The best point of every problem: its loss was measured at exactly this point.
+
+    Attributes
+    ----------
+    points : Tensor
+        ``(B, D)``.
+    losses : Tensor
+        ``(B,)``; infinite where no finite loss was ever met (the point is then the start).
+    evaluations : Tensor
+        ``(B,)`` int64, gradient evaluations spent on each problem.
+    """
+
+    points: Tensor
+    losses: Tensor
+    evaluations: Tensor
+
+
+class Optimizer(Protocol):
+    """What an attack asks of an optimizer."""
+
+    def minimize(self, objective: Objective, start: Tensor) -> Minimum:
+        """Minimise each row of ``start`` on its own."""
+
+
+class _Best:
+    """Keeps, per problem, the point with the lowest finite loss and counts the evaluations."""
+
+    def __init__(self, start: Tensor) -> None:
+        self.points = start.clone()
+        self.losses = torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
+        self.evaluations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+
+    def see(self, problems: Tensor, points: Tensor, losses: Tensor) -> None:
+        """Offer the points at which ``losses`` were just measured; NaN and infinity never win."""
+        self.evaluations[problems] += 1
+        better = losses < self.losses[problems]
+        self.losses[problems[better]] = losses[better]
+        self.points[problems[better]] = points[better]
+
+    def minimum(self) -> Minimum:
+        return Minimum(self.points, self.losses, self.evaluations)
+
+
+@dataclass(frozen=True)
+class SignedAdam:
+    """Adam on the sign of the gradient with three drops of the rate (Geiping et al. 2020).
+
+    Attributes
+    ----------
+    iterations : int
+        Steps; one evaluation each.
+    rate : float
+        First step size; divided by ten at 3/8, 5/8 and 7/8 of the iterations.
+    """
+
+    iterations: int = 4800
+    rate: float = 0.1
+
+    def minimize(self, objective: Objective, start: Tensor) -> Minimum:
+        """Minimise each row of ``start`` on its own; see `Optimizer`."""
+        best = _Best(start)
+        points = start.clone().requires_grad_()
+        problems = torch.arange(len(start), device=start.device)
+        adam = torch.optim.Adam([points], lr=self.rate)
+        drops = [self.iterations * eighths // 8 for eighths in (3, 5, 7)]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(adam, drops, gamma=0.1)
+        for _ in range(self.iterations):
+            losses, gradients = objective(points.detach(), problems)
+            best.see(problems, points.detach(), losses)
+            points.grad = gradients.nan_to_num(0.0, 0.0, 0.0).sign()
+            adam.step()
+            schedule.step()
+        losses, _ = objective(points.detach(), problems)
+        best.see(problems, points.detach(), losses)
+        return best.minimum()
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS with a strong-Wolfe line search, for a batch of problems.
+
+    Every evaluation serves all unfinished problems: each is somewhere in its own line search
+    (Nocedal and Wright 2006, algorithms 3.5 and 3.6, with cubic interpolation), and those whose
+    search has just ended take a new direction from their own history (compact form of Byrd,
+    Nocedal and Schnabel 1994). Finished problems leave the batch.
+
+    Attributes
+    ----------
+    iterations : int
+        Most evaluations per problem.
+    history : int
+        Pairs kept per problem.
+    target : float
+        A problem whose loss falls to this value is finished.
+    patience : int
+        A problem is finished when its best loss has not fallen by ``progress`` (relative) over
+        this many evaluations.
+    progress : float
+        See ``patience``.
+    """
+
+    iterations: int = 600
+    history: int = 50
+    target: float = 0.0
+    patience: int = 60
+    progress: float = 1e-3
+
+    def minimize(self, objective: Objective, start: Tensor) -> Minimum:
+        """Minimise each row of ``start`` on its own; see `Optimizer`."""
+        best = _Best(start)
+        problems = torch.arange(len(start), device=start.device)
+        losses, gradients = objective(start, problems)
+        best.see(problems, start, losses)
+        state = _State.at(problems, start, losses, gradients, self.history)
+        for evaluation in range(1, self.iterations):
+            state = state.select(self._unfinished(state, evaluation))
+            if not len(state.problem):
+                break
+            trial = state.point + state.t[:, None] * state.direction
+            losses, gradients = objective(trial, state.problem)
+            best.see(state.problem, trial, losses)
+            state.note_progress(losses, evaluation, self.progress)
+            state.advance(trial, losses, gradients)
+        return best.minimum()
+
+    def _unfinished(self, state: "_State", evaluation: int) -> Tensor:
+        """Return the indices of the problems worth another evaluation."""
+        going = ~state.failed & (state.loss > self.target)
+        going &= evaluation - state.last_progress <= self.patience
+        return going.nonzero().squeeze(1)
+
+
+# Strong-Wolfe constants as in torch.optim.LBFGS: sufficient decrease, curvature, most trials.
+_DECREASE, _CURVATURE, _TRIALS = 1e-4, 0.9, 20
+
+
+@dataclass
+class _State:
+    """All problems of a batch, mid line search; the first dimension of every tensor is theirs.
+
+    ``low`` and ``high`` hold (step, loss, slope) of the ends of the bracket; while a search is
+    still expanding (``zooming`` false), ``low`` is the previous trial.
+    """
+
+    problem: Tensor  # (B,) index in the caller's batch
+    point: Tensor  # (B, D) accepted point
+    loss: Tensor  # (B,) at point
+    gradient: Tensor  # (B, D) at point
+    direction: Tensor  # (B, D)
+    slope: Tensor  # (B,) along the direction at point
+    t: Tensor  # (B,) next trial step
+    low: Tensor  # (B, 3)
+    high: Tensor  # (B, 3)
+    low_gradient: Tensor  # (B, D)
+    zooming: Tensor  # (B,) bool
+    trials: Tensor  # (B,) of this search
+    failed: Tensor  # (B,) bool: no descent even along the gradient
+    last_progress: Tensor  # (B,) evaluation at which the loss last fell noticeably
+    milestone: Tensor  # (B,) the loss then
+    steps: Tensor  # (B, m, D) s, stored circularly
+    changes: Tensor  # (B, m, D) y
+    gram_sy: Tensor  # (B, m, m) s_i . y_j
+    gram_yy: Tensor  # (B, m, m)
+    age: Tensor  # (B, m) order of arrival, -1 where empty
+
+    @classmethod
+    def at(
+        cls, problems: Tensor, points: Tensor, losses: Tensor, gradients: Tensor, history: int
+    ) -> "_State":
+        count, size = points.shape
+        flags = torch.zeros(count, dtype=torch.bool, device=points.device)
+        state = cls(
+            problem=problems,
+            point=points.clone(),
+            loss=losses.clone(),
+            gradient=gradients.clone(),
+            direction=torch.zeros_like(points),
+            slope=torch.zeros_like(losses),
+            t=torch.zeros_like(losses),
+            low=points.new_zeros(count, 3),
+            high=points.new_zeros(count, 3),
+            low_gradient=gradients.clone(),
+            zooming=flags.clone(),
+            trials=torch.zeros_like(problems),
+            failed=~(losses.isfinite() & gradients.isfinite().all(dim=1)),
+            last_progress=torch.zeros_like(problems),
+            milestone=losses.clone(),
+            steps=points.new_zeros(count, history, size),
+            changes=points.new_zeros(count, history, size),
+            gram_sy=points.new_zeros(count, history, history, dtype=torch.float64),
+            gram_yy=points.new_zeros(count, history, history, dtype=torch.float64),
+            age=torch.full((count, history), -1, device=points.device),
+        )
+        state._new_direction(torch.ones_like(flags))
+        return state
+
+    def select(self, keep: Tensor) -> "_State":
+        """Return the state of the problems at the indices ``keep``."""
+        if len(keep) == len(self.problem):
+            return self
+        return _State(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+    def note_progress(self, losses: Tensor, evaluation: int, progress: float) -> None:
+        """Remember when each problem's loss last fell by the relative amount ``progress``."""
+        fell = losses < self.milestone - progress * self.milestone.abs()
+        self.milestone = torch.where(fell, losses, self.milestone)
+        self.last_progress = torch.where(fell, evaluation, self.last_progress)
+
+    def advance(self, trial: Tensor, losses: Tensor, gradients: Tensor) -> None:
+        """Move every line search on by the trial just evaluated."""
+        finite = losses.isfinite() & gradients.isfinite().all(dim=1)
+        slopes = torch.where(finite, (gradients * self.direction).sum(dim=1), 0.0)
+        losses = torch.where(finite, losses, torch.inf)
+        seen = torch.stack([self.t, losses, slopes], dim=1)
+        self.trials = self.trials + 1
+
+        too_high = losses > self.loss + _DECREASE * self.t * self.slope
+        too_high |= (losses >= self.low[:, 1]) & (self.zooming | (self.trials > 1))
+        flat = slopes.abs() <= _CURVATURE * self.slope.abs()
+        accepted = ~too_high & flat
+        rising = ~too_high & ~flat & _leads_past(slopes, self)
+        expanding = ~too_high & ~flat & ~rising & ~self.zooming
+        lowest = ~too_high & ~accepted  # the trial becomes the low end
+
+        previous = self.low
+        self.high = _where(too_high, seen, _where(rising, previous, self.high))
+        self.low = _where(lowest, seen, self.low)
+        self.low_gradient = _where(lowest, gradients, self.low_gradient)
+        self.zooming = self.zooming | too_high | rising
+
+        self.t = torch.where(expanding, _expand(previous, seen), _interpolate(self.low, self.high))
+        self._settle(accepted, trial, losses, gradients)
+
+    def _settle(self, accepted: Tensor, trial: Tensor, losses: Tensor, gradients: Tensor) -> None:
+        """Take the accepted points, and the low end of searches that took too long."""
+        width = (self.high[:, 0] - self.low[:, 0]).abs()
+        tiny = width * self.direction.abs().amax(dim=1) < 1e-9
+        over = ~accepted & ((self.trials >= _TRIALS) | (self.zooming & tiny))
+        moved = over & (self.low[:, 0] > 0)
+        point = _where(accepted, trial, self.point + self.low[:, :1] * self.direction)
+        gradient = _where(accepted, gradients, self.low_gradient)
+        self._remember(accepted | moved, point - self.point, gradient - self.gradient)
+        loss = torch.where(accepted, losses, self.low[:, 1])
+
+        stuck = over & ~moved
+        fresh = (self.age < 0).all(dim=1)
+        self.failed = self.failed | (stuck & fresh)
+        self.age = _where(stuck, -1, self.age)  # forget the history, try the gradient
+        arrived = accepted | moved
+        self.point = _where(arrived, point, self.point)
+        self.gradient = _where(arrived, gradient, self.gradient)
+        self.loss = torch.where(arrived, loss, self.loss)
+        self._new_direction(arrived | stuck)
+
+    def _remember(self, which: Tensor, step: Tensor, change: Tensor) -> None:
+        """Put a pair into the history of the problems ``which`` whose curvature is positive."""
+        curvature = (step * change).sum(dim=1)
+        which = which & (curvature > 1e-10 * change.square().sum(dim=1).clamp_min(1e-30))
+        rows = which.nonzero().squeeze(1)
+        if not len(rows):
+            return
+        slot = self.age[rows].argmin(dim=1)  # an empty one, else the oldest
+        self.steps[rows, slot] = step[rows]
+        self.changes[rows, slot] = change[rows]
+        self.age[rows, slot] = self.age[rows].amax(dim=1) + 1
+        # Reads whole histories once; rows that did not move are read in vain but never copied.
+        sy = torch.bmm(self.steps, change[:, :, None]).squeeze(2).double()
+        yy = torch.bmm(self.changes, change[:, :, None]).squeeze(2).double()
+        self.gram_sy[rows, :, slot] = sy[rows]
+        self.gram_yy[rows, :, slot] = yy[rows]
+        self.gram_yy[rows, slot, :] = yy[rows]
+
+    def _new_direction(self, which: Tensor) -> None:
+        """Start a new line search in the problems ``which``."""
+        if not bool(which.any()):
+            return
+        direction = self._quasi_newton()
+        slope = (self.gradient * direction).sum(dim=1)
+        norms = self.gradient.norm(dim=1) * direction.norm(dim=1)
+        uphill = ~(slope < -1e-8 * norms)
+        self.age = _where(which & uphill, -1, self.age)
+        fresh = (self.age < 0).all(dim=1)
+        direction = _where(fresh, -self.gradient, direction)
+        slope = torch.where(fresh, -self.gradient.square().sum(dim=1), slope)
+        first = (1 / self.gradient.abs().sum(dim=1).clamp_min(1e-30)).clamp_max(1.0)
+
+        self.direction = _where(which, direction, self.direction)
+        self.slope = torch.where(which, slope, self.slope)
+        self.t = torch.where(which, torch.where(fresh, first, 1.0), self.t)
+        origin = torch.stack([torch.zeros_like(self.loss), self.loss, self.slope], dim=1)
+        self.low = _where(which, origin, self.low)
+        self.high = _where(which, origin, self.high)
+        self.low_gradient = _where(which, self.gradient, self.low_gradient)
+        self.zooming = self.zooming & ~which
+        self.trials = torch.where(which, 0, self.trials)
+
+    def _quasi_newton(self) -> Tensor:
+        """Return ``-H g`` of every problem by the compact representation of the inverse."""
+        held = self.age >= 0
+        if not bool(held.any()):
+            return -self.gradient
+        order = self.age.masked_fill(~held, -1).argsort(dim=1)  # empty first, then by age
+        both = held.gather(1, order)
+        pair = both[:, :, None] & both[:, None, :]
+        sy = _permuted(self.gram_sy, order) * pair
+        yy = _permuted(self.gram_yy, order) * pair
+        diagonal = sy.diagonal(dim1=1, dim2=2)
+        identity = torch.diag_embed((~both).double())
+        upper = sy.triu() + identity
+        newest_sy, newest_yy = diagonal[:, -1], yy[:, -1, -1]
+        gamma = torch.where(newest_yy > 0, newest_sy / newest_yy.clamp_min(1e-300), 1.0)
+
+        g = self.gradient[:, :, None]
+        p = torch.bmm(self.steps, g).squeeze(2).double().gather(1, order) * both
+        q = torch.bmm(self.changes, g).squeeze(2).double().gather(1, order) * both
+        v = torch.linalg.solve_triangular(upper, p[:, :, None], upper=True)
+        w = torch.diag_embed(diagonal) @ v + gamma[:, None, None] * (yy @ v - q[:, :, None])
+        a = torch.linalg.solve_triangular(upper.transpose(1, 2), w, upper=False)
+        slots = torch.empty_like(order).scatter_(
+            1, order, torch.arange(order.shape[1]).expand_as(order)
+        )
+        along_s = (a.squeeze(2) * both).gather(1, slots).to(g.dtype)
+        along_y = (-gamma[:, None] * v.squeeze(2) * both).gather(1, slots).to(g.dtype)
+        inverse = gamma.to(g.dtype)[:, None] * self.gradient
+        inverse += torch.bmm(along_s[:, None], self.steps).squeeze(1)
+        inverse += torch.bmm(along_y[:, None], self.changes).squeeze(1)
+        return -inverse
+
+
+def _leads_past(slopes: Tensor, state: _State) -> Tensor:
+    """Tell where the minimum lies between the trial and the old low end."""
+    span = state.high[:, 0] - state.low[:, 0]
+    return torch.where(state.zooming, slopes * span >= 0, slopes >= 0)
+
+
+def _where(mask: Tensor, yes: Tensor | int, no: Tensor) -> Tensor:
+    return torch.where(mask[:, None], yes, no)
+
+
+def _permuted(gram: Tensor, order: Tensor) -> Tensor:
+    """Reorder rows and columns of each ``(m, m)`` matrix."""
+    count = order.shape[1]
+    rows = gram.gather(1, order[:, :, None].expand(-1, -1, count))
+    return rows.gather(2, order[:, None, :].expand(-1, count, -1))
+
+
+def _expand(previous: Tensor, seen: Tensor) -> Tensor:
+    """Next trial of a search that still runs downhill: between a little and ten times further."""
+    near = seen[:, 0] + 0.01 * (seen[:, 0] - previous[:, 0])
+    return _cubic(previous, seen, near, 10 * seen[:, 0])
+
+
+def _interpolate(low: Tensor, high: Tensor) -> Tensor:
+    """Next trial inside a bracket, kept a tenth of its width away from both ends."""
+    left = torch.minimum(low[:, 0], high[:, 0])
+    width = (high[:, 0] - low[:, 0]).abs()
+    return _cubic(low, high, left + 0.1 * width, left + 0.9 * width)
+
+
+def _cubic(one: Tensor, other: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Minimiser of the cubic through two (step, loss, slope), in bounds; their middle if none."""
+    (x1, f1, g1), (x2, f2, g2) = one.double().unbind(1), other.double().unbind(1)
+    d1 = g1 + g2 - 3 * (f1 - f2) / (x1 - x2)
+    square = d1.square() - g1 * g2
+    d2 = square.clamp_min(0).sqrt() * torch.where(x1 <= x2, 1.0, -1.0)
+    best = x2 - (x2 - x1) * (g2 + d2 - d1) / (g2 - g1 + 2 * d2)
+    usable = (square >= 0) & best.isfinite()
+    best = torch.where(usable, best, (least + most).double() / 2)
+    return best.to(least.dtype).clamp(least, most)

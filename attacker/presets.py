@@ -1,0 +1,104 @@
+"""Attacks by name, as data; any of their values can be edited in a spec string."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from attacker.attack import Attack
+from attacker.labels import LABEL_STRATEGIES
+from attacker.optimizers import LBFGS, SignedAdam
+from attacker.starts import STARTS
+from fl_sim.attack_loss import OBJECTIVES, AttackLoss
+
+_DLG = {"objective": "squared", "start": "normal", "restarts": 4, "iterations": 600}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "dlg": {**_DLG, "labels": "joint"},
+    "idlg": {**_DLG, "labels": "analytic"},
+    "inverting_gradients": {
+        "objective": "cosine",
+        "tv": 0.01,
+        "start": "grey",
+        "optimizer": "signed_adam",
+        "iterations": 4800,
+    },
+    "scaled": {"objective": "scaled", "tv": 1e-3, "box": 1.0},
+    "cell": {"objective": "cell", "tv": 1e-3, "box": 1.0},
+}
+
+ATTACK_NAMES: tuple[str, ...] = tuple(PRESETS)
+
+_OPTIMIZERS: Mapping[str, type[LBFGS] | type[SignedAdam]] = {
+    "lbfgs": LBFGS,
+    "signed_adam": SignedAdam,
+}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "objective": OBJECTIVES,
+    "labels": LABEL_STRATEGIES,
+    "start": tuple(STARTS),
+    "optimizer": tuple(_OPTIMIZERS),
+}
+_LOSS = {field.name: field.default for field in fields(AttackLoss)}
+_OWN = {"labels": "analytic", "start": "grey", "restarts": 0, "batch": 64}
+
+
+def build_attack(spec: str) -> Attack:
+    """Build an attack from a preset, optionally edited, e.g. ``cell:restarts=4,tv=1e-4``.
+
+    Raises
+    ------
+    ValueError
+        If a name or value is unknown; one line with what is allowed and the nearest name.
+    """
+    name, _, edits = spec.partition(":")
+    if name not in PRESETS:
+        raise ValueError(_unknown("attack", name, PRESETS))
+    texts = dict(edit.partition("=")[::2] for edit in edits.split(",") if edit)
+    chosen = dict(PRESETS[name])
+    if "optimizer" in texts:
+        chosen["optimizer"] = _parse("optimizer", texts["optimizer"], "")
+    values = settings(chosen)
+    for key, text in texts.items():
+        if key not in values:
+            raise ValueError(_unknown(f"parameter of attack {name!r}", key, values))
+        values[key] = _parse(key, text, values[key])
+    return _assemble(name, values)
+
+
+def settings(preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every value an attack uses: those of the preset over the defaults."""
+    optimizer = preset.get("optimizer", "lbfgs")
+    own = {field.name: field.default for field in fields(_OPTIMIZERS[optimizer])}
+    return {**_LOSS, **_OWN, "optimizer": optimizer, **own, **preset}
+
+
+def _assemble(name: str, values: Mapping[str, Any]) -> Attack:
+    optimizer = _OPTIMIZERS[values["optimizer"]]
+    return Attack(
+        name,
+        loss=AttackLoss(**{key: values[key] for key in _LOSS}),
+        optimizer=optimizer(**{field.name: values[field.name] for field in fields(optimizer)}),
+        **{key: values[key] for key in _OWN},
+    )
+
+
+def _parse(key: str, text: str, default: Any) -> Any:
+    """Read a value of the type of its default."""
+    if key in _CHOICES:
+        if text not in _CHOICES[key]:
+            raise ValueError(_unknown(key, text, _CHOICES[key]))
+        return text
+    try:
+        value = type(default)(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise ValueError(f"{key}={text!r} must be {kind}.") from None
+    if not value >= 0:
+        raise ValueError(f"{key}={text!r} must not be negative.")
+    return value
+
+
+def _unknown(what: str, name: str, allowed: Iterable[str]) -> str:
+    nearest = get_close_matches(name, list(allowed), n=1, cutoff=0.0)
+    return f"Unknown {what}: {name!r}. Allowed: {', '.join(allowed)}. Nearest: {nearest[0]!r}."
