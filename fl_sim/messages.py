@@ -11,17 +11,17 @@ from fl_sim.trials import Trial
 from fl_sim.updates import Layout, Update
 
 _PAYLOAD_TYPE = "fl_sim.payload"
-_UPDATE_TYPE = "fl_sim.update"
+_VECTOR_TYPE = "fl_sim.float32"
 
 
 def arrays_of(weights: Tensor) -> ArrayRecord:
     """Wrap flat ``(size,)`` weights."""
-    return ArrayRecord({"weights": Array(weights.numpy())})
+    return ArrayRecord({"weights": _array(weights.numpy(), _VECTOR_TYPE)})
 
 
 def weights_of(arrays: ArrayRecord) -> Tensor:
     """Return the flat ``(size,)`` float32 weights that `arrays_of` wrapped."""
-    return torch.from_numpy(arrays["weights"].numpy())
+    return _vector(arrays["weights"])
 
 
 def train_config(trial: Trial) -> ConfigRecord:
@@ -44,13 +44,12 @@ def read_instruction(message: Message) -> tuple[Trial, int, Tensor]:
 
 def update_reply(vector: Tensor, examples: int, instruction: Message) -> Message:
     """Return a client's reply with its update as computed; only the quantizing mod sees it."""
-    return _reply("update", vector.numpy(), _UPDATE_TYPE, examples, instruction)
+    return _reply("update", vector.numpy(), _VECTOR_TYPE, examples, instruction)
 
 
 def read_update(reply: Message, layout: Layout) -> tuple[Update, int]:
     """Return the update and number of examples of an `update_reply`."""
-    array = reply.content.array_records["arrays"]["update"]
-    vector = torch.frombuffer(bytearray(array.data), dtype=torch.float32)
+    vector = _vector(reply.content.array_records["arrays"]["update"])
     return Update(vector, layout), examples_of(reply)
 
 
@@ -91,10 +90,9 @@ def examples_of(reply: Message) -> int:
 
 
 def _reply(name: str, data: Any, stype: str, examples: int, instruction: Message) -> Message:
-    array = Array(str(data.dtype), tuple(data.shape), stype, data.tobytes())
     content = RecordDict(
         {
-            "arrays": ArrayRecord({name: array}),
+            "arrays": ArrayRecord({name: _array(data, stype)}),
             "metrics": MetricRecord({"num-examples": examples}),
         }
     )
@@ -116,3 +114,12 @@ def partition_reply(partition: int, query: Message) -> Message:
 def read_partition(reply: Message) -> int:
     """Return the partition a node said it holds."""
     return int(reply.content.config_records["facts"]["partition-id"])  # type: ignore[arg-type]
+
+
+def _array(data: Any, stype: str) -> Array:
+    """Wrap a NumPy array's raw bytes: Flower's own serialization parses a header every time."""
+    return Array(str(data.dtype), tuple(data.shape), stype, data.tobytes())
+
+
+def _vector(array: Array) -> Tensor:
+    return torch.frombuffer(bytearray(array.data), dtype=torch.float32)
