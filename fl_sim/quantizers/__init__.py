@@ -1,17 +1,53 @@
 """Quantizers by spec string, e.g. ``parse_quantizer("uniform:bits=4")``."""
 
+from dataclasses import replace
+
+from fl_sim.quantizers.absmax import Absmax, Blockwise
 from fl_sim.quantizers.base import Quantizer
-from fl_sim.quantizers.floats import Identity
-from fl_sim.quantizers.parameters import parse_parameters, suggest
+from fl_sim.quantizers.error_feedback import ErrorFeedback
+from fl_sim.quantizers.fixed_point import FixedPoint
+from fl_sim.quantizers.floats import Bf16, Fp8, Fp16, Identity
+from fl_sim.quantizers.kmeans import KMeans
+from fl_sim.quantizers.logarithmic import Log, Natural
+from fl_sim.quantizers.mixed import Mixed
+from fl_sim.quantizers.noise import DpGaussian, Gaussian, Laplace
+from fl_sim.quantizers.parameters import suggest
+from fl_sim.quantizers.qsgd import QSGD, TernGrad
+from fl_sim.quantizers.rotation import Drive, Eden
 from fl_sim.quantizers.sign import ScaledSign, Sign
 from fl_sim.quantizers.topk import TopK
 from fl_sim.quantizers.uniform import Stochastic, Uniform
 
 __all__ = ["QUANTIZERS", "Quantizer", "parse_quantizer"]
 
-QUANTIZERS: dict[str, type[Quantizer]] = {
-    kind.name: kind for kind in (Identity, Uniform, Stochastic, Sign, ScaledSign, TopK)
-}
+_KINDS: tuple[type[Quantizer], ...] = (
+    Identity,
+    Fp16,
+    Bf16,
+    Fp8,
+    Uniform,
+    Absmax,
+    Stochastic,
+    QSGD,
+    TernGrad,
+    Natural,
+    Sign,
+    ScaledSign,
+    Log,
+    KMeans,
+    FixedPoint,
+    Blockwise,
+    TopK,
+    Drive,
+    Eden,
+    Gaussian,
+    Laplace,
+    DpGaussian,
+    Mixed,
+    ErrorFeedback,
+)
+QUANTIZERS: dict[str, type[Quantizer]] = {kind.name: kind for kind in _KINDS}
+_FEEDBACK = f"{ErrorFeedback.name}("
 
 
 def parse_quantizer(spec: str) -> Quantizer:
@@ -25,8 +61,11 @@ def parse_quantizer(spec: str) -> Quantizer:
     ValueError
         In one line: the spec, what is wrong, what is allowed and the nearest valid name.
     """
+    text = spec.strip()
     try:
-        return _parse(spec.strip())
+        if text.startswith(_FEEDBACK) and text.endswith(")"):
+            return ErrorFeedback(_parse(text.removeprefix(_FEEDBACK).removesuffix(")")))
+        return _parse(text)
     except ValueError as error:
         raise ValueError(f"Quantizer {spec!r}: {error}") from error
 
@@ -34,12 +73,12 @@ def parse_quantizer(spec: str) -> Quantizer:
 def _parse(spec: str) -> Quantizer:
     head, plus, rest = spec.partition("+")
     name, _, parameters = head.partition(":")
-    kind = QUANTIZERS.get(name)
+    kind = ErrorFeedback if name.startswith(_FEEDBACK) else QUANTIZERS.get(name)
     if kind is None:
         raise ValueError(f"no quantizer {name!r}; {suggest(name, list(QUANTIZERS))}")
-    values = parse_parameters(kind, parameters)
+    quantizer = kind.from_parameters(parameters)
     if not plus:
-        return kind(**values)
-    if kind is not TopK:
+        return quantizer
+    if not isinstance(quantizer, TopK):
         raise ValueError(f"only topk may come before '+', not {name!r}.")
-    return TopK(**values, then=_parse(rest))
+    return replace(quantizer, then=_parse(rest))

@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from fl_sim.quantizers.cell import Cell
-from fl_sim.quantizers.parameters import print_parameters
+from fl_sim.quantizers.parameters import parse_parameters, print_parameters
 from fl_sim.quantizers.payload import Payload, PayloadError
 from fl_sim.updates import Layout, Update
 
@@ -33,11 +33,20 @@ class Quantizer(ABC):
     name: ClassVar[str]
     facts: ClassVar[Facts]
 
+    @classmethod
+    def from_parameters(cls, text: str) -> Self:
+        """Parse the part of a spec after its colon, ``name=value,...``; raise `ValueError`."""
+        return cls(**parse_parameters(cls, text))
+
+    @property
+    def parameters(self) -> str:
+        """The part of the spec after its colon."""
+        return print_parameters(self)
+
     @property
     def spec(self) -> str:
         """Spec string that parses back to an equal quantizer, e.g. ``uniform:bits=4``."""
-        parameters = print_parameters(self)
-        return self.name + (f":{parameters}" if parameters else "")
+        return self.name + (f":{self.parameters}" if self.parameters else "")
 
     def encode(self, update: Update, generator: torch.Generator) -> Payload:
         """Encode an update.
@@ -97,6 +106,11 @@ class Quantizer(ABC):
         del residual
         return self.encode(update, generator), None
 
+    def symbols(self, payload: Payload) -> bytes:
+        """Return the body with its codes unpacked to whole bytes, for an entropy coder to read."""
+        self._check(payload)
+        return self._symbols(payload.body, payload.layout)
+
     @abstractmethod
     def body_size(self, layout: Layout) -> int:
         """Return the exact bytes of every body for ``layout``; no length on the wire is trusted."""
@@ -112,6 +126,10 @@ class Quantizer(ABC):
     @abstractmethod
     def _cell(self, body: bytes, layout: Layout) -> Cell:
         """Return what a body of the right size tells."""
+
+    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+        del layout
+        return body
 
     def _check(self, payload: Payload) -> None:
         if payload.spec != self.spec:

@@ -73,7 +73,7 @@ class Cell:
             candidate = self.transform(candidate)
         if not self.scale_free:
             return candidate
-        pieces = torch.split(candidate, self.sizes, dim=-1)
+        pieces = torch.split(candidate, list(self.sizes), dim=-1)
         tiny = torch.finfo(candidate.dtype).tiny
         return torch.cat(
             [p / p.detach().abs().mean(dim=-1, keepdim=True).clamp_min(tiny) for p in pieces],
@@ -123,6 +123,13 @@ class Cell:
             transform=transforms[0].stack(transforms) if transforms else None,
             certain=torch.stack(certain) if certain else None,
         )
+
+
+def width_of(center: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Width of cells; an open one counts as twice its bounded half, one without bounds as 0."""
+    half = torch.minimum(upper - center, center - lower)
+    width = torch.where((upper - lower).isfinite(), upper - lower, 2 * half)
+    return torch.where(width.isfinite(), width, 0)
 
 
 def usable_step(step: Tensor) -> Tensor:

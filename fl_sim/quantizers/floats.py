@@ -1,13 +1,15 @@
 """Floating-point formats: float32 itself and narrower ones."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell, resolvable_step
+from fl_sim.quantizers.cell import Cell, resolvable_step, width_of
+from fl_sim.quantizers.groups import Groups, Scope
+from fl_sim.quantizers.payload import PayloadError
 from fl_sim.quantizers.wire import FLOAT, Reader, to_bytes
 from fl_sim.updates import Layout, Update
 
@@ -17,7 +19,7 @@ class Identity(Quantizer):
     """Send float32 as it is: the baseline."""
 
     name: ClassVar[str] = "none"
-    facts: ClassVar[Facts] = Facts("32 d", True, "0", "-")
+    facts: ClassVar[Facts] = Facts("32 d", True, "0", "the baseline")
 
     def body_size(self, layout: Layout) -> int:
         """Return 4 bytes an element."""
@@ -34,3 +36,137 @@ class Identity(Quantizer):
         center = self._decode(body, layout)
         step = resolvable_step(torch.zeros_like(center), center, layout)
         return Cell(center, center, center, step, layout.sizes)
+
+
+class Half(Quantizer):
+    """Rounds to the nearest (even) number of a 16-bit format; saturates at its largest."""
+
+    dtype: ClassVar[torch.dtype]
+
+    def body_size(self, layout: Layout) -> int:
+        """Return 2 bytes an element."""
+        return layout.size * 2
+
+    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+        del generator
+        return to_bytes(cast_saturating(update.vector, self.dtype))
+
+    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+        values = Reader(body).take(layout.size * 2).view(self.dtype).float()
+        return refuse_nonfinite(values)
+
+    def _cell(self, body: bytes, layout: Layout) -> Cell:
+        center = self._decode(body, layout)
+        lower, upper = rounding_interval(center.to(self.dtype))
+        step = resolvable_step(width_of(center, lower, upper), center, layout)
+        return Cell(center, lower, upper, step, layout.sizes)
+
+    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+        del layout
+        return body[0::2] + body[1::2]
+
+
+@dataclass(frozen=True)
+class Fp16(Half):
+    """IEEE half precision: 5 bits of exponent, 10 of mantissa."""
+
+    name: ClassVar[str] = "fp16"
+    facts: ClassVar[Facts] = Facts(
+        "16 d", False, "relative <= 2^-11 from 2^-14 to 65504", "IEEE 754 binary16"
+    )
+    dtype: ClassVar[torch.dtype] = torch.float16
+
+
+@dataclass(frozen=True)
+class Bf16(Half):
+    """Brain float: the exponent of float32, 7 bits of mantissa."""
+
+    name: ClassVar[str] = "bf16"
+    facts: ClassVar[Facts] = Facts(
+        "16 d", False, "relative <= 2^-8 above 2^-126", "Kalamkar et al. 2019, arXiv 1905.12322"
+    )
+    dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Fp8(Quantizer):
+    """8-bit floats, scaled so that a tensor's largest magnitude is the format's largest number."""
+
+    name: ClassVar[str] = "fp8"
+    facts: ClassVar[Facts] = Facts(
+        "8 d + 32 a tensor",
+        False,
+        "relative <= 2^-4 (e4m3), 2^-3 (e5m2) in the normal range",
+        "Micikevicius et al. 2022, arXiv 2209.05433",
+    )
+
+    format: Literal["e4m3", "e5m2"]
+    scope: Scope = "tensor"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch type of the format."""
+        return torch.float8_e4m3fn if self.format == "e4m3" else torch.float8_e5m2
+
+    def body_size(self, layout: Layout) -> int:
+        """Return 1 byte an element and 4 a scale."""
+        return layout.size + Groups.of(layout, self.scope).count * FLOAT
+
+    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+        del generator
+        groups = Groups.of(update.layout, self.scope)
+        largest = groups.largest_magnitude(update.vector)
+        scale = largest / torch.finfo(self.dtype).max
+        scaled = update.vector / groups.expand(torch.where(scale > 0, scale, 1))
+        return to_bytes(scale, cast_saturating(scaled, self.dtype).view(torch.uint8))
+
+    def _read(self, body: bytes, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return the scale and the number of the format of each element."""
+        groups = Groups.of(layout, self.scope)
+        reader = Reader(body)
+        scale = groups.expand(reader.magnitudes(groups.count))
+        return scale, reader.take(layout.size).view(self.dtype)
+
+    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+        scale, numbers = self._read(body, layout)
+        return refuse_nonfinite(numbers.float() * scale)
+
+    def _cell(self, body: bytes, layout: Layout) -> Cell:
+        center = self._decode(body, layout)
+        scale, numbers = self._read(body, layout)
+        largest = torch.finfo(self.dtype).max
+        lower, upper = (bound.clamp(-largest, largest) for bound in rounding_interval(numbers))
+        width = (upper - lower) * scale
+        step = resolvable_step(width, center, layout)
+        return Cell(center, lower * scale, upper * scale, step, layout.sizes)
+
+
+def cast_saturating(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to nearest even, values beyond the largest finite number to it."""
+    largest = torch.finfo(dtype).max
+    return values.clamp(-largest, largest).to(dtype)
+
+
+def rounding_interval(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the float32 midpoints to the neighbours below and above; infinite past the last."""
+    integer = torch.int16 if numbers.element_size() == 2 else torch.int8
+    sign = -(1 << (8 * numbers.element_size() - 1))
+    bits = numbers.view(integer).int()
+    rank = torch.where(bits < 0, sign - bits, bits)  # ascending with the number, both zeros at 0
+    bounds = []
+    for move in (-1, 1):
+        next_rank = rank + move
+        next_bits = torch.where(next_rank < 0, sign - next_rank, next_rank).to(integer)
+        neighbour = next_bits.view(numbers.dtype).float()
+        bounds.append((numbers.float() + neighbour) / 2)
+    lower, upper = bounds
+    return lower.nan_to_num(-torch.inf, neginf=-torch.inf), upper.nan_to_num(
+        torch.inf, posinf=torch.inf
+    )
+
+
+def refuse_nonfinite(values: Tensor) -> Tensor:
+    """Return ``values``, or raise `PayloadError` if one is not finite."""
+    if not bool(values.isfinite().all()):
+        raise PayloadError("The payload holds a value that is not finite.")
+    return values

@@ -10,7 +10,8 @@ from fl_sim.quantizers.base import Quantizer
 from fl_sim.quantizers.cell import Cell, usable_step
 from fl_sim.quantizers.groups import Groups
 from fl_sim.quantizers.packing import code_bits, pack, packed_size
-from fl_sim.quantizers.wire import FLOAT, Reader, to_bytes
+from fl_sim.quantizers.payload import PayloadError
+from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, to_bytes
 from fl_sim.updates import Layout, Update
 
 MAX_BITS = 16  # finer lattices would claim more than float32 arithmetic resolves
@@ -18,21 +19,25 @@ _LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class Lattice(Quantizer):
-    """Codes ``0 .. levels - 1`` stand for ``origin + step * code``, one lattice a group.
+    """Codes ``0 .. levels - 1`` stand for ``anchor + step * (code - shift)``, a lattice a group.
 
     A subclass says which groups share a lattice, what it sends of it (``side``: float32 values a
-    group) and how side information becomes origin and step; the encoder uses what the decoder
-    will see, so both agree to the last bit.
+    group) and how side information becomes anchor and step; the encoder uses what the decoder
+    will see, so both agree to the last bit. The anchor itself is a lattice point, hit exactly.
     """
 
     side: ClassVar[int]
     stochastic: ClassVar[bool] = False
-    saturates: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def code_levels(self) -> int:
         """Number of lattice points."""
+
+    @property
+    def shift(self) -> int:
+        """Code of the anchor."""
+        return 0
 
     @abstractmethod
     def _groups(self, layout: Layout) -> Groups:
@@ -44,7 +49,7 @@ class Lattice(Quantizer):
 
     @abstractmethod
     def _lattice(self, side: Tensor) -> tuple[Tensor, Tensor]:
-        """Return origin and step of each group, ``(count,)`` float32; a step may be 0."""
+        """Return anchor and step of each group, ``(count,)`` float32; a step may be 0."""
 
     def body_size(self, layout: Layout) -> int:
         """Return side information plus codes, in bytes."""
@@ -65,8 +70,8 @@ class Lattice(Quantizer):
     def _encode(self, update: Update, generator: torch.Generator) -> bytes:
         groups = self._groups(update.layout)
         side = self._measure(update.vector, groups)
-        origin, step = self._lattice(side)
-        # The reciprocal of a step of 0 is set to 0: every code of a constant group is then 0.
+        anchor, step = self._lattice(side)
+        # A step of 0 gets the reciprocal 0: every code of a constant group is then the anchor's.
         per_step = torch.where(step > 0, step.reciprocal(), 0).clamp_max(_LARGEST)
         codes = torch.empty(
             update.layout.size,
@@ -75,57 +80,85 @@ class Lattice(Quantizer):
         )
         for tile in groups.tiles():
             x = update.vector[tile.span].view(tile.rows, -1)
-            position = (x - origin[tile.groups, None]).mul_(per_step[tile.groups, None])
-            if self.stochastic:
-                up = torch.rand(position.shape, generator=generator, device=position.device)
-                position.add_(up)
-            else:
-                position.add_(0.5)
-            position.clamp_(0, self.code_levels - 1)
-            codes[tile.span] = position.view(-1)  # the cast drops the fraction
+            place = (x - anchor[tile.groups, None]).mul_(per_step[tile.groups, None])
+            place = self._round(place, generator).add_(self.shift).clamp_(0, self.code_levels - 1)
+            codes[tile.span] = place.view(-1)
         return to_bytes(side, self._pack(codes))
 
-    def _read(self, body: bytes, layout: Layout) -> tuple[Groups, Tensor, Tensor, Tensor, Tensor]:
-        groups = self._groups(layout)
+    def _round(self, place: Tensor, generator: torch.Generator) -> Tensor:
+        if not self.stochastic:
+            return place.round_()
+        below = place.floor()
+        chance = torch.rand(place.shape, generator=generator, device=place.device)
+        return below.add_(chance < place.sub_(below))
+
+    def _read(self, body: bytes, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return checked side information ``(groups, side)`` and codes ``(layout.size,)``."""
         reader = Reader(body)
-        side = reader.floats(groups.count, self.side)
+        side = reader.floats(self._groups(layout).count, self.side)
         self._check_side(side)
-        codes = self._unpack(reader, layout.size)
-        return groups, side, *self._lattice(side), codes
+        return side, self._unpack(reader, layout.size)
 
     def _check_side(self, side: Tensor) -> None:
         """Raise `PayloadError` on side information that no encoder sends."""
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
-        groups, _, origin, step, codes = self._read(body, layout)
+        side, codes = self._read(body, layout)
+        return self._values(side, codes, layout)
+
+    def _values(self, side: Tensor, codes: Tensor, layout: Layout) -> Tensor:
+        anchor, step = self._lattice(side)
         vector = torch.empty(layout.size)
-        for tile in groups.tiles():
+        for tile in self._groups(layout).tiles():
             values = vector[tile.span].view(tile.rows, -1)
             values.copy_(codes[tile.span].view(tile.rows, -1))
-            values.mul_(step[tile.groups, None]).add_(origin[tile.groups, None])
+            values.sub_(self.shift).mul_(step[tile.groups, None]).add_(anchor[tile.groups, None])
         return vector
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
-        groups, side, origin, step, codes = self._read(body, layout)
-        center = self._decode(body, layout)
-        width = groups.expand(step)
+        side, codes = self._read(body, layout)
+        expand = self._groups(layout).expand
+        center = self._values(side, codes, layout)
+        anchor, step = self._lattice(side)
+        width = expand(step)
         reach = width if self.stochastic else width / 2
-        lower, upper = self._support(side, origin, step)
-        low, high = center - reach, center + reach
-        if self.saturates:
-            low = low.masked_fill(codes == 0, -torch.inf)
-            high = high.masked_fill(codes == self.code_levels - 1, torch.inf)
+        lower, upper = self._support(side, anchor, step)
+        # Where rounding makes the center leave the support by its last bit, the center wins.
         return Cell(
             center=center,
-            lower=torch.maximum(low, groups.expand(lower)),
-            upper=torch.minimum(high, groups.expand(upper)),
+            lower=torch.maximum(center - reach, torch.minimum(expand(lower), center)),
+            upper=torch.minimum(center + reach, torch.maximum(expand(upper), center)),
             step=usable_step(width),
             sizes=layout.sizes,
             noise="triangular" if self.stochastic else "none",
         )
 
-    def _support(self, side: Tensor, origin: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Return bounds on every element of each group that the side information proves."""
-        del side
-        last = origin + step * (self.code_levels - 1)
-        return torch.minimum(origin, last), torch.maximum(origin, last)
+    @abstractmethod
+    def _support(self, side: Tensor, anchor: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bounds ``(groups,)`` on every element that the side information proves."""
+
+    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+        side, codes = self._read(body, layout)
+        return to_bytes(side, *byte_planes(codes, self.code_levels))
+
+
+class Symmetric(Lattice):
+    """A lattice around an exact zero whose ends are plus and minus one sent magnitude."""
+
+    side: ClassVar[int] = 1
+
+    @property
+    def code_levels(self) -> int:
+        """Number of lattice points."""
+        return 2 * self.shift + 1
+
+    def _check_side(self, side: Tensor) -> None:
+        if bool((side < 0).any()):
+            raise PayloadError("The payload holds a negative scale.")
+
+    def _lattice(self, side: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(side[:, 0]), side[:, 0] / self.shift
+
+    def _support(self, side: Tensor, anchor: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        del anchor, step
+        return -side[:, 0], side[:, 0]

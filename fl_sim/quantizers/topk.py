@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, prod
 from typing import ClassVar
 
 import torch
@@ -60,8 +60,13 @@ class TopK(Quantizer):
     def _kept_layout(self, layout: Layout) -> Layout:
         # The small margin keeps 0.1 * 30 at 3 whatever its last binary digit.
         sizes = [width for _, width in self._groups(layout).runs]
-        counts = [ceil(self.keep * size - 1e-9) for size in sizes]
-        return Layout(tuple(Segment(f"kept {i}", (k,)) for i, k in enumerate(counts)))
+        names = [segment.name for segment in layout.segments if prod(segment.shape)]
+        return Layout(
+            tuple(
+                Segment(name, (ceil(self.keep * size - 1e-9),))
+                for name, size in zip(names, sizes, strict=self.scope == "tensor")
+            )
+        )
 
     def _positions_size(self, layout: Layout) -> int:
         count = self._kept_layout(layout).size
@@ -104,7 +109,9 @@ class TopK(Quantizer):
             raise PayloadError("The kept positions are not in order, or not as many as agreed.")
         start = 0
         widths = [width for _, width in self._groups(layout).runs]
-        for positions, width in zip(torch.split(kept, kept_layout.sizes), widths, strict=True):
+        for positions, width in zip(
+            torch.split(kept, list(kept_layout.sizes)), widths, strict=True
+        ):
             if int(positions[0]) < start or int(positions[-1]) >= start + width:
                 raise PayloadError("A kept position lies in another tensor.")
             start += width
@@ -134,6 +141,10 @@ class TopK(Quantizer):
             certain=None if inner.noise == "none" else certain,
         )
 
+    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+        _, rest, kept_layout = self._read(body, layout)
+        return body[: self._positions_size(layout)] + self.then._symbols(rest, kept_layout)
+
     def _threshold(self, inner: Cell, kept_layout: Layout, layout: Layout) -> Tensor:
         """Bound on the magnitude of what was dropped, ``(layout.size,)``: the least one kept."""
         largest = torch.maximum(inner.lower.abs(), inner.upper.abs())
@@ -151,9 +162,10 @@ class KeptOnly:
     def __call__(self, update: Tensor) -> Tensor:
         """Map ``(..., n)`` to the code domain of ``then``."""
         kept = self.kept.to(update.device)
-        shape = torch.broadcast_shapes(update.shape[:-1], kept.shape[:-1])
-        whole = update.expand(*shape, update.shape[-1])
-        return self.then(whole.gather(-1, kept.expand(*shape, kept.shape[-1])))
+        if kept.dim() == 1:
+            return self.then(update[..., kept])
+        leading = (1,) * (update.dim() - kept.dim())
+        return self.then(torch.take_along_dim(update, kept.view(leading + kept.shape), dim=-1))
 
     def stack(self, others: Sequence["KeptOnly"]) -> "KeptOnly":
         """Return the selections of several payloads, stacked."""

@@ -58,8 +58,9 @@ class Uniform(Lattice):
         low, high = side.double().unbind(dim=1)  # a range may overflow float32
         return side[:, 0], ((high - low) / (self.code_levels - 1)).float()
 
-    def _support(self, side: Tensor, origin: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        return side[:, 0], torch.maximum(side[:, 1], origin + step * (self.code_levels - 1))
+    def _support(self, side: Tensor, anchor: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        del anchor, step
+        return side[:, 0], side[:, 1]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,13 @@ FLOAT = 4  # bytes of a float32
 
 def to_bytes(*parts: Tensor) -> bytes:
     """Concatenate the little-endian bytes of contiguous tensors."""
-    return b"".join(part.detach().cpu().numpy().tobytes() for part in parts)
+    return b"".join(part.contiguous().view(torch.uint8).cpu().numpy().tobytes() for part in parts)
+
+
+def byte_planes(codes: Tensor, levels: int) -> list[Tensor]:
+    """Cut unpacked codes into whole bytes, low ones first: what an entropy coder likes to read."""
+    shifts = range(0, code_bits(levels), 8)
+    return [((codes >> shift) & 0xFF).to(torch.uint8) for shift in shifts]
 
 
 class Reader:
@@ -44,6 +50,13 @@ class Reader:
         if count and not bool(torch.stack(values.aminmax()).isfinite().all()):
             raise PayloadError("The payload holds a value that is not finite.")
         return values.view(shape)
+
+    def integer(self) -> int:
+        """Return the next int64; refuse a negative one."""
+        value = int(self.take(8).clone().view(torch.int64))
+        if value < 0:
+            raise PayloadError("The payload holds a negative seed.")
+        return value
 
     def magnitudes(self, *shape: int) -> Tensor:
         """Return the next float32 values; refuse any that is negative or not finite."""

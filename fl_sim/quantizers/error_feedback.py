@@ -1,0 +1,67 @@
+"""Error feedback: what a quantizer loses in one round is added to the next round's update."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.cell import Cell
+from fl_sim.quantizers.payload import Payload
+from fl_sim.updates import Layout, Update
+
+
+@dataclass(frozen=True)
+class ErrorFeedback(Quantizer):
+    """``p = update + e``; send ``Q(p)``; ``e = p - decode(Q(p))``.
+
+    The residual ``e`` is the client's alone, so a payload's cell is that of ``p``, not of the
+    update; sums of updates over rounds are known up to the last residual.
+    """
+
+    name: ClassVar[str] = "error_feedback"
+    facts: ClassVar[Facts] = Facts(
+        "as Q",
+        False,
+        "sum sent = sum of updates - last residual, exactly",
+        "Karimireddy et al. 2019, arXiv 1901.09847",
+    )
+
+    inner: Quantizer
+
+    @classmethod
+    def from_parameters(cls, text: str) -> Self:
+        """Refuse: error feedback is written around a quantizer."""
+        del text
+        raise ValueError("write error_feedback(spec), outermost, e.g. error_feedback(sign).")
+
+    @property
+    def spec(self) -> str:
+        """``error_feedback(...)`` around the inner spec."""
+        return f"{self.name}({self.inner.spec})"
+
+    def transmit(
+        self, update: Update, residual: Tensor | None, generator: torch.Generator
+    ) -> tuple[Payload, Tensor | None]:
+        """Encode the update plus the residual; return the payload and the new residual."""
+        vector = update.vector
+        corrected = vector if residual is None else vector + residual.to(vector.device)
+        payload = self.encode(Update(corrected, update.layout), generator)
+        return payload, corrected - self.decode(payload).vector.to(vector.device)
+
+    def body_size(self, layout: Layout) -> int:
+        """Return the inner body's bytes."""
+        return self.inner.body_size(layout)
+
+    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+        return self.inner._encode(update, generator)
+
+    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+        return self.inner._decode(body, layout)
+
+    def _cell(self, body: bytes, layout: Layout) -> Cell:
+        return self.inner._cell(body, layout)
+
+    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+        return self.inner._symbols(body, layout)

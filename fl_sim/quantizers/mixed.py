@@ -1,0 +1,154 @@
+"""Mixed precision: bits chosen per layer or per tensor, the map written in the spec."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from fl_sim.quantizers.absmax import Absmax
+from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.cell import Cell
+from fl_sim.quantizers.parameters import suggest, within
+from fl_sim.quantizers.uniform import Stochastic, Uniform
+from fl_sim.updates import Layout, Update
+
+_FAMILIES: dict[str, type[Uniform | Absmax]] = {
+    kind.name: kind for kind in (Uniform, Stochastic, Absmax)
+}
+
+
+class Part(NamedTuple):
+    """Tensors that share a bit width: their quantizer, layout and places in the whole vector."""
+
+    quantizer: Quantizer
+    layout: Layout
+    places: Tensor
+
+
+@dataclass(frozen=True)
+class Mixed(Quantizer):
+    """``mixed:first=8,last=8,*.bias=16,rest=2``: bits per layer, first matching rule wins.
+
+    ``first`` and ``last`` are the first and last layer (weight and bias), any other name is a
+    shell pattern of tensor names, ``rest`` comes last and is required. ``of=absmax`` chooses a
+    family other than ``uniform``.
+    """
+
+    name: ClassVar[str] = "mixed"
+    facts: ClassVar[Facts] = Facts(
+        "sum of b d + side information over the parts",
+        False,
+        "as its family at each tensor's bits (unbiased with of=stochastic)",
+        "e.g. Dong et al. 2019, arXiv 1905.03696",
+    )
+
+    rules: tuple[tuple[str, int], ...]
+    of: str = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.of not in _FAMILIES:
+            raise ValueError(f"of={self.of} is not allowed; {suggest(self.of, list(_FAMILIES))}")
+        names = [name for name, _ in self.rules]
+        if not names or names[-1] != "rest" or len(set(names)) < len(names):
+            raise ValueError("give each rule once and rest=bits last, e.g. mixed:first=8,rest=2.")
+        for name, bits in self.rules:
+            within(name, bits, 2 if self.of == "absmax" else 1, 16)
+
+    @classmethod
+    def from_parameters(cls, text: str) -> Self:
+        """Parse ``[of=family,]rule=bits,...,rest=bits``."""
+        pairs = [item.partition("=")[::2] for item in text.split(",")]
+        rules = [(name, bits) for name, bits in pairs if name != "of"]
+        for name, bits in rules:
+            if not bits.isdecimal():
+                raise ValueError(f"{name}={bits} is not a whole number of bits.")
+        family = dict(pairs).get("of", "uniform")
+        return cls(tuple((name, int(bits)) for name, bits in rules), family)
+
+    @property
+    def parameters(self) -> str:
+        """The rules in order, after the family unless it is the default."""
+        family = "" if self.of == "uniform" else f"of={self.of},"
+        return family + ",".join(f"{name}={bits}" for name, bits in self.rules)
+
+    def body_size(self, layout: Layout) -> int:
+        """Return the bodies of all parts, in bytes."""
+        return sum(part.quantizer.body_size(part.layout) for part in self._parts(layout))
+
+    def bits_of(self, layout: Layout) -> list[int]:
+        """Return the bits of each tensor of a layout.
+
+        Raises
+        ------
+        ValueError
+            If a pattern matches no tensor.
+        """
+        layers = [segment.name.rpartition(".")[0] or segment.name for segment in layout.segments]
+        special = {"first": layers[0], "last": layers[-1]} if layers else {}
+
+        def matches(rule: str, index: int) -> bool:
+            if rule in special:
+                return layers[index] == special[rule]
+            return rule == "rest" or fnmatchcase(layout.segments[index].name, rule)
+
+        tensors = range(len(layers))
+        for rule, _ in self.rules[:-1]:
+            if layers and not any(matches(rule, index) for index in tensors):
+                names = [segment.name for segment in layout.segments]
+                raise ValueError(f"{self.spec}: no tensor {rule!r}; {suggest(rule, names)}")
+        return [next(b for rule, b in self.rules if matches(rule, i)) for i in tensors]
+
+    def _parts(self, layout: Layout) -> list[Part]:
+        bits_of = self.bits_of(layout)
+        places = torch.split(torch.arange(layout.size), list(layout.sizes))
+        parts = []
+        for bits in sorted(set(bits_of), reverse=True):
+            chosen = [index for index, own in enumerate(bits_of) if own == bits]
+            parts.append(
+                Part(
+                    _FAMILIES[self.of](bits=bits),
+                    Layout(tuple(layout.segments[index] for index in chosen)),
+                    torch.cat([places[index] for index in chosen]),
+                )
+            )
+        return parts
+
+    def _bodies(self, body: bytes, layout: Layout) -> list[tuple[Part, bytes]]:
+        bodies = []
+        for part in self._parts(layout):
+            size = part.quantizer.body_size(part.layout)
+            bodies.append((part, body[:size]))
+            body = body[size:]
+        return bodies
+
+    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+        bodies = []
+        for part in self._parts(update.layout):
+            values = update.vector[part.places.to(update.vector.device)]
+            bodies.append(part.quantizer._encode(Update(values, part.layout), generator))
+        return b"".join(bodies)
+
+    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+        vector = torch.empty(layout.size)
+        for part, own in self._bodies(body, layout):
+            vector[part.places] = part.quantizer._decode(own, part.layout)
+        return vector
+
+    def _cell(self, body: bytes, layout: Layout) -> Cell:
+        bodies = self._bodies(body, layout)
+        cells = [part.quantizer._cell(own, part.layout) for part, own in bodies]
+        order = torch.cat([part.places for part, _ in bodies]).argsort()
+        return Cell(
+            center=torch.cat([cell.center for cell in cells])[order],
+            lower=torch.cat([cell.lower for cell in cells])[order],
+            upper=torch.cat([cell.upper for cell in cells])[order],
+            step=torch.cat([cell.step for cell in cells])[order],
+            sizes=layout.sizes,
+            noise=cells[0].noise,
+        )
+
+    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+        bodies = self._bodies(body, layout)
+        return b"".join(part.quantizer._symbols(own, part.layout) for part, own in bodies)
