@@ -175,10 +175,8 @@ class _State:
     failed: Tensor  # (B,) bool: no descent even along the gradient
     last_progress: Tensor  # (B,) evaluation at which the loss last fell noticeably
     milestone: Tensor  # (B,) the loss then
-    steps: Tensor  # (B, m, D) s, stored circularly
-    changes: Tensor  # (B, m, D) y
-    gram_sy: Tensor  # (B, m, m) s_i . y_j
-    gram_yy: Tensor  # (B, m, m)
+    pairs: Tensor  # (B, 2, m, D) history of steps s and changes y, stored circularly
+    gram: Tensor  # (B, 2, m, m) float64 s_i . y_j and y_i . y_j
     age: Tensor  # (B, m) order of arrival, -1 where empty
 
     @classmethod
@@ -203,13 +201,11 @@ class _State:
             failed=~(losses.isfinite() & gradients.isfinite().all(dim=1)),
             last_progress=torch.zeros_like(problems),
             milestone=losses.clone(),
-            steps=points.new_zeros(count, history, size),
-            changes=points.new_zeros(count, history, size),
-            gram_sy=points.new_zeros(count, history, history, dtype=torch.float64),
-            gram_yy=points.new_zeros(count, history, history, dtype=torch.float64),
+            pairs=points.new_zeros(count, 2, history, size),
+            gram=points.new_zeros(count, 2, history, history, dtype=torch.float64),
             age=torch.full((count, history), -1, device=points.device),
         )
-        state._new_direction(torch.ones_like(flags))
+        state._search(torch.ones_like(flags), -gradients)
         return state
 
     def select(self, keep: Tensor) -> "_State":
@@ -255,49 +251,32 @@ class _State:
         tiny = width * self.direction.abs().amax(dim=1) < 1e-9
         over = ~accepted & ((self.trials >= _TRIALS) | (self.zooming & tiny))
         moved = over & (self.low[:, 0] > 0)
+        arrived = accepted | moved
+        if not bool((arrived | over).any()):
+            return
         point = _where(accepted, trial, self.point + self.low[:, :1] * self.direction)
         gradient = _where(accepted, gradients, self.low_gradient)
-        self._remember(accepted | moved, point - self.point, gradient - self.gradient)
-        loss = torch.where(accepted, losses, self.low[:, 1])
-
-        stuck = over & ~moved
-        fresh = (self.age < 0).all(dim=1)
-        self.failed = self.failed | (stuck & fresh)
-        self.age = _where(stuck, -1, self.age)  # forget the history, try the gradient
-        arrived = accepted | moved
+        step, change = point - self.point, gradient - self.gradient
         self.point = _where(arrived, point, self.point)
         self.gradient = _where(arrived, gradient, self.gradient)
+        loss = torch.where(accepted, losses, self.low[:, 1])
         self.loss = torch.where(arrived, loss, self.loss)
-        self._new_direction(arrived | stuck)
 
-    def _remember(self, which: Tensor, step: Tensor, change: Tensor) -> None:
-        """Put a pair into the history of the problems ``which`` whose curvature is positive."""
-        curvature = (step * change).sum(dim=1)
-        which = which & (curvature > 1e-10 * change.square().sum(dim=1).clamp_min(1e-30))
-        rows = which.nonzero().squeeze(1)
-        if not len(rows):
-            return
-        slot = self.age[rows].argmin(dim=1)  # an empty one, else the oldest
-        self.steps[rows, slot] = step[rows]
-        self.changes[rows, slot] = change[rows]
-        self.age[rows, slot] = self.age[rows].amax(dim=1) + 1
-        # Reads whole histories once; rows that did not move are read in vain but never copied.
-        sy = torch.bmm(self.steps, change[:, :, None]).squeeze(2).double()
-        yy = torch.bmm(self.changes, change[:, :, None]).squeeze(2).double()
-        self.gram_sy[rows, :, slot] = sy[rows]
-        self.gram_yy[rows, :, slot] = yy[rows]
-        self.gram_yy[rows, slot, :] = yy[rows]
+        stuck = over & ~moved
+        self.failed = self.failed | (stuck & self._fresh())
+        self.age = _where(stuck, -1, self.age)  # forget the history, try the gradient
+        self._search(arrived | stuck, self._quasi_newton(arrived, step, change))
 
-    def _new_direction(self, which: Tensor) -> None:
-        """Start a new line search in the problems ``which``."""
-        if not bool(which.any()):
-            return
-        direction = self._quasi_newton()
+    def _fresh(self) -> Tensor:
+        """Tell which problems have no history."""
+        return (self.age < 0).all(dim=1)
+
+    def _search(self, which: Tensor, direction: Tensor) -> None:
+        """Start a new line search in the problems ``which``, downhill in any case."""
         slope = (self.gradient * direction).sum(dim=1)
         norms = self.gradient.norm(dim=1) * direction.norm(dim=1)
-        uphill = ~(slope < -1e-8 * norms)
-        self.age = _where(which & uphill, -1, self.age)
-        fresh = (self.age < 0).all(dim=1)
+        self.age = _where(which & ~(slope < -1e-8 * norms), -1, self.age)
+        fresh = self._fresh()
         direction = _where(fresh, -self.gradient, direction)
         slope = torch.where(fresh, -self.gradient.square().sum(dim=1), slope)
         first = (1 / self.gradient.abs().sum(dim=1).clamp_min(1e-30)).clamp_max(1.0)
@@ -312,37 +291,55 @@ class _State:
         self.zooming = self.zooming & ~which
         self.trials = torch.where(which, 0, self.trials)
 
-    def _quasi_newton(self) -> Tensor:
-        """Return ``-H g`` of every problem by the compact representation of the inverse."""
-        held = self.age >= 0
-        if not bool(held.any()):
-            return -self.gradient
-        order = self.age.masked_fill(~held, -1).argsort(dim=1)  # empty first, then by age
-        both = held.gather(1, order)
-        pair = both[:, :, None] & both[:, None, :]
-        sy = _permuted(self.gram_sy, order) * pair
-        yy = _permuted(self.gram_yy, order) * pair
-        diagonal = sy.diagonal(dim1=1, dim2=2)
-        identity = torch.diag_embed((~both).double())
-        upper = sy.triu() + identity
-        newest_sy, newest_yy = diagonal[:, -1], yy[:, -1, -1]
-        gamma = torch.where(newest_yy > 0, newest_sy / newest_yy.clamp_min(1e-300), 1.0)
+    def _quasi_newton(self, which: Tensor, step: Tensor, change: Tensor) -> Tensor:
+        """Remember the pair of the problems ``which`` and return ``-H g`` of every problem.
 
-        g = self.gradient[:, :, None]
-        p = torch.bmm(self.steps, g).squeeze(2).double().gather(1, order) * both
-        q = torch.bmm(self.changes, g).squeeze(2).double().gather(1, order) * both
-        v = torch.linalg.solve_triangular(upper, p[:, :, None], upper=True)
-        w = torch.diag_embed(diagonal) @ v + gamma[:, None, None] * (yy @ v - q[:, :, None])
-        a = torch.linalg.solve_triangular(upper.transpose(1, 2), w, upper=False)
-        slots = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1]).expand_as(order)
-        )
-        along_s = (a.squeeze(2) * both).gather(1, slots).to(g.dtype)
-        along_y = (-gamma[:, None] * v.squeeze(2) * both).gather(1, slots).to(g.dtype)
-        inverse = gamma.to(g.dtype)[:, None] * self.gradient
-        inverse += torch.bmm(along_s[:, None], self.steps).squeeze(1)
-        inverse += torch.bmm(along_y[:, None], self.changes).squeeze(1)
-        return -inverse
+        The history is read twice in all, which is what a step costs beside its evaluation: once
+        for all inner products, once for the direction.
+        """
+        curved = (step * change).sum(dim=1) > 1e-10 * change.square().sum(dim=1)
+        rows = (which & curved).nonzero().squeeze(1)
+        slot = self.age[rows].argmin(dim=1)  # an empty one, else the oldest
+        self.pairs[rows, 0, slot] = step[rows]
+        self.pairs[rows, 1, slot] = change[rows]
+        self.age[rows, slot] = self.age[rows].amax(dim=1) + 1
+
+        used = int((self.age >= 0).sum(dim=1).max())
+        if not used:
+            return -self.gradient
+        pairs = self.pairs[:, :, :used].flatten(1, 2)
+        both = torch.stack([change, self.gradient], dim=1)
+        products = torch.bmm(both, pairs.transpose(1, 2)).double().reshape(-1, 2, 2, used)
+        self.gram[rows, :, :used, slot] = products[rows, 0]
+        self.gram[rows, 1, slot, :used] = products[rows, 0, 1]
+
+        gamma, along = self._compact(products[:, 1], used)
+        along = along.to(pairs.dtype).flatten(1)[:, None]
+        scaled = gamma.to(pairs.dtype)[:, None] * self.gradient
+        return -(scaled + torch.bmm(along, pairs).squeeze(1))
+
+    def _compact(self, products: Tensor, used: int) -> tuple[Tensor, Tensor]:
+        """Return gamma and the weights of s and y in ``H g = gamma g + ...``; ``(B, 2, used)``.
+
+        ``products`` are S g and Y g. Slots are put in order of age, so that s_i . y_j of no newer
+        s is an upper triangle; empty slots come first and stand as rows of the identity.
+        """
+        order = self.age[:, :used].argsort(dim=1)
+        held = self.age[:, :used].gather(1, order) >= 0
+        mask = held[:, :, None] & held[:, None, :]
+        sy, yy = (_permuted(self.gram[:, i, :used, :used], order) * mask for i in (0, 1))
+        sg, yg = (products[:, i].gather(1, order) * held for i in (0, 1))
+        diagonal = sy.diagonal(dim1=1, dim2=2)
+        upper = sy.triu() + torch.diag_embed((~held).to(sy.dtype))
+        newest = yy[:, -1, -1]
+        gamma = torch.where(newest > 0, diagonal[:, -1] / newest.clamp_min(1e-300), 1.0)
+
+        v = torch.linalg.solve_triangular(upper, sg[:, :, None], upper=True)
+        w = diagonal[:, :, None] * v + gamma[:, None, None] * (yy @ v - yg[:, :, None])
+        u = torch.linalg.solve_triangular(upper.transpose(1, 2), w, upper=False)
+        ordered = torch.stack([u, -gamma[:, None, None] * v], dim=1).squeeze(3) * held[:, None]
+        back = order[:, None].expand_as(ordered)
+        return gamma, torch.empty_like(ordered).scatter_(2, back, ordered)
 
 
 def _leads_past(slopes: Tensor, state: _State) -> Tensor:

@@ -11,7 +11,15 @@ from attacker.optimizers import LBFGS, SignedAdam
 from attacker.starts import STARTS
 from fl_sim.attack_loss import OBJECTIVES, AttackLoss
 
-_DLG = {"objective": "squared", "start": "normal", "restarts": 4, "iterations": 600}
+# Published as L-BFGS without line search from N(0, 1): `dlg:start=normal,warmup=0,restarts=0`.
+_DLG = {
+    "objective": "squared",
+    "warmup": 100,
+    "restarts": 4,
+    "iterations": 1200,
+    "history": 100,
+    "target": 1e-9,
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dlg": {**_DLG, "labels": "joint"},
@@ -19,12 +27,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "inverting_gradients": {
         "objective": "cosine",
         "tv": 0.01,
-        "start": "grey",
+        "box": 1.0,
         "optimizer": "signed_adam",
         "iterations": 4800,
     },
-    "scaled": {"objective": "scaled", "tv": 1e-3, "box": 1.0},
-    "cell": {"objective": "cell", "tv": 1e-3, "box": 1.0},
+    "scaled": {"objective": "scaled", "tv": 1e-3, "box": 1.0, "warmup": 50, "restarts": 1},
+    "cell": {"objective": "cell", "tv": 1e-3, "box": 1.0, "warmup": 50, "restarts": 1},
 }
 
 ATTACK_NAMES: tuple[str, ...] = tuple(PRESETS)
@@ -40,7 +48,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "optimizer": tuple(_OPTIMIZERS),
 }
 _LOSS = {field.name: field.default for field in fields(AttackLoss)}
-_OWN = {"labels": "analytic", "start": "grey", "restarts": 0, "batch": 64}
+_OWN = {"labels": "analytic", "start": "grey", "warmup": 0, "restarts": 0, "batch": 64}
 
 
 def build_attack(spec: str) -> Attack:
