@@ -69,8 +69,12 @@ def examine(
     DataFrame
         One row per observation: ``yardstick`` (see `YARDSTICK`; infinite where the guess is not
         finite), ``masked`` (the attack's own loss is lower at the truth, see `falls_short`),
-        ``unexplained`` (so is the yardstick), and the losses they rest on, ``loss_at_guess``,
-        ``loss_at_truth``, ``loss_at_grey``.
+        ``unexplained`` (so is the yardstick), the losses they rest on, ``loss_at_guess``,
+        ``loss_at_truth``, ``loss_at_grey``, and ``inconsistency``: how far outside its payload's
+        cell the update at the truth lies, as a share of the largest value of the same tensor.
+        Dropout left on, a wrong sign or a forgotten learning rate put it above
+        `CONSISTENCY_TOLERANCE`. It is missing under error feedback, which adds a residual that
+        only the client holds.
     """
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
@@ -88,6 +92,7 @@ def examine(
     frame = pd.DataFrame(rows)
     frame["masked"] = _falls_short(frame, "loss")
     frame["unexplained"] = _falls_short(frame, "yardstick")
+    frame["inconsistency"] = _inconsistency(observations, at_truth, cell)
     return frame.rename(columns={"yardstick_at_guess": "yardstick"}).drop(
         columns=["yardstick_at_truth", "yardstick_at_grey"]
     )
@@ -103,36 +108,6 @@ def falls_short(
     labels. More than `TOLERANCE` of that is a failure, and so is a loss that is not finite.
     """
     return ~(at_guess <= at_truth + TOLERANCE * np.abs(at_grey - at_truth))
-
-
-def inconsistency(observations: Sequence[Observation], truth: Truth) -> NDArray[np.float64]:
-    """Distance of each client's re-derived update from what was received; 0 up to rounding.
-
-    The update at the truth must lie inside the payload's cell. Dropout left on, a wrong sign or a
-    forgotten learning rate put it far outside.
-
-    Returns
-    -------
-    ndarray
-        ``(B,)``: largest distance outside the cell over the largest value of the same tensor,
-        to be compared with `CONSISTENCY_TOLERANCE`. Missing where the cell is not of this
-        round's update alone: error feedback adds a residual that only the client holds.
-    """
-    if parse_quantizer(observations[0].payload.spec).name == "error_feedback":
-        return np.full(len(observations), np.nan)
-    cell = _stacked_cell(observations)
-    value = cell.to_code_domain(_updates(observations, truth.images, truth.labels))
-    outside = (cell.lower - value).relu() + (value - cell.upper).relu()
-    tiny = torch.finfo(value.dtype).tiny
-    shares = [
-        far.amax(dim=1) / size.abs().amax(dim=1).clamp_min(tiny)
-        for far, size in zip(
-            torch.split(outside, list(cell.sizes), dim=1),
-            torch.split(value, list(cell.sizes), dim=1),
-            strict=True,
-        )
-    ]
-    return torch.stack(shares).amax(dim=0).double().numpy()
 
 
 def unsettled(strongest: pd.DataFrame) -> "pd.Series[bool]":
@@ -175,6 +150,26 @@ def doubt(strongest: pd.DataFrame, success_on_none: float | None) -> str:
     elif success_on_none < REQUIRED_SUCCESS:
         reason = f"the attack recovers only {success_on_none:.0%} of the unquantized victims"
     return reason
+
+
+def _inconsistency(
+    observations: Sequence[Observation], at_truth: Tensor, cell: Cell
+) -> NDArray[np.float64]:
+    """Return the largest distance outside the cell over the largest value of its tensor."""
+    if parse_quantizer(observations[0].payload.spec).name == "error_feedback":
+        return np.full(len(observations), np.nan)
+    value = cell.to_code_domain(at_truth)
+    outside = (cell.lower - value).relu() + (value - cell.upper).relu()
+    tiny = torch.finfo(value.dtype).tiny
+    shares = [
+        far.amax(dim=1) / size.abs().amax(dim=1).clamp_min(tiny)
+        for far, size in zip(
+            torch.split(outside, list(cell.sizes), dim=1),
+            torch.split(value, list(cell.sizes), dim=1),
+            strict=True,
+        )
+    ]
+    return torch.stack(shares).amax(dim=0).double().numpy()
 
 
 def _falls_short(frame: pd.DataFrame, name: str) -> NDArray[np.bool_]:

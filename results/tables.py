@@ -1,10 +1,11 @@
 """Tables: one row per reconstructed image, one row per quantizer, and how they are written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -82,6 +83,7 @@ def results_table(
     history: pd.DataFrame,
     scores: pd.DataFrame,
     baselines: pd.DataFrame,
+    entropy_coded: Mapping[str, float],
     parameters: int,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -94,9 +96,11 @@ def results_table(
     history : DataFrame
         ``history.csv``: one row per trial and round, round 0 before training.
     scores : DataFrame
-        As `results.run.score_run` makes them: every attack on every victim.
+        As `results.run_reader.RunReader.scores` makes them: every attack on every victim.
     baselines : DataFrame
         Scored baselines of the same victims.
+    entropy_coded : Mapping[str, float]
+        Mean bytes of a quantizer's update behind an entropy coder.
     parameters : int
         Elements of one update.
     seed : int
@@ -123,6 +127,7 @@ def results_table(
             **_privacy(strongest[strongest["quantizer"] == name], success_on_none, seed),
             **_naive(scores[scores["quantizer"] == name]),
             "baseline_mse": baseline,
+            "entropy_coded_bytes_per_update": entropy_coded.get(name, np.nan),
         }
         for name in quantizers
     ]
@@ -137,17 +142,23 @@ def results_table(
 def verdict(row: "pd.Series") -> str:
     """Say in a word what the strongest attack shows.
 
-    ``leaks``: it recovers half of the victims or more. ``not established``: a gate is not passed,
-    so nothing may be said for the quantizer. ``partly leaks``: closer than the best featureless
-    picture, or more than a tenth identified. ``nothing found``: by this suite.
+    What was found is found, whatever the gates say; that nothing was found counts only where
+    they are passed.
+
+    ``leaks``
+        Half of the victims or more are recovered, or identified among the public images.
+    ``partly leaks``
+        Closer than the best featureless picture, or more than a tenth identified.
+    ``nothing found``
+        By this suite, and every gate is passed.
+    ``not established``
+        Nothing was found, but a gate is not passed: never to be read as private.
     """
-    if row["success_rate"] >= 0.5:
+    if max(row["success_rate"], row["identified_rate"]) >= 0.5:
         return "leaks"
-    if not row["established"]:
-        return "not established"
     if row["mse_median"] < row["baseline_mse"] or row["identified_rate"] > 0.1:
         return "partly leaks"
-    return "nothing found"
+    return "nothing found" if row["established"] else "not established"
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
@@ -156,56 +167,80 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 def print_results(results: pd.DataFrame, console: Console) -> None:
-    """Print the results, and why what is not established is not."""
-    console.print(terminal_table(results))
-    for _, row in results[results["verdict"] == "not established"].iterrows():
-        console.print(f"  {row['quantizer']}: not established, {row['doubt']}", style="dim")
+    """Print the results as wide as the console is, and why what is not established is not."""
+    console.print(terminal_table(results, console.width))
+    for _, row in results[~results["established"]].iterrows():
+        console.print(f"* {row['quantizer']}: not established, {row['doubt']}", highlight=False)
 
 
-def terminal_table(results: pd.DataFrame) -> Table:
-    """Lay the results out for a terminal of 100 columns."""
+def terminal_table(results: pd.DataFrame, width: int = 100) -> Table:
+    """Lay the results out for a terminal; below 100 columns without the lesser figures.
+
+    A star marks privacy figures that are not established: a better attack may find more.
+    """
     table = Table(
-        caption="Privacy: strongest attack, median over victims. A picture without features has "
-        f"MSE {_number(results['baseline_mse'].iloc[0])}.",
-        header_style="bold",
+        caption="Privacy figures: strongest attack, median over victims; a picture without "
+        f"features has MSE {_number(results['baseline_mse'].iloc[0], '{:.2g}')}.",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
     )
-    table.add_column("quantizer", overflow="fold")
-    for heading in ("test acc. %", "bytes", "MSE", "PSNR dB", "SSIM", "ident. %", "labels %"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("strongest", overflow="fold")
-    table.add_column("verdict")
-    for _, row in results.iterrows():
-        table.add_row(
-            row["quantizer"],
-            _spread(row["test_accuracy_mean"], row["test_accuracy_std"]),
-            _number(row["uplink_bytes_per_update"], "{:,.0f}"),
-            _number(row["mse_median"], "{:.2g}"),
-            _number(row["psnr_median"], "{:.1f}"),
-            _number(row["ssim_median"], "{:.2f}"),
-            _number(100 * row["identified_rate"], "{:.0f}"),
-            _number(100 * row["label_accuracy"], "{:.0f}"),
-            row["strongest_attack"],
-            row["verdict"],
-            style="dim" if row["verdict"] == "not established" else None,
+    cells = _terminal_cells(results)
+    if width < 100:
+        cells = cells.drop(columns=_LESSER_COLUMNS)
+    for heading in map(str, cells.columns):
+        wordy = heading in ("quantizer", "verdict", "attack")
+        table.add_column(
+            heading,
+            justify="left" if wordy else "right",
+            overflow="fold",
+            no_wrap=heading not in ("quantizer", "attack"),
+            min_width=18 if heading == "quantizer" else None,
         )
+    for row in cells.itertuples(index=False):
+        table.add_row(*row)
     return table
+
+
+_LESSER_COLUMNS = ["bits/par.", "SSIM", "label %", "attack"]
+
+
+def _terminal_cells(results: pd.DataFrame) -> pd.DataFrame:
+    def column(name: str, pattern: str, scale: float = 1) -> list[str]:
+        return [_number(scale * value, pattern) for value in results[name]]
+
+    spread = zip(results["test_accuracy_mean"], results["test_accuracy_std"], strict=True)
+    stars = ["" if established else "*" for established in results["established"]]
+    return pd.DataFrame(
+        {
+            "quantizer": results["quantizer"],
+            "test %": [_spread(*pair) for pair in spread],
+            "bytes": column("uplink_bytes_per_update", "{:,.0f}"),
+            "bits/par.": column("bits_per_parameter", "{:.2f}"),
+            "MSE": column("mse_median", "{:.1e}"),
+            "PSNR": column("psnr_median", "{:.1f}"),
+            "SSIM": column("ssim_median", "{:.2f}"),
+            "ident. %": column("identified_rate", "{:.0f}", 100),
+            "label %": column("label_accuracy", "{:.0f}", 100),
+            "attack": results["strongest_attack"],
+            "verdict": results["verdict"] + stars,
+        }
+    )
 
 
 def _utility(history: pd.DataFrame, parameters: int, seed: int) -> dict[str, object]:
     """Accuracy after the last round and bytes per update, over the seeds of one quantizer."""
     last = history.sort_values("round").groupby("seed")["accuracy"].last()
     low, high = bootstrap_interval(last.to_numpy()[:, None], mean, seed)
-    sums = history[["uplink_bytes", "entropy_coded_bytes"]].sum() / history["updates"].sum()
+    updates = history["updates"].sum()
+    sent = history["uplink_bytes"].sum() / updates if updates else np.nan
     return {
         "trials": len(last),
         "test_accuracy_mean": last.mean(),
         "test_accuracy_std": last.std(ddof=1),
         "test_accuracy_mean_low": low,
         "test_accuracy_mean_high": high,
-        "uplink_bytes_per_update": sums["uplink_bytes"],
-        "bits_per_parameter": 8 * sums["uplink_bytes"] / parameters,
-        "entropy_coded_bytes_per_update": sums["entropy_coded_bytes"],
+        "uplink_bytes_per_update": sent,
+        "bits_per_parameter": 8 * sent / parameters,
     }
 
 

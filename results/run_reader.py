@@ -1,0 +1,212 @@
+"""A finished or half-finished run as `results` reads it, with the truth derived again."""
+
+import logging
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fl_sim.data import private_batch
+from fl_sim.files import StoreError
+from fl_sim.observations import Observation, load_observations, round_path
+from fl_sim.reconstructions import Reconstruction, load_reconstructions, reconstruction_path
+from fl_sim.runs import RunFolder, attack_key
+from fl_sim.trials import Trial, trials_of
+from fl_sim.updates import flat_model
+from results.baselines import score_baselines
+from results.gates import SUCCESS_MSE, Truth, examine
+from results.scoring import score_batch
+from results.sizes import entropy_coded_bytes
+from results.tables import OBSERVATION, mark_strongest
+
+log = logging.getLogger("fl_sim.results")
+
+GALLERY_SIZE = 1000
+"""Public images among which a reconstruction must name its victim, at most."""
+
+_HISTORY_COLUMNS = ["quantizer", "seed", "round", "accuracy", "loss"]
+_HISTORY_COLUMNS += ["uplink_bytes", "updates", "dropped"]
+
+
+class Attacked(NamedTuple):
+    """One attack on one observed round of one trial; observations and guesses are paired."""
+
+    trial: Trial
+    round: int
+    attack: str
+    observations: list[Observation]
+    guesses: list[Reconstruction]
+
+
+class RunReader:
+    """What one run wrote, and the truth it does not hold.
+
+    Raises
+    ------
+    SettingsError
+        If the folder is not that of a run.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folder = RunFolder(root)
+        self.settings = self.folder.settings()
+        self.trials = trials_of(self.settings)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Elements of one update."""
+        return flat_model(self.trials[0].model_spec).layout.size
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """``history.csv``; empty before the first trial is trained."""
+        if not self.folder.history_file.exists():
+            return pd.DataFrame(columns=_HISTORY_COLUMNS)
+        return pd.read_csv(self.folder.history_file)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Score every attack on every victim: one row per reconstructed image and attack.
+
+        Columns: ``quantizer``, ``seed``, ``round``, ``partition``, ``attack``, those of
+        `results.scoring.score_batch`, ``recovered`` (MSE below `results.gates.SUCCESS_MSE`),
+        ``status`` and ``evaluations`` of the attack, those of `results.gates.examine`, and
+        ``strongest`` (see `results.tables.mark_strongest`).
+        """
+        frames = [self._score(attacked) for attacked in self.attacked()]
+        if not frames:
+            return pd.DataFrame(columns=_SCORE_COLUMNS).astype(_SCORE_TYPES)
+        scores = pd.concat(frames, ignore_index=True)
+        scores["strongest"] = mark_strongest(scores)
+        return scores
+
+    @cached_property
+    def baselines(self) -> pd.DataFrame:
+        """Score the baselines on every victim; the quantizers share their victims."""
+        victims = self.scores[OBSERVATION].drop_duplicates().sort_values(OBSERVATION)
+        frames = []
+        for seed, rows in victims.groupby("seed"):
+            trial = next(trial for trial in self.trials if trial.seed == seed)
+            truth = [
+                self.truth(trial, server_round, partition)[0]
+                for _, server_round, partition in rows.itertuples(index=False)
+            ]
+            frame = score_baselines(torch.cat(truth), self.gallery(trial))
+            batches = rows.loc[rows.index.repeat(trial.work.images)].reset_index(drop=True)
+            repeated = pd.concat([batches] * frame["baseline"].nunique(), ignore_index=True)
+            frame["image"] %= trial.work.images
+            frames.append(pd.concat([repeated, frame], axis=1))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def truth(self, trial: Trial, server_round: int, partition: int) -> tuple[Tensor, Tensor]:
+        """Return the private images and labels of one client in one round."""
+        return private_batch(trial.federation, trial.work, partition, server_round)
+
+    def gallery(self, trial: Trial) -> Tensor:
+        """Return the public images a reconstruction is held against."""
+        return trial.federation.splits.public.pixels(slice(GALLERY_SIZE))
+
+    @cached_property
+    def entropy_coded(self) -> dict[str, float]:
+        """Mean bytes of an observed update behind an entropy coder, by quantizer."""
+        sizes: dict[str, list[int]] = {}
+        for trial, _, observations in self.observed():
+            coded = [entropy_coded_bytes(seen.payload) for seen in observations]
+            sizes.setdefault(trial.quantizer, []).extend(coded)
+        return {quantizer: fmean(coded) for quantizer, coded in sizes.items()}
+
+    def observed(self) -> Iterator[tuple[Trial, int, list[Observation]]]:
+        """Yield what the server saw, round by round of each trial."""
+        for trial in self.trials:
+            for server_round in self.settings.observed_rounds:
+                path = round_path(self.folder.observations, trial.name, server_round)
+                if path.exists():
+                    yield trial, server_round, load_observations(path)
+
+    def attacked(self) -> Iterator[Attacked]:
+        """Yield every attack of the study that has been carried out and still stands."""
+        for trial, server_round, observations in self.observed():
+            of_partition = {seen.partition: seen for seen in observations}
+            for attack in self.settings.audit.attacks:
+                guesses = self.reconstructions(trial, attack, server_round)
+                if guesses:
+                    seen = [of_partition[guess.partition] for guess in guesses]
+                    yield Attacked(trial, server_round, attack, seen, guesses)
+
+    def reconstructions(self, trial: Trial, attack: str, server_round: int) -> list[Reconstruction]:
+        """Return what an attack made of a round; nothing where it is missing or stale."""
+        root = self.folder.reconstructions
+        path = reconstruction_path(root, trial.name, attack, server_round)
+        if not path.exists():
+            return []
+        try:
+            guesses, key = load_reconstructions(path)
+        except StoreError as error:
+            log.warning("%s; it is left out", error)
+            return []
+        return guesses if key == attack_key(trial, self.settings, attack) else []
+
+    def victim(self, row: "pd.Series") -> Tensor:
+        """Return the private image ``(C, H, W)`` of a row of scores."""
+        trial = next(trial for trial in self.trials if trial.seed == row["seed"])
+        return self.truth(trial, row["round"], row["partition"])[0][row["image"]]
+
+    def guess(self, row: "pd.Series") -> Tensor:
+        """Return the reconstructed image ``(C, H, W)`` of a row of scores, not clamped."""
+        made = self._guesses[row["quantizer"], row["seed"], row["round"], row["attack"]]
+        return made[row["partition"]][row["guess"]]
+
+    @cached_property
+    def _guesses(self) -> dict[tuple[str, int, int, str], dict[int, Tensor]]:
+        """Reconstructed batches by quantizer, seed, round and attack, then by partition."""
+        return {
+            (a.trial.quantizer, a.trial.seed, a.round, a.attack): {
+                guess.partition: guess.images for guess in a.guesses
+            }
+            for a in self.attacked()
+        }
+
+    def _score(self, attacked: Attacked) -> pd.DataFrame:
+        trial, server_round = attacked.trial, attacked.round
+        batches = [self.truth(trial, server_round, guess.partition) for guess in attacked.guesses]
+        truth = Truth(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+        gates = examine(attacked.observations, attacked.guesses, truth)
+        gallery = self.gallery(trial)
+        frames = []
+        for number, guess in enumerate(attacked.guesses):
+            scores = score_batch(guess.images, guess.labels, *batches[number], gallery)
+            scores.insert(0, "quantizer", trial.quantizer)
+            scores.insert(1, "seed", trial.seed)
+            scores.insert(2, "round", server_round)
+            scores.insert(3, "partition", guess.partition)
+            scores.insert(4, "attack", guess.attack)
+            scores["recovered"] = scores["mse"] < SUCCESS_MSE
+            scores["status"], scores["evaluations"] = guess.status, guess.evaluations
+            for gate in gates:
+                scores[gate] = gates[gate].iloc[number]
+            frames.append(scores)
+        return pd.concat(frames, ignore_index=True)
+
+
+_SCORE_TYPES = {
+    "quantizer": "str",
+    "seed": "int64",
+    "round": "int64",
+    "partition": "int64",
+    "attack": "str",
+    "image": "int64",
+    "mse": "float64",
+    "psnr": "float64",
+    "ssim": "float64",
+    "correlation": "float64",
+    "identified": "bool",
+    "labels_recovered": "float64",
+    "recovered": "bool",
+    "strongest": "bool",
+}
+_SCORE_COLUMNS = list(_SCORE_TYPES)
