@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf, prod
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from attacker.labels import LabelStrategy, recover_labels
 from attacker.optimizers import LBFGS, Minimum, Objective, Optimizer
-from attacker.problems import Problems, group, select_cell
+from attacker.problems import Problems, group
 from attacker.starts import STARTS, label_logits
 from fl_sim.attack_loss import AttackLoss
 from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
+from fl_sim.quantizers.cell import Cell
 from fl_sim.reconstructions import Reconstruction, Status
 from fl_sim.updates import one_hot
 
@@ -43,9 +44,9 @@ class Attack:
     optimizer : Optimizer
         Minimises all problems of a batch at once.
     warmup : int
-        Evaluations of L-BFGS on the cosine distance before the optimizer starts. It does not see
-        the size of the update, which at trained weights is a thousand times smaller for a
-        well-classified image than for the random one an attack starts from.
+        Evaluations of L-BFGS before the optimizer starts, on the same loss but with every
+        candidate update rescaled to the size of the one observed: at trained weights that of a
+        well-classified image is a thousand times smaller than that of the start.
     restarts : int
         Most further starts for a problem whose payload is not yet explained.
     batch : int
@@ -132,8 +133,8 @@ class Attack:
         candidates = _Candidates.of(self.labels, problems, seed, attempt)
         points = candidates.join(images)
         if self.warmup:
-            direction = _objective(replace(self.loss, objective="cosine"), problems, candidates)
-            points = LBFGS(self.warmup).minimize(direction, points).points
+            resized = _objective(self.loss, problems, candidates, resize=True)
+            points = LBFGS(self.warmup).minimize(resized, points).points
         minimum = self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
         return _Solution.of(minimum, problems, candidates, self.warmup)
 
@@ -175,18 +176,32 @@ class _Candidates:
         return images, free.softmax(dim=-1)
 
 
-def _objective(loss: AttackLoss, problems: Problems, candidates: _Candidates) -> Objective:
+def _objective(
+    loss: AttackLoss, problems: Problems, candidates: _Candidates, *, resize: bool = False
+) -> Objective:
     """Return what the optimizer minimises: losses and gradients of points."""
+    left = problems  # those still in the batch; stacked anew only when one has left
 
     def evaluate(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal left
+        if len(index) != len(left):
+            left = problems.select(index)
         points = points.detach().requires_grad_()
         images, targets = candidates.split(points, index)
-        cell = select_cell(problems.cell, index)
-        losses = loss(images, problems.candidate(images, targets), cell)
+        updates, cell = left.candidate(images, targets), left.cell
+        losses = loss(images, _resized(updates, cell) if resize else updates, cell)
         (gradients,) = torch.autograd.grad(losses.sum(), points)
         return losses.detach(), gradients
 
     return evaluate
+
+
+def _resized(updates: Tensor, cell: Cell) -> Tensor:
+    """Scale updates ``(b, size)`` to the norm of the decoded one, which nearly all maps keep."""
+    tiny = torch.finfo(updates.dtype).tiny
+    size = updates.norm(dim=1, keepdim=True).clamp_min(tiny)
+    factor: Tensor = cell.center.norm(dim=1, keepdim=True) / size
+    return updates * factor
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,8 +29,8 @@ class Problems:
         Shared public facts of the clients' work.
     weights : Tensor
         ``(size,)`` weights all clients were given.
-    cell : Cell
-        Stacked cells of the payloads, ``(B, d)``.
+    cells : tuple[Cell, ...]
+        What each payload tells.
     keys : tuple[tuple[int, int], ...]
         Round and partition of each problem; the key of its random numbers.
     """
@@ -38,7 +38,7 @@ class Problems:
     model: ModelSpec
     work: LocalWork
     weights: Tensor
-    cell: Cell
+    cells: tuple[Cell, ...]
     keys: tuple[tuple[int, int], ...]
 
     @classmethod
@@ -50,7 +50,7 @@ class Problems:
             first.model,
             first.work,
             first.weights,
-            Cell.stack([quantizer.cell(o.payload) for o in observations]),
+            tuple(quantizer.cell(o.payload) for o in observations),
             tuple((o.round, o.partition) for o in observations),
         )
 
@@ -69,8 +69,14 @@ class Problems:
 
     def select(self, index: Tensor) -> "Problems":
         """Return the problems at ``index``."""
-        keys = tuple(self.keys[i] for i in index.tolist())
-        return replace(self, cell=select_cell(self.cell, index), keys=keys)
+        chosen = index.tolist()
+        cells = tuple(self.cells[i] for i in chosen)
+        return replace(self, cells=cells, keys=tuple(self.keys[i] for i in chosen))
+
+    @cached_property
+    def cell(self) -> Cell:
+        """The cells of all problems, stacked ``(B, d)``."""
+        return Cell.stack(self.cells)
 
     def candidate(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the updates ``(b, size)`` that candidate batches would give.
@@ -105,12 +111,6 @@ class Problems:
         noise = torch.rand(_NOISE_IMAGES, *self.model.shape, generator=generator)
         with torch.no_grad():
             return self.flat_model.logits(self.weights, noise).softmax(dim=-1).mean(dim=0)
-
-
-def select_cell(cell: Cell, index: Tensor) -> Cell:
-    """Return the cells at ``index`` of a stack."""
-    picked = {name: getattr(cell, name)[index] for name in ("center", "lower", "upper", "step")}
-    return replace(cell, **picked)
 
 
 def group(observations: Sequence[Observation]) -> Iterator[list[int]]:
