@@ -12,6 +12,7 @@ from fl_sim.quantizers.logarithmic import Log, Natural
 from fl_sim.quantizers.mixed import Mixed
 from fl_sim.quantizers.noise import DpGaussian, Gaussian, Laplace
 from fl_sim.quantizers.parameters import suggest
+from fl_sim.quantizers.payload import MAX_SPEC
 from fl_sim.quantizers.qsgd import QSGD, TernGrad
 from fl_sim.quantizers.rotation import Drive, Eden
 from fl_sim.quantizers.sign import ScaledSign, Sign
@@ -63,6 +64,8 @@ def parse_quantizer(spec: str) -> Quantizer:
     """
     text = spec.strip()
     try:
+        if len(text) > MAX_SPEC or not text.isascii():
+            raise ValueError(f"give at most {MAX_SPEC} ASCII characters.")
         if text.startswith(_FEEDBACK) and text.endswith(")"):
             return ErrorFeedback(_parse(text.removeprefix(_FEEDBACK).removesuffix(")")))
         return _parse(text)

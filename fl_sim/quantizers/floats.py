@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fl_sim.quantizers.base import Facts, Quantizer
 from fl_sim.quantizers.cell import Cell, resolvable_step, width_of
-from fl_sim.quantizers.groups import Groups, Scope
+from fl_sim.quantizers.groups import Groups, Scope, spans
+from fl_sim.quantizers.memory import empty
 from fl_sim.quantizers.payload import PayloadError
 from fl_sim.quantizers.wire import FLOAT, Reader, to_bytes
 from fl_sim.updates import Layout, Update
@@ -49,11 +50,14 @@ class Half(Quantizer):
 
     def _encode(self, update: Update, generator: torch.Generator) -> bytes:
         del generator
-        return to_bytes(cast_saturating(update.vector, self.dtype))
+        numbers = empty(update.layout.size, self.dtype, update.vector.device)
+        for span in spans(update.layout.size):
+            numbers[span] = cast_saturating(update.vector[span], self.dtype)
+        return to_bytes(numbers)
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
-        values = Reader(body).take(layout.size * 2).view(self.dtype).float()
-        return refuse_nonfinite(values)
+        numbers = Reader(body).take(layout.size * 2).view(self.dtype)
+        return refuse_nonfinite(empty(layout.size, torch.float32).copy_(numbers))
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
         center = self._decode(body, layout)
@@ -117,23 +121,31 @@ class Fp8(Quantizer):
         groups = Groups.of(update.layout, self.scope)
         largest = groups.largest_magnitude(update.vector)
         scale = largest / torch.finfo(self.dtype).max
-        scaled = update.vector / groups.expand(torch.where(scale > 0, scale, 1))
-        return to_bytes(scale, cast_saturating(scaled, self.dtype).view(torch.uint8))
+        divisor = torch.where(scale > 0, scale, 1)
+        numbers = empty(update.layout.size, self.dtype, update.vector.device)
+        for tile in groups.tiles():
+            x = update.vector[tile.span].view(tile.rows, -1) / divisor[tile.groups, None]
+            numbers[tile.span] = cast_saturating(x, self.dtype).view(-1)
+        return to_bytes(scale, numbers)
 
-    def _read(self, body: bytes, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return the scale and the number of the format of each element."""
+    def _read(self, body: bytes, layout: Layout) -> tuple[Groups, Tensor, Tensor]:
+        """Return the groups, the scale of each, and the number of the format of each element."""
         groups = Groups.of(layout, self.scope)
         reader = Reader(body)
-        scale = groups.expand(reader.magnitudes(groups.count))
-        return scale, reader.take(layout.size).view(self.dtype)
+        scale = reader.magnitudes(groups.count)
+        return groups, scale, reader.take(layout.size).view(self.dtype)
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
-        scale, numbers = self._read(body, layout)
-        return refuse_nonfinite(numbers.float() * scale)
+        groups, scale, numbers = self._read(body, layout)
+        vector = empty(layout.size, torch.float32).copy_(numbers)
+        for tile in groups.tiles():
+            vector[tile.span].view(tile.rows, -1).mul_(scale[tile.groups, None])
+        return refuse_nonfinite(vector)
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
         center = self._decode(body, layout)
-        scale, numbers = self._read(body, layout)
+        groups, scales, numbers = self._read(body, layout)
+        scale = groups.expand(scales)
         largest = torch.finfo(self.dtype).max
         lower, upper = (bound.clamp(-largest, largest) for bound in rounding_interval(numbers))
         width = (upper - lower) * scale
@@ -167,6 +179,6 @@ def rounding_interval(numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 def refuse_nonfinite(values: Tensor) -> Tensor:
     """Return ``values``, or raise `PayloadError` if one is not finite."""
-    if not bool(values.isfinite().all()):
+    if values.numel() and not bool(torch.stack(values.aminmax()).isfinite().all()):
         raise PayloadError("The payload holds a value that is not finite.")
     return values

@@ -23,6 +23,12 @@ class Tile(NamedTuple):
     rows: int
 
 
+def spans(size: int) -> Iterator[slice]:
+    """Cut a vector into pieces for which several operations in a row stay in cache."""
+    for start in range(0, size, _TILE):
+        yield slice(start, min(start + _TILE, size))
+
+
 @dataclass(frozen=True)
 class Groups:
     """Consecutive runs of equal groups: ``(rows, width)`` is ``rows`` groups of ``width``."""
@@ -83,6 +89,6 @@ class Groups:
                 height = min(at_once, rows - row)
                 groups = slice(group + row, group + row + height)
                 first, last = start + row * width, start + (row + height) * width
-                for at in range(first, last, _TILE):
-                    yield Tile(slice(at, min(at + _TILE, last)), groups, height)
+                for span in spans(last - first):
+                    yield Tile(slice(first + span.start, first + span.stop), groups, height)
             start, group = start + rows * width, group + rows

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,8 @@ from fl_sim.quantizers.groups import Groups, Scope
 from fl_sim.quantizers.packing import code_bits, pack, packed_size
 from fl_sim.quantizers.parameters import within
 from fl_sim.quantizers.payload import PayloadError
-from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, to_bytes
+from fl_sim.quantizers.tables import find_codes, look_up
+from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
 from fl_sim.updates import Layout, Update
 
 _ITERATIONS = 100
@@ -53,14 +55,15 @@ class KMeans(Quantizer):
     def _encode(self, update: Update, generator: torch.Generator) -> bytes:
         del generator
         books = []
-        codes = []
-        kind = torch.uint8 if self.clusters <= 256 else torch.int32
+        codes = codes_buffer(update.layout.size, self.clusters, update.vector.device)
         views = self._groups(update.layout).views(update.vector)
+        start = 0
         for view, entries in zip(views, self._entries(update.layout), strict=True):
             book = fit_codebook(view[0], entries)
             books.append(book)
-            codes.append(torch.bucketize(view[0], midpoints(book)).to(kind))
-        return to_bytes(*books, pack(torch.cat(codes), code_bits(self.clusters)))
+            find_codes(view[0], midpoints(book), codes[start : start + view.numel()])
+            start += view.numel()
+        return to_bytes(*books, pack(codes, code_bits(self.clusters)))
 
     def _read(self, body: bytes, layout: Layout) -> list[tuple[Tensor, Tensor]]:
         """Return codebook and codes of each tensor."""
@@ -76,7 +79,7 @@ class KMeans(Quantizer):
         return tensors
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
-        return torch.cat([book[codes.int()] for book, codes in self._read(body, layout)])
+        return torch.cat([look_up(book, codes) for book, codes in self._read(body, layout)])
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
         center, lower, upper = [], [], []
@@ -103,7 +106,7 @@ def fit_codebook(values: Tensor, entries: int) -> Tensor:
     Sums over a cluster are differences of prefix sums over the sorted values, so an iteration
     costs a search of ``entries`` edges, whatever ``n``.
     """
-    ordered = values.sort().values.double()
+    ordered = _sorted(values).double()
     sums = torch.nn.functional.pad(ordered.cumsum(0), (1, 0))
     starts = torch.arange(entries + 1, device=values.device) * len(ordered) // entries
     book = _centroids(sums, starts, ordered[starts[:-1]])
@@ -112,6 +115,12 @@ def fit_codebook(values: Tensor, entries: int) -> Tensor:
         starts[1:-1] = inside
         book = _centroids(sums, starts, book)
     return book.float()
+
+
+def _sorted(values: Tensor) -> Tensor:
+    if values.device.type != "cpu":
+        return values.sort().values
+    return torch.from_numpy(np.sort(values.numpy()))  # vectorised, ten times faster than torch's
 
 
 def midpoints(book: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from torch import Tensor
 from fl_sim.quantizers.base import Quantizer
 from fl_sim.quantizers.cell import Cell, usable_step
 from fl_sim.quantizers.groups import Groups
+from fl_sim.quantizers.memory import empty
 from fl_sim.quantizers.packing import code_bits, pack, packed_size
 from fl_sim.quantizers.payload import PayloadError
-from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, to_bytes
+from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
 from fl_sim.updates import Layout, Update
 
 MAX_BITS = 16  # finer lattices would claim more than float32 arithmetic resolves
@@ -73,11 +74,7 @@ class Lattice(Quantizer):
         anchor, step = self._lattice(side)
         # A step of 0 gets the reciprocal 0: every code of a constant group is then the anchor's.
         per_step = torch.where(step > 0, step.reciprocal(), 0).clamp_max(_LARGEST)
-        codes = torch.empty(
-            update.layout.size,
-            dtype=torch.uint8 if self.code_levels <= 256 else torch.int32,
-            device=update.vector.device,
-        )
+        codes = codes_buffer(update.layout.size, self.code_levels, update.vector.device)
         for tile in groups.tiles():
             x = update.vector[tile.span].view(tile.rows, -1)
             place = (x - anchor[tile.groups, None]).mul_(per_step[tile.groups, None])
@@ -108,7 +105,7 @@ class Lattice(Quantizer):
 
     def _values(self, side: Tensor, codes: Tensor, layout: Layout) -> Tensor:
         anchor, step = self._lattice(side)
-        vector = torch.empty(layout.size)
+        vector = empty(layout.size, torch.float32)
         for tile in self._groups(layout).tiles():
             values = vector[tile.span].view(tile.rows, -1)
             values.copy_(codes[tile.span].view(tile.rows, -1))

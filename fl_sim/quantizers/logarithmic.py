@@ -9,11 +9,12 @@ from torch import Tensor
 
 from fl_sim.quantizers.base import Facts, Quantizer
 from fl_sim.quantizers.cell import Cell, resolvable_step
-from fl_sim.quantizers.groups import Groups, Scope
+from fl_sim.quantizers.groups import Groups, Scope, spans
 from fl_sim.quantizers.packing import pack, packed_size
 from fl_sim.quantizers.parameters import show, within
 from fl_sim.quantizers.payload import PayloadError
-from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, to_bytes
+from fl_sim.quantizers.tables import look_up
+from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
 from fl_sim.updates import Layout, Update
 
 
@@ -55,44 +56,52 @@ class Log(Quantizer):
         del generator
         groups = Groups.of(update.layout, self.scope)
         largest = groups.largest_magnitude(update.vector)
-        share = update.vector.abs() / groups.expand(torch.where(largest > 0, largest, 1))
-        exponent = (share.log() / -log(self.base)).round_().clamp_(0, self._powers)
-        rank = self._powers - exponent
-        codes = (rank * update.vector.sign() + self._powers).int()
-        packed = pack(codes.to(torch.uint8) if self.bits <= 8 else codes, self.bits)
-        return to_bytes(largest, packed)
+        divisor = torch.where(largest > 0, largest, 1)
+        codes = codes_buffer(update.layout.size, 1 << self.bits, update.vector.device)
+        for tile in groups.tiles():
+            x = update.vector[tile.span].view(tile.rows, -1)
+            share = x.abs().div_(divisor[tile.groups, None])
+            exponent = share.log_().mul_(-1 / log(self.base)).round_().clamp_(0, self._powers)
+            rank = exponent.neg_().add_(self._powers).mul_(x.sign())
+            codes[tile.span] = rank.add_(self._powers).view(-1)
+        return to_bytes(largest, pack(codes, self.bits))
 
-    def _read(self, body: bytes, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return the scale of each element, and its signed rank: 0 for zero."""
+    def _read(self, body: bytes, layout: Layout) -> tuple[Groups, Tensor, Tensor]:
+        """Return the groups, the scale of each, and the code of each element."""
         groups = Groups.of(layout, self.scope)
         reader = Reader(body)
-        scale = groups.expand(reader.magnitudes(groups.count))
-        codes = reader.codes(layout.size, 2 * self._powers + 1)
-        return scale, codes.int() - self._powers
+        scale = reader.magnitudes(groups.count)
+        return groups, scale, reader.codes(layout.size, 2 * self._powers + 1)
 
-    def _power(self, rank: Tensor) -> Tensor:
-        return torch.exp((rank - self._powers) * log(self.base)).float()
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Return the value of each code and the edges around the codes, for a scale of 1."""
+        ranks = torch.arange(1, self._powers + 1, dtype=torch.float64)
+        powers = torch.exp((ranks - self._powers) * log(self.base))
+        edges = torch.exp((ranks - 0.5 - self._powers) * log(self.base))
+        one = powers[-1:]
+        values = torch.cat([-powers.flip(0), torch.zeros_like(one), powers])
+        return values.float(), torch.cat([-one, -edges.flip(0), edges, one]).float()
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
-        scale, rank = self._read(body, layout)
-        return rank.sign() * self._power(rank.abs().double()) * scale
+        groups, scale, codes = self._read(body, layout)
+        values, _ = self._tables()
+        vector = look_up(values, codes)
+        for tile in groups.tiles():
+            vector[tile.span].view(tile.rows, -1).mul_(scale[tile.groups, None])
+        return vector
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
-        scale, rank = self._read(body, layout)
+        groups, scales, codes = self._read(body, layout)
+        _, edges = self._tables()
+        scale, which = groups.expand(scales), codes.long()
         center = self._decode(body, layout)
-        size = rank.abs().double()
-        inner = torch.where(rank == 0, -1, self._power(size - 0.5)) * scale
-        outer = self._power(size + 0.5).clamp_max(1) * scale
-        inner = torch.where(rank == 0, -outer, inner)
-        lower = torch.where(rank < 0, -outer, inner)
-        upper = torch.where(rank < 0, -inner, outer)
+        lower, upper = edges[which] * scale, edges[which + 1] * scale
         step = resolvable_step(upper - lower, center, layout)
         return Cell(center, lower, upper, step, layout.sizes)
 
     def _symbols(self, body: bytes, layout: Layout) -> bytes:
-        scales = Groups.of(layout, self.scope).count * FLOAT
-        _, rank = self._read(body, layout)
-        return body[:scales] + to_bytes(*byte_planes(rank + self._powers, 1 << self.bits))
+        _, scale, codes = self._read(body, layout)
+        return to_bytes(scale, *byte_planes(codes, 1 << self.bits))
 
 
 @dataclass(frozen=True)
@@ -113,25 +122,25 @@ class Natural(Quantizer):
         return packed_size(layout.size, 9)
 
     def _encode(self, update: Update, generator: torch.Generator) -> bytes:
-        bits = update.vector.contiguous().view(torch.int32)
-        below = (bits >> 23) & 0xFF
-        chance = torch.randint(
-            1 << 23, bits.shape, generator=generator, device=bits.device, dtype=torch.int32
-        )
-        exponent = (below + (chance < (bits & 0x7FFFFF))).clamp_max(254)
-        return to_bytes(pack(exponent | ((bits < 0).int() << 8), 9))
+        codes = codes_buffer(update.layout.size, 1 << 9, update.vector.device)
+        for span in spans(update.layout.size):
+            bits = update.vector[span].view(torch.int32)
+            chance = torch.empty_like(bits).random_(1 << 23, generator=generator)
+            exponent = (bits >> 23).bitwise_and_(0xFF).add_(chance < (bits & 0x7FFFFF))
+            codes[span] = exponent.clamp_max_(254).bitwise_or_((bits < 0).int() << 8)
+        return to_bytes(pack(codes, 9))
 
     def _read(self, body: bytes, layout: Layout) -> tuple[Tensor, Tensor]:
         """Return the sign, +1 or -1, and the exponent field of each element."""
         codes = Reader(body).codes(layout.size, 1 << 9)
         exponent = codes & 0xFF
-        if bool((exponent == 255).any()):
+        if exponent.numel() and int(exponent.max()) == 255:
             raise PayloadError("The payload holds a value that is not finite.")
         return 1 - 2 * (codes >> 8), exponent
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
         sign, exponent = self._read(body, layout)
-        return sign * (exponent << 23).view(torch.float32)
+        return (exponent << 23).view(torch.float32).mul_(sign)
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
         sign, exponent = self._read(body, layout)

@@ -62,8 +62,8 @@ class Mixed(Quantizer):
         pairs = [item.partition("=")[::2] for item in text.split(",")]
         rules = [(name, bits) for name, bits in pairs if name != "of"]
         for name, bits in rules:
-            if not bits.isdecimal():
-                raise ValueError(f"{name}={bits} is not a whole number of bits.")
+            if not name or not bits.isdecimal():
+                raise ValueError("write layer=bits,...,rest=bits, e.g. mixed:first=8,rest=2.")
         family = dict(pairs).get("of", "uniform")
         return cls(tuple((name, int(bits)) for name, bits in rules), family)
 

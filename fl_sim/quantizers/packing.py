@@ -8,6 +8,8 @@ the lowest bits of its first byte, and the planes follow one another; see docs/p
 import torch
 from torch import Tensor
 
+from fl_sim.quantizers.memory import empty
+
 MAX_BITS = 31
 _CHUNK = 1 << 17  # codes handled at a time: what a core's own cache holds
 
@@ -41,14 +43,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Tensor
         ``(packed_size(n, bits),)`` uint8.
     """
-    planes = []
-    shift = 0
+    packed = empty(packed_size(codes.numel(), bits), torch.uint8, codes.device)
+    at = shift = 0
     for width in _widths(bits):
-        whole = bits == width
-        plane = codes if whole else ((codes >> shift) & ((1 << width) - 1)).to(torch.uint8)
-        planes.append(_fold(plane, width))
-        shift += width
-    return planes[0] if len(planes) == 1 else torch.cat(planes)
+        size = packed_size(codes.numel(), width)
+        _fold(codes, shift, width, packed[at : at + size])
+        at, shift = at + size, shift + width
+    return packed
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -61,17 +62,12 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """
     if packed.numel() != packed_size(count, bits):
         raise PackingError(f"{count} codes of {bits} bits do not fill {packed.numel()} bytes.")
-    widths = _widths(bits)
-    planes = torch.split(packed, [packed_size(count, width) for width in widths])
-    if len(widths) == 1:
-        return _unfold(planes[0], widths[0], count)
-    codes = torch.zeros(
-        count, dtype=torch.uint8 if bits <= 8 else torch.int32, device=packed.device
-    )
-    shift = 0
-    for plane, width in zip(planes, widths, strict=True):
-        codes |= _unfold(plane, width, count).to(codes.dtype) << shift
-        shift += width
+    codes = empty(count, torch.uint8 if bits <= 8 else torch.int32, packed.device)
+    at = shift = 0
+    for width in _widths(bits):
+        size = packed_size(count, width)
+        _unfold(packed[at : at + size], width, shift, codes)
+        at, shift = at + size, shift + width
     return codes
 
 
@@ -111,40 +107,41 @@ def _widths(bits: int) -> tuple[int, ...]:
     return (8,) * (bits // 8) + powers
 
 
-def _fold(codes: Tensor, width: int) -> Tensor:
-    """Pack uint8 codes of 1, 2, 4 or 8 bits by halving: an int16 merges into a byte."""
-    if width == 8:
-        return codes.to(torch.uint8)
+def _fold(codes: Tensor, shift: int, width: int, packed: Tensor) -> None:
+    """Pack ``width`` bits of each code, from ``shift`` up: two bytes merge to one."""
     per_byte = 8 // width
-    packed = torch.empty(-(-codes.numel() // per_byte), dtype=torch.uint8, device=codes.device)
     for start in range(0, codes.numel(), _CHUNK):
-        chunk = codes[start : start + _CHUNK]
-        if chunk.numel() % per_byte:
-            chunk = torch.nn.functional.pad(chunk, (0, -chunk.numel() % per_byte))
+        plane = codes[start : start + _CHUNK]
+        if plane.dtype != torch.uint8 or shift:
+            plane = plane >> shift
+        plane = (plane & ((1 << width) - 1)).to(torch.uint8)
+        if plane.numel() % per_byte:
+            plane = torch.nn.functional.pad(plane, (0, -plane.numel() % per_byte))
         bits = width
         while bits < 8:
-            pairs = chunk.view(torch.int16)
-            chunk = (pairs >> (8 - bits)).bitwise_or_(pairs).to(torch.uint8)
+            pairs = plane.view(torch.int16)
+            plane = (pairs >> (8 - bits)).bitwise_or_(pairs).to(torch.uint8)
             bits *= 2
-        packed[start // per_byte :][: chunk.numel()] = chunk
-    return packed
+        packed[start // per_byte :][: plane.numel()] = plane
 
 
-def _unfold(packed: Tensor, width: int, count: int) -> Tensor:
-    """Undo `_fold` by doubling: a byte spreads over an int16."""
-    if width == 8:
-        return packed
-    per_byte = 8 // width
-    codes = torch.empty(packed.numel() * per_byte, dtype=torch.uint8, device=packed.device)
-    for start in range(0, packed.numel(), _CHUNK // per_byte):
-        chunk = packed[start : start + _CHUNK // per_byte]
+def _unfold(packed: Tensor, width: int, shift: int, codes: Tensor) -> None:
+    """Undo `_fold` by doubling, a byte spreads over an int16; other bits of ``codes`` stay."""
+    step = _CHUNK * width // 8
+    for start in range(0, packed.numel(), step):
+        plane = packed[start : start + step]
         bits = 8
         while bits > width:
             bits //= 2
-            pairs = chunk.to(torch.int16)
+            pairs = plane.to(torch.int16)
             mask = ((1 << bits) - 1) * 0x0101
-            chunk = (pairs << (8 - bits)).bitwise_or_(pairs).bitwise_and_(mask).view(torch.uint8)
-        codes[start * per_byte :][: chunk.numel()] = chunk
-    if bool(codes[count:].any()):
-        raise PackingError("A bit of the padding is set.")
-    return codes[:count]
+            plane = (pairs << (8 - bits)).bitwise_or_(pairs).bitwise_and_(mask).view(torch.uint8)
+        target = codes[start * 8 // width :][: plane.numel()]
+        if target.numel() < plane.numel():
+            if bool(plane[target.numel() :].any()):
+                raise PackingError("A bit of the padding is set.")
+            plane = plane[: target.numel()]
+        if shift:
+            target |= plane.to(codes.dtype) << shift
+        else:
+            target.copy_(plane)

@@ -8,7 +8,7 @@ from functools import cached_property
 from fl_sim.updates import Layout
 
 VERSION = 1
-_MAX_SPEC = 255
+MAX_SPEC = 255
 _CHECKSUM = struct.Struct("<I")
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from fl_sim.quantizers.base import Facts, Quantizer
 from fl_sim.quantizers.cell import Cell, usable_step, width_of
-from fl_sim.quantizers.packing import pack, packed_size
+from fl_sim.quantizers.memory import empty
+from fl_sim.quantizers.packing import pack, packed_size, unpack
 from fl_sim.quantizers.parameters import within
 from fl_sim.quantizers.sign import half_lines
-from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, to_bytes
+from fl_sim.quantizers.tables import find_codes, look_up
+from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
 from fl_sim.updates import Layout, Update
 
 _SEED = 8  # bytes of the seed on the wire
@@ -40,8 +42,9 @@ class Rotation:
     def of(cls, seed: int, size: int, device: torch.device | str = "cpu") -> "Rotation":
         """Return the rotation a seed stands for, the same on every device."""
         generator = torch.Generator().manual_seed(seed)
-        coins = torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8)
-        return cls((2 * coins - 1).float().to(device))
+        coins = torch.empty(-(-size // 8), dtype=torch.uint8).random_(256, generator=generator)
+        signs = empty(coins.numel() * 8, torch.float32).copy_(unpack(coins, 1, coins.numel() * 8))
+        return cls(signs.mul_(2).sub_(1)[:size].to(device))
 
     def __call__(self, update: Tensor) -> Tensor:
         """Rotate ``(..., n)``."""
@@ -79,8 +82,8 @@ class Rotated(Quantizer):
         """Return the side information, ``(floats,)``, and uint8 codes."""
 
     @abstractmethod
-    def _bounds(self, side: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return center, lower and upper bound of each rotated element."""
+    def _tables(self, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return center, lower and upper bound of what each code stands for."""
 
     def body_size(self, layout: Layout) -> int:
         """Return seed, scales and codes, in bytes."""
@@ -104,12 +107,11 @@ class Rotated(Quantizer):
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
         rotation, side, codes = self._read(body, layout)
-        center, _, _ = self._bounds(side, codes)
-        return rotation.invert(center)
+        return rotation.invert(look_up(self._tables(side)[0], codes))
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
         rotation, side, codes = self._read(body, layout)
-        center, lower, upper = self._bounds(side, codes)
+        center, lower, upper = (look_up(table, codes) for table in self._tables(side))
         step = usable_step(width_of(center, lower, upper))
         return Cell(center, lower, upper, step, (layout.size,), transform=rotation)
 
@@ -148,8 +150,8 @@ class Drive(Rotated):
         scale = unbiased if self.scale == "unbiased" else total / rotated.numel()
         return scale.view(1), (rotated >= 0).view(torch.uint8)
 
-    def _bounds(self, side: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        center = (2 * codes.float() - 1) * side
+    def _tables(self, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        center = torch.cat([-side, side])
         return center, *half_lines(center)
 
 
@@ -180,21 +182,21 @@ class Eden(Rotated):
         book, edges = (part.to(rotated.device) for part in lloyd_max(self.bits))
         size = torch.linalg.vector_norm(rotated)
         unit = size / sqrt(max(1, rotated.numel()))
-        codes = torch.bucketize(rotated, edges * unit)
-        agreement = rotated @ book[codes]
+        codes = codes_buffer(rotated.numel(), 1 << self.bits, rotated.device)
+        find_codes(rotated, edges * unit, codes)
+        agreement = rotated @ look_up(book, codes)
         scale = torch.where(agreement > 0, size**2 / agreement, 0)
-        return torch.stack([scale, unit]), codes.to(torch.uint8)
+        return torch.stack([scale, unit]), codes
 
-    def _bounds(self, side: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _tables(self, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         book, edges = lloyd_max(self.bits)
         scale, unit = side
         far = edges.new_tensor([torch.inf])
-        which = codes.int()
-        lower = torch.cat([-far, edges * unit])[which]
-        upper = torch.cat([edges * unit, far])[which]
+        lower = torch.cat([-far, edges * unit])
+        upper = torch.cat([edges * unit, far])
         # The unbiased scale is a little above the unit; on vectors of a few elements it can push
         # an estimate over the edge of its own cell, where no update it could stand for lies.
-        return torch.clamp(book[which] * scale, lower, upper), lower, upper
+        return torch.clamp(book * scale, lower, upper), lower, upper
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fl_sim.quantizers.base import Facts, Quantizer
 from fl_sim.quantizers.cell import Cell, usable_step
 from fl_sim.quantizers.groups import Groups, Scope
+from fl_sim.quantizers.memory import empty
 from fl_sim.quantizers.packing import pack, packed_size
 from fl_sim.quantizers.wire import FLOAT, Reader, to_bytes
 from fl_sim.updates import Layout, Update
@@ -82,12 +83,13 @@ class ScaledSign(Quantizer):
 
 def pack_signs(vector: Tensor) -> Tensor:
     """Pack one bit an element: 1 where it is not negative."""
-    return pack((vector >= 0).view(torch.uint8), 1)
+    signs = empty(vector.numel(), torch.bool, vector.device)
+    return pack(torch.ge(vector, 0, out=signs).view(torch.uint8), 1)
 
 
 def read_signs(reader: Reader, count: int) -> Tensor:
     """Return ``(count,)`` values +1 and -1."""
-    return reader.codes(count, 2).float().mul_(2).sub_(1)
+    return empty(count, torch.float32).copy_(reader.codes(count, 2)).mul_(2).sub_(1)
 
 
 def half_lines(center: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fl_sim.quantizers.memory import empty
 from fl_sim.quantizers.packing import (
     PackingError,
     code_bits,
@@ -20,7 +22,12 @@ FLOAT = 4  # bytes of a float32
 
 def to_bytes(*parts: Tensor) -> bytes:
     """Concatenate the little-endian bytes of contiguous tensors."""
-    return b"".join(part.contiguous().view(torch.uint8).cpu().numpy().tobytes() for part in parts)
+    return b"".join(part.contiguous().view(torch.uint8).cpu().numpy().data for part in parts)
+
+
+def codes_buffer(size: int, levels: int, device: torch.device) -> Tensor:
+    """Return an uninitialised buffer for codes below ``levels``, of the type `pack` takes."""
+    return empty(size, torch.uint8 if levels <= 256 else torch.int32, device)
 
 
 def byte_planes(codes: Tensor, levels: int) -> list[Tensor]:
@@ -33,7 +40,8 @@ class Reader:
     """Reads a body of known size from front to back."""
 
     def __init__(self, body: bytes) -> None:
-        self._bytes = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        self._bytes = empty(len(body), torch.uint8)
+        self._bytes.numpy()[:] = np.frombuffer(body, dtype=np.uint8)
         self._at = 0
 
     def take(self, size: int) -> Tensor:
