@@ -92,7 +92,7 @@ class TrainingSettings(_Section):
     """The federated optimization; the same for accuracy and for privacy."""
 
     update: UpdateKind = Field("gradient", description="gradient (FedSGD) or delta (FedAvg).")
-    rounds: int = Field(100, ge=1, description="Training rounds.")
+    rounds: int = Field(200, ge=1, description="Training rounds.")
     batch_size: int = Field(1, ge=1, description="Images in a client's batch.")
     fraction_train: float = Field(1.0, gt=0, le=1, description="Share of clients in a round.")
     local_learning_rate: float = Field(0.1, gt=0, description="Step size of local SGD (delta).")
@@ -100,8 +100,8 @@ class TrainingSettings(_Section):
     local_batches: int | None = Field(
         None, ge=1, description="Distinct batches in a round; the local steps cycle through them."
     )
-    server_optimizer: Literal["sgd", "adam"] = Field("sgd", description="Server optimizer.")
-    server_learning_rate: float = Field(0.05, gt=0, description="Step size of the server.")
+    server_optimizer: Literal["sgd", "adam"] = Field("adam", description="Server optimizer.")
+    server_learning_rate: float = Field(0.003, gt=0, description="Step size of the server.")
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the server's SGD.")
     timeout: float = Field(600.0, gt=0, description="Seconds to wait for the replies of a round.")
 
