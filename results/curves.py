@@ -48,8 +48,9 @@ def draw_curve(results: pd.DataFrame, path: Path) -> None:
     points = results.dropna(subset=["test_accuracy_mean", "mse_median"]).copy()
     for column in points.columns[points.columns.str.contains("mse")]:
         points[column] = points[column].clip(lower=VISIBLE_MSE)
-    figure = Figure(figsize=(8.5, 5), dpi=150)
-    axes = figure.add_axes((0.08, 0.11, 0.68, 0.83))
+    room = 1 + max(0, len(points) - 12) / 40  # more labels need more room
+    figure = Figure(figsize=(8.5 * room, 5 * room), dpi=150)
+    axes = figure.add_axes((0.08, 0.11, 0.66, 0.83))
     axes.set_xscale("log")
     axes.set_xlabel("reconstruction MSE of the strongest attack, median over victims (log)")
     axes.set_ylabel("test accuracy (%)")
@@ -57,6 +58,8 @@ def draw_curve(results: pd.DataFrame, path: Path) -> None:
     axes.set_title("← recovered", loc="left", fontsize=9, color="#444444")
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+    if len(points):
+        _set_limits(axes, points)
     areas = marker_areas(points["uplink_bytes_per_update"])
     for (_, row), area in zip(points.iterrows(), areas, strict=True):
         _draw_point(axes, row, float(area))
@@ -84,6 +87,17 @@ def save_figure(figure: Figure, path: Path) -> None:
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     figure.savefig(stream, format=kind, metadata=metadata.get(kind))
     write_bytes(path, stream.getvalue())
+
+
+def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
+    """Leave room around every point, bar and arrow for the labels."""
+    columns = ["mse_median", "mse_median_low", "mse_median_high", "naive_mse_median"]
+    errors = points[[*columns, "baseline_mse"]]
+    axes.set_xlim(errors.min(axis=None) / 2, errors.max(axis=None) * 2)
+    accuracy, spread = points["test_accuracy_mean"], points["test_accuracy_std"].fillna(0)
+    low, high = 100 * (accuracy - spread).min(), 100 * (accuracy + spread).max()
+    margin = max(0.5, 0.1 * (high - low))
+    axes.set_ylim(low - margin, high + margin)
 
 
 def _draw_point(axes: Axes, row: "pd.Series", area: float) -> None:
@@ -125,14 +139,16 @@ def _draw_labels(axes: Axes, points: pd.DataFrame) -> None:
         axes.text(mse, accuracy, name, fontsize=7.5, zorder=4)
         for mse, accuracy, name in zip(x, y, points["quantizer"], strict=True)
     ]
-    axes.figure.canvas.draw()  # labels are moved in the final layout
+    bars = [points[column] for column in ("mse_median_low", "mse_median_high", "naive_mse_median")]
     adjust_text(
         texts,
-        x=x,
-        y=y,
+        x=np.concatenate([x, *bars]),
+        y=np.tile(y, 1 + len(bars)),
         ax=axes,
         iter_lim=500,
-        expand=(1.15, 1.6),
+        expand=(1.1, 2.0),
+        force_text=(0.2, 0.5),
+        force_static=(0.1, 0.5),
         arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.5},
     )
 
@@ -164,7 +180,7 @@ def _draw_legends(axes: Axes, points: pd.DataFrame) -> None:
     axes.figure.legend(
         handles=handles,
         loc="upper left",
-        bbox_to_anchor=(0.77, 0.96),
+        bbox_to_anchor=(0.75, 0.96),
         fontsize=7.5,
         frameon=False,
         labelspacing=1.1,

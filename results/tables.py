@@ -173,8 +173,8 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
         console.print(f"* {row['quantizer']}: not established, {row['doubt']}", highlight=False)
 
 
-def terminal_table(results: pd.DataFrame, width: int = 100) -> Table:
-    """Lay the results out for a terminal; below 100 columns without the lesser figures.
+def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
+    """Lay the results out for a terminal; below 116 columns without the lesser figures.
 
     A star marks privacy figures that are not established: a better attack may find more.
     """
@@ -185,7 +185,7 @@ def terminal_table(results: pd.DataFrame, width: int = 100) -> Table:
         box=box.SIMPLE_HEAD,
     )
     cells = _terminal_cells(results)
-    if width < 100:
+    if width < 116:
         cells = cells.drop(columns=_LESSER_COLUMNS)
     for heading in map(str, cells.columns):
         wordy = heading in ("quantizer", "verdict", "attack")
