@@ -14,7 +14,7 @@ from fl_sim.updates import Layout, Update
 
 @dataclass(frozen=True)
 class ErrorFeedback(Quantizer):
-    """``p = update + e``; send ``Q(p)``; ``e = p - decode(Q(p))``.
+    """Send ``Q(p)``, ``p = update + e``, and keep ``e = p - decode(Q(p))`` for the next round.
 
     The residual ``e`` is the client's alone, so a payload's cell is that of ``p``, not of the
     update; sums of updates over rounds are known up to the last residual.

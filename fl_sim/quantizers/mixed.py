@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixed(Quantizer):
-    """``mixed:first=8,last=8,*.bias=16,rest=2``: bits per layer, first matching rule wins.
+    """Bits per layer or tensor by rules such as ``first=8,*.bias=16,rest=2``; the first match wins.
 
     ``first`` and ``last`` are the first and last layer (weight and bias), any other name is a
     shell pattern of tensor names, ``rest`` comes last and is required. ``of=absmax`` chooses a
