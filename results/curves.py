@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from adjustText import adjust_text
+from adjustText import adjust_text  # type: ignore[import-untyped]
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -85,15 +86,16 @@ def save_figure(figure: Figure, path: Path) -> None:
     stream = io.BytesIO()
     kind = path.suffix.removeprefix(".")
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    figure.savefig(stream, format=kind, metadata=metadata.get(kind))
+    with rc_context({"svg.hashsalt": "fl_sim"}):
+        figure.savefig(stream, format=kind, metadata=metadata.get(kind))
     write_bytes(path, stream.getvalue())
 
 
 def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
     """Leave room around every point, bar and arrow for the labels."""
     columns = ["mse_median", "mse_median_low", "mse_median_high", "naive_mse_median"]
-    errors = points[[*columns, "baseline_mse"]]
-    axes.set_xlim(errors.min(axis=None) / 2, errors.max(axis=None) * 2)
+    errors = points[[*columns, "baseline_mse"]].to_numpy(dtype=np.float64)
+    axes.set_xlim(np.nanmin(errors) / 2, np.nanmax(errors) * 2)
     accuracy, spread = points["test_accuracy_mean"], points["test_accuracy_std"].fillna(0)
     low, high = 100 * (accuracy - spread).min(), 100 * (accuracy + spread).max()
     margin = max(0.5, 0.1 * (high - low))

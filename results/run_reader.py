@@ -207,6 +207,11 @@ _SCORE_TYPES = {
     "identified": "bool",
     "labels_recovered": "float64",
     "recovered": "bool",
+    "failed": "bool",
+    "masked": "bool",
+    "unexplained": "bool",
+    "inconsistency": "float64",
+    "yardstick": "float64",
     "strongest": "bool",
 }
 _SCORE_COLUMNS = list(_SCORE_TYPES)

@@ -174,7 +174,7 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
 
 
 def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
-    """Lay the results out for a terminal; below 116 columns without the lesser figures.
+    """Lay the results out for a terminal; below 110 columns without the lesser figures.
 
     A star marks privacy figures that are not established: a better attack may find more.
     """
@@ -183,9 +183,11 @@ def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
         f"features has MSE {_number(results['baseline_mse'].iloc[0], '{:.2g}')}.",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     cells = _terminal_cells(results)
-    if width < 116:
+    if width < 110:
         cells = cells.drop(columns=_LESSER_COLUMNS)
     for heading in map(str, cells.columns):
         wordy = heading in ("quantizer", "verdict", "attack")
@@ -219,7 +221,7 @@ def _terminal_cells(results: pd.DataFrame) -> pd.DataFrame:
             "MSE": column("mse_median", "{:.1e}"),
             "PSNR": column("psnr_median", "{:.1f}"),
             "SSIM": column("ssim_median", "{:.2f}"),
-            "ident. %": column("identified_rate", "{:.0f}", 100),
+            "id. %": column("identified_rate", "{:.0f}", 100),
             "label %": column("label_accuracy", "{:.0f}", 100),
             "attack": results["strongest_attack"],
             "verdict": results["verdict"] + stars,

@@ -1,0 +1,242 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from results.statistics import median
+from results.tables import (
+    COLUMNS,
+    mark_strongest,
+    print_results,
+    results_table,
+    terminal_table,
+    verdict,
+    write_csv,
+)
+
+DESIGN_COLUMNS = [
+    "quantizer",
+    "trials",
+    "test_accuracy_mean",
+    "test_accuracy_std",
+    "uplink_bytes_per_update",
+    "bits_per_parameter",
+    "strongest_attack",
+    "mse_median",
+    "mse_p10",
+    "psnr_median",
+    "psnr_p90",
+    "ssim_median",
+    "identified_rate",
+    "label_accuracy",
+    "baseline_mse",
+    "attack_failed_rate",
+]
+
+
+def score_rows(quantizer: str, attack: str, errors: list[float], yardstick: float) -> pd.DataFrame:
+    """Batches of one image; a victim below 0.01 is recovered, the others settled but hidden."""
+    mse = np.array(errors)
+    return pd.DataFrame(
+        {
+            "quantizer": quantizer,
+            "seed": 0,
+            "round": 1,
+            "partition": range(len(mse)),
+            "attack": attack,
+            "image": 0,
+            "mse": mse,
+            "psnr": -10 * np.log10(mse),
+            "ssim": 1 - mse,
+            "correlation": 1 - mse,
+            "identified": mse < 0.02,
+            "labels_recovered": 1.0,
+            "recovered": mse < 0.01,
+            "failed": False,
+            "masked": False,
+            "unexplained": False,
+            "inconsistency": 0.0,
+            "yardstick": yardstick,
+        }
+    )
+
+
+def study(*frames: pd.DataFrame) -> pd.DataFrame:
+    scores = pd.concat(frames, ignore_index=True)
+    scores["strongest"] = mark_strongest(scores)
+    return scores
+
+
+def history(**accuracies: list[float]) -> pd.DataFrame:
+    rows = [
+        (name, seed, server_round, accuracy * server_round / 2, 4000 * server_round, server_round)
+        for name, of_seeds in accuracies.items()
+        for seed, accuracy in enumerate(of_seeds)
+        for server_round in (0, 1, 2)
+    ]
+    columns = ["quantizer", "seed", "round", "accuracy", "uplink_bytes", "updates"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+BASELINES = pd.DataFrame({"baseline": ["mid_grey", "mean_public", "nearest_public"]}).assign(
+    mse=[0.2, 0.1, 0.01]
+)
+
+
+def table(scores: pd.DataFrame, trained: pd.DataFrame, *quantizers: str) -> pd.DataFrame:
+    return results_table(
+        quantizers or tuple(scores["quantizer"].unique()),
+        history=trained,
+        scores=scores,
+        baselines=BASELINES,
+        entropy_coded={"none": 3600.0},
+        parameters=1000,
+    )
+
+
+NONE = score_rows("none", "dlg", [1e-6] * 11, 0.0)
+SIGN = score_rows("sign", "dlg", [0.02 * k for k in range(5, 16)], 0.1)
+
+
+def test_columns_are_those_of_the_design_in_their_order():
+    made = table(study(NONE, SIGN), history(none=[0.9], sign=[0.8]))
+    assert COLUMNS == DESIGN_COLUMNS
+    assert list(made.columns[: len(COLUMNS)]) == DESIGN_COLUMNS
+    assert list(made["quantizer"]) == ["none", "sign"]
+
+
+def test_a_row_sums_up_what_it_says():
+    made = table(study(NONE, SIGN), history(none=[0.9, 0.7], sign=[0.8, 0.8]))
+    none, sign = (row for _, row in made.iterrows())
+    assert none["trials"] == 2
+    assert none["test_accuracy_mean"] == pytest.approx(0.8)  # after the last round
+    assert none["test_accuracy_std"] == pytest.approx(np.std([0.9, 0.7], ddof=1))
+    assert none["uplink_bytes_per_update"] == 4000
+    assert none["bits_per_parameter"] == 32
+    assert none["entropy_coded_bytes_per_update"] == 3600
+    assert sign["mse_median"] == pytest.approx(0.2)
+    assert sign["mse_p10"] == pytest.approx(0.12)  # the most exposed tenth
+    assert sign["psnr_median"] == pytest.approx(-10 * np.log10(0.2))
+    assert sign["psnr_p90"] == pytest.approx(-10 * np.log10(0.12))
+    assert sign["ssim_median"] == pytest.approx(0.8)
+    assert (none["identified_rate"], sign["identified_rate"]) == (1, 0)
+    assert (none["success_rate"], sign["success_rate"]) == (1, 0)
+    assert sign["baseline_mse"] == 0.1  # the best featureless one; a stranger's picture is not
+    assert sign["attack_failed_rate"] == 0
+    assert sign["mse_median_low"] < 0.2 < sign["mse_median_high"]
+    assert sign["psnr_difference"] == pytest.approx(float(median(SIGN["psnr"] - 60)))
+    assert none["psnr_difference"] != none["psnr_difference"]  # not compared with itself
+    assert sign["p_holm"] == pytest.approx(2 / 2**11)
+
+
+def test_the_strongest_attack_is_chosen_by_yardstick_not_by_truth():
+    close = score_rows("sign", "lucky", [0.001] * 3, yardstick=0.5)
+    explains = score_rows("sign", "cell", [0.3] * 3, yardstick=0.1)
+    explains.loc[2, "yardstick"] = 0.9  # one victim is better explained by the other
+    scores = study(close, explains)
+    strongest = scores[scores["strongest"]].sort_values("partition")
+    assert list(strongest["attack"]) == ["cell", "cell", "lucky"]
+    made = table(scores, history(sign=[0.5])).iloc[0]
+    assert made["strongest_attack"] == "cell"
+    assert made["mse_median"] == pytest.approx(0.3)
+    assert (made["naive_attack"], made["naive_mse_median"]) == ("cell", 0.3)
+
+
+def test_a_tie_goes_to_the_first_name_and_infinity_never_wins():
+    scores = study(
+        score_rows("sign", "b", [0.1], 0.5),
+        score_rows("sign", "a", [0.2], 0.5),
+        score_rows("sign", "c", [0.3], np.inf),
+    )
+    assert list(scores.loc[scores["strongest"], "attack"]) == ["a"]
+
+
+def test_the_images_of_a_batch_are_chosen_together():
+    first = score_rows("sign", "a", [0.1, 0.2], 0.5).assign(partition=0, image=[0, 1])
+    second = score_rows("sign", "b", [0.01, 0.3], 0.4).assign(partition=0, image=[0, 1])
+    scores = study(first, second)
+    assert list(scores["strongest"]) == [False, False, True, True]
+
+
+def test_what_is_not_established_earns_no_place_on_the_front():
+    masked = SIGN.assign(masked=True)
+    trained = history(none=[0.9], sign=[0.9])
+    settled = table(study(NONE, SIGN), trained).set_index("quantizer")
+    doubted = table(study(NONE, masked), trained).set_index("quantizer")
+    assert settled["pareto"].tolist() == [False, True]  # same accuracy and bytes, more privacy
+    assert doubted.loc["sign", "established"] == np.False_
+    assert doubted.loc["sign", "verdict"] == "not established"
+    assert "failed to optimise on 100%" in doubted.loc["sign", "doubt"]
+    assert doubted["pareto"].tolist() == [True, False]
+    assert doubted.loc["sign", "attack_failed_rate"] == 1
+
+
+def test_half_finished_studies_have_missing_values_not_errors():
+    made = table(study(NONE), history(none=[0.9], sign=[0.8]), "none", "sign", "drive")
+    sign, drive = made.iloc[1], made.iloc[2]
+    assert sign["test_accuracy_mean"] == pytest.approx(0.8)
+    assert np.isnan(sign["mse_median"])
+    assert sign["verdict"] == "not established"
+    assert sign["doubt"] == "not attacked yet"
+    assert drive["trials"] == 0
+    assert np.isnan(drive["uplink_bytes_per_update"])
+
+
+@pytest.mark.parametrize(
+    ("success", "identified", "mse", "established", "word"),
+    [
+        (1.0, 1.0, 1e-9, True, "leaks"),
+        (0.5, 0.0, 0.02, True, "leaks"),
+        (0.0, 0.5, 0.3, False, "leaks"),  # identified is identified
+        (0.4, 0.0, 0.09, True, "partly leaks"),
+        (0.0, 0.2, 0.3, True, "partly leaks"),
+        (0.0, 0.0, 0.09, False, "partly leaks"),  # found is found
+        (0.0, 0.1, 0.1, True, "nothing found"),
+        (0.0, 0.1, 0.1, False, "not established"),
+        (np.nan, np.nan, np.nan, False, "not established"),
+    ],
+)
+def test_verdicts(success, identified, mse, established, word):
+    row = {
+        "success_rate": success,
+        "identified_rate": identified,
+        "mse_median": mse,
+        "baseline_mse": 0.1,
+        "established": established,
+    }
+    assert verdict(pd.Series(row)) == word
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path):
+    scores, trained = study(NONE, SIGN), history(none=[0.9, 0.8], sign=[0.8, 0.7])
+    for name in ("a", "b"):
+        write_csv(tmp_path / name, table(scores, trained))
+    written = (tmp_path / "a").read_bytes()
+    assert written == (tmp_path / "b").read_bytes()
+    assert b"\r" not in written
+    again = pd.read_csv(io.BytesIO(written))
+    assert again.loc[1, "mse_median"] == pytest.approx(0.2, rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_printed_table_fits_the_terminal_and_names_doubts(width):
+    scores = study(NONE, SIGN.assign(masked=True))
+    console = Console(width=width, file=io.StringIO(), record=True)
+    print_results(table(scores, history(none=[0.9, 0.8], sign=[0.8, 0.7])), console)
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "not established*" in text
+    assert "sign: not established, the attack failed to optimise on 100%" in text
+    assert ("SSIM" in text) is (width == 120)
+    assert "4,000" in text
+
+
+def test_missing_figures_are_dashes():
+    made = table(study(NONE), history(none=[0.9]), "none", "sign")
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(terminal_table(made, 120))
+    row = next(line for line in console.export_text().splitlines() if "sign" in line)
+    assert row.count("–") >= 6
+    assert "nan" not in row
