@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attacker.labels import LabelStrategy, recover_labels
 from attacker.optimizers import LBFGS, Minimum, Objective, Optimizer
-from attacker.problems import Problems, group
-from attacker.starts import STARTS, label_logits
+from attacker.problems import Bundle, Problems, alike, bundles, unexplained
+from attacker.starts import STARTS, Seed, label_logits, start_images
 from fl_sim.attack_loss import AttackLoss
 from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
@@ -21,10 +21,9 @@ from fl_sim.updates import one_hot
 
 Progress = Callable[[int, int], None]
 
-# Yardstick of success, the same for every objective: the payload counts as explained when the
-# candidate's update lies within half a step of its cell (root mean square), a step being no finer
-# than 1 % of the tensor's rms. An unquantized update is thus met to 0.5 %.
-_YARDSTICK, _EXPLAINED = AttackLoss("cell", floor=0.01), 0.25
+# A payload counts as explained when the candidate's update lies this close to its cell (root mean
+# square), in steps no finer than 5 % of the tensor's rms: an unquantized update is met to 0.5 %.
+_EXPLAINED = 0.1**2
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,9 @@ class Attack:
         well-classified image is a thousand times smaller than that of the start.
     restarts : int
         Most further starts for a problem whose payload is not yet explained.
+    averaged : bool
+        Whether a client's payloads of several rounds with the same weights are one problem: the
+        same update, rounded anew each time.
     batch : int
         Most problems solved together; bounds the memory.
     """
@@ -60,11 +62,19 @@ class Attack:
     optimizer: Optimizer = field(default_factory=LBFGS)
     warmup: int = 0
     restarts: int = 0
+    averaged: bool = False
     batch: int = 64
 
     def applies(self, observations: Sequence[Observation]) -> bool:
         """Tell whether the attack can be run on these observations."""
-        return bool(observations)
+        if self.averaged and not any(map(_is_varied, bundles(observations))):
+            return False
+        return all(STARTS[self.start].applies(o) for o in observations)
+
+    @property
+    def needs_public(self) -> bool:
+        """Whether the attack needs public images."""
+        return STARTS[self.start].needs_public
 
     def reconstruct(
         self,
@@ -90,53 +100,62 @@ class Attack:
         Returns
         -------
         list of Reconstruction
-            One per observation, in their order.
+            One per observation, in their order; one per partition and weights if ``averaged``.
         """
-        del public
+        sources = bundles(observations) if self.averaged else [[o] for o in observations]
         found: dict[int, Reconstruction] = {}
-        for members in self._batches(observations):
-            chosen = [observations[index] for index in members]
-            for index, reconstruction in zip(members, self._solve(chosen, seed), strict=True):
-                found[index] = reconstruction
+        for members in self._batches(sources):
+            chosen = [sources[index] for index in members]
+            for index, one in zip(members, self._solve(chosen, seed, public), strict=True):
+                found[index] = one
             if progress is not None:
-                progress(len(found), len(observations))
-        return [found[index] for index in range(len(observations))]
+                progress(len(found), len(sources))
+        return [found[index] for index in range(len(sources))]
 
-    def _batches(self, observations: Sequence[Observation]) -> Iterator[list[int]]:
-        for members in group(observations):
+    def _batches(self, sources: Sequence[Bundle]) -> Iterator[list[int]]:
+        for members in alike([bundle[-1] for bundle in sources]):
             for first in range(0, len(members), self.batch):
                 yield members[first : first + self.batch]
 
-    def _solve(self, observations: Sequence[Observation], seed: int) -> list[Reconstruction]:
+    def _solve(
+        self, sources: Sequence[Bundle], seed: int, public: PublicImages | None
+    ) -> list[Reconstruction]:
         """Solve one batch; should it fail as a whole, each of its problems on its own."""
         try:
-            return self._attempt_all(observations, seed)
+            return self._attempt_all(sources, seed, public)
         except (RuntimeError, ValueError, ArithmeticError) as error:
-            if len(observations) > 1:
-                return [r for one in observations for r in self._solve([one], seed)]
+            if len(sources) > 1:
+                return [r for one in sources for r in self._solve([one], seed, public)]
             warnings.warn(f"Attack {self.name!r} failed: {error}", RuntimeWarning, stacklevel=2)
-            return [_nothing(self, observations[0])]
+            return [_nothing(self, sources[0][-1])]
 
-    def _attempt_all(self, observations: Sequence[Observation], seed: int) -> list[Reconstruction]:
-        problems = Problems.of(observations)
-        best = self._attempt(problems, seed, 0)
+    def _attempt_all(
+        self, sources: Sequence[Bundle], seed: int, public: PublicImages | None
+    ) -> list[Reconstruction]:
+        problems = Problems.of(sources)
+        best = self._attempt(problems, Seed(seed, 0, public))
         for attempt in range(1, self.restarts + 1):
             failed = (~best.explained).nonzero().squeeze(1)
             if not len(failed):
                 break
-            best = best.improved(failed, self._attempt(problems.select(failed), seed, attempt))
-        return [best.reconstruction(self, o, row) for row, o in enumerate(observations)]
+            again = self._attempt(problems.select(failed), Seed(seed, attempt, public))
+            best = best.improved(failed, again)
+        return [best.reconstruction(self, bundle[-1], row) for row, bundle in enumerate(sources)]
 
-    def _attempt(self, problems: Problems, seed: int, attempt: int) -> "_Solution":
+    def _attempt(self, problems: Problems, seed: Seed) -> "_Solution":
         """Solve all problems once, from the starts of this attempt."""
-        images = STARTS[self.start](problems, seed, attempt)
-        candidates = _Candidates.of(self.labels, problems, seed, attempt)
-        points = candidates.join(images)
+        candidates = _Candidates.of(self.labels, problems, seed)
+        points = candidates.join(start_images(self.start, problems, seed))
         if self.warmup:
             resized = _objective(self.loss, problems, candidates, resize=True)
             points = LBFGS(self.warmup).minimize(resized, points).points
         minimum = self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
         return _Solution.of(minimum, problems, candidates, self.warmup)
+
+
+def _is_varied(bundle: Bundle) -> bool:
+    """Tell whether later payloads of a bundle add to the first."""
+    return any(o.payload.body != bundle[0].payload.body for o in bundle[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,11 +170,9 @@ class _Candidates:
     logits: Tensor | None  # (B, n, classes) where free labels start
 
     @classmethod
-    def of(
-        cls, strategy: LabelStrategy, problems: Problems, seed: int, attempt: int
-    ) -> "_Candidates":
+    def of(cls, strategy: LabelStrategy, problems: Problems, seed: Seed) -> "_Candidates":
         if strategy == "joint":
-            return cls(problems, None, label_logits(problems, seed, attempt))
+            return cls(problems, None, label_logits(problems, seed))
         targets = one_hot(recover_labels(problems), problems.model.classes)
         return cls(problems, targets, None)
 
@@ -220,7 +237,7 @@ class _Solution:
     ) -> "_Solution":
         everyone = torch.arange(len(problems))
         images, targets = candidates.split(minimum.points, everyone)
-        misfits = _YARDSTICK.match(problems.candidate(images, targets), problems.cell)
+        misfits = unexplained(problems.candidate(images, targets), problems.cell)
         labels = targets.argmax(dim=-1)
         return cls(images, labels, minimum.losses, misfits, minimum.evaluations + spent)
 

@@ -22,6 +22,7 @@ _DLG = {
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "t": {"objective": "cell", "box": 1.0},
     "dlg": {**_DLG, "labels": "joint"},
     "idlg": {**_DLG, "labels": "analytic"},
     "inverting_gradients": {
@@ -30,6 +31,18 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "box": 1.0,
         "optimizer": "signed_adam",
         "iterations": 4800,
+    },
+    "rgap": {**_DLG, "start": "recursive", "iterations": 600, "warmup": 0},
+    "analytic": {"start": "linear_layer", "iterations": 1},
+    "learned": {"start": "ridge", "iterations": 1},
+    "learned_cell": {"start": "ridge", "objective": "cell", "tv": 1e-3, "box": 1.0},
+    "averaging": {
+        "objective": "scaled",
+        "averaged": True,
+        "tv": 1e-3,
+        "box": 1.0,
+        "warmup": 50,
+        "restarts": 1,
     },
     "scaled": {"objective": "scaled", "tv": 1e-3, "box": 1.0, "warmup": 50, "restarts": 1},
     "cell": {"objective": "cell", "tv": 1e-3, "box": 1.0, "warmup": 50, "restarts": 1},
@@ -48,7 +61,14 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "optimizer": tuple(_OPTIMIZERS),
 }
 _LOSS = {field.name: field.default for field in fields(AttackLoss)}
-_OWN = {"labels": "analytic", "start": "grey", "warmup": 0, "restarts": 0, "batch": 64}
+_OWN = {
+    "labels": "analytic",
+    "start": "grey",
+    "warmup": 0,
+    "restarts": 0,
+    "averaged": False,
+    "batch": 64,
+}
 
 
 def build_attack(spec: str) -> Attack:

@@ -1,6 +1,6 @@
 """Observations that share weights, as one batch of reconstruction problems."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from fl_sim.attack_loss import floored
 from fl_sim.models import ModelSpec
 from fl_sim.observations import Observation
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.base import Quantizer
 from fl_sim.quantizers.cell import Cell
 from fl_sim.updates import FlatModel, LocalWork, flat_model, local_update
+
+Bundle = Sequence[Observation]
+"""One client's observations that are attacked together, the last round last."""
 
 _NOISE_IMAGES = 64
 
@@ -29,6 +34,8 @@ class Problems:
         Shared public facts of the clients' work.
     weights : Tensor
         ``(size,)`` weights all clients were given.
+    quantizer : Quantizer
+        Shared, public.
     cells : tuple[Cell, ...]
         What each payload tells.
     keys : tuple[tuple[int, int], ...]
@@ -38,20 +45,25 @@ class Problems:
     model: ModelSpec
     work: LocalWork
     weights: Tensor
+    quantizer: Quantizer
     cells: tuple[Cell, ...]
     keys: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, observations: Sequence[Observation]) -> "Problems":
-        """Stack observations that share weights, model, work and quantizer."""
-        first = observations[0]
+    def of(cls, bundles: Sequence[Bundle]) -> "Problems":
+        """Make one problem of each bundle; a bundle is one client's observations, last round last.
+
+        All share weights, model, work and quantizer.
+        """
+        first = bundles[0][0]
         quantizer = parse_quantizer(first.payload.spec)
         return cls(
             first.model,
             first.work,
             first.weights,
-            tuple(quantizer.cell(o.payload) for o in observations),
-            tuple((o.round, o.partition) for o in observations),
+            quantizer,
+            tuple(merged_cell(quantizer, bundle) for bundle in bundles),
+            tuple((bundle[-1].round, bundle[-1].partition) for bundle in bundles),
         )
 
     def __len__(self) -> int:
@@ -113,8 +125,48 @@ class Problems:
             return self.flat_model.logits(self.weights, noise).softmax(dim=-1).mean(dim=0)
 
 
-def group(observations: Sequence[Observation]) -> Iterator[list[int]]:
-    """Yield the indices of observations that can be solved as one batch, in order of arrival."""
+def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
+    """Return what one client's payloads of the same update tell together.
+
+    Independent rounding errors average out with the root of their number. With error feedback the
+    sum of what was sent misses the sum of the updates by the last residual alone, so the error of
+    the mean falls with the number itself. A plain sign carries no scale in which to sum; its first
+    payload, free of residuals, tells all there is.
+    """
+    cells = [quantizer.cell(o.payload) for o in bundle]
+    feedback = quantizer.name == "error_feedback"
+    if len(cells) == 1 or cells[0].scale_free:
+        return cells[0]
+    if cells[0].transform is not None:
+        centers = [quantizer.decode(o.payload).vector for o in bundle]
+        step = torch.stack([cell.step.square().mean() for cell in cells]).mean().sqrt()
+        steps, sizes = step.expand_as(centers[0]), bundle[0].payload.layout.sizes
+    else:
+        centers = [cell.center for cell in cells]
+        steps = torch.stack([cell.step for cell in cells]).square().mean(dim=0).sqrt()
+        sizes = cells[0].sizes
+    center = torch.stack(centers).mean(dim=0)
+    everything = torch.full_like(center, torch.inf)
+    deviation = steps / (len(cells) if feedback else 2 * len(cells) ** 0.5)
+    return Cell(center, -everything, everything, deviation, sizes, noise="gaussian")
+
+
+def unexplained(candidate: Tensor, cell: Cell) -> Tensor:
+    """Return how far candidates ``(B, size)`` lie outside their cells: mean squared steps ``(B,)``.
+
+    A step is no finer than 5 % of its tensor's rms. Rounding at random puts an update anywhere in
+    the support; additive noise has none, so what exceeds its variance counts.
+    """
+    bounded = floored(cell, 0.05)
+    if cell.noise in ("none", "triangular"):
+        return replace(bounded, noise="none").misfit(candidate).mean(dim=-1)
+    distance = (cell.to_code_domain(candidate) - cell.center) / bounded.step
+    expected = 2.0 if cell.noise == "laplace" else 1.0
+    return (distance.square().mean(dim=-1) - expected).relu()
+
+
+def alike(observations: Sequence[Observation]) -> list[list[int]]:
+    """Return the indices of observations that can be solved as one batch, in order of arrival."""
     groups: list[list[int]] = []
     for index, observation in enumerate(observations):
         for members in groups:
@@ -123,7 +175,18 @@ def group(observations: Sequence[Observation]) -> Iterator[list[int]]:
                 break
         else:
             groups.append([index])
-    yield from groups
+    return groups
+
+
+def bundles(observations: Sequence[Observation]) -> list[Bundle]:
+    """Bundle the observations of one trial, partition and weights, rounds in order."""
+    found: list[list[Observation]] = []
+    for members in alike(observations):
+        clients: dict[tuple[str, int], list[Observation]] = {}
+        for observation in sorted((observations[i] for i in members), key=lambda o: o.round):
+            clients.setdefault((observation.trial, observation.partition), []).append(observation)
+        found += clients.values()
+    return list(found)
 
 
 def _alike(one: Observation, other: Observation) -> bool:

@@ -1,45 +1,123 @@
 """Where a reconstruction starts: random images, or a closed form that reads the update."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attacker.closed_forms import (
+    has_linear_input,
+    invert_linear_input,
+    invert_recursively,
+    is_recursive,
+)
+from attacker.learned import invert_by_ridge
 from attacker.problems import Problems
+from fl_sim.observations import Observation
+from fl_sim.public_images import PublicImages
 from fl_sim.seeding import Purpose, torch_rng
-
-Start = Callable[[Problems, int, int], Tensor]
-"""Maps problems, a seed and the number of the attempt to images ``(B, n, C, H, W)``."""
 
 # Streams of one problem's random numbers; the last element of their key.
 _IMAGES, _LABELS = 0, 1
 
 
-def normal(problems: Problems, seed: int, attempt: int) -> Tensor:
-    """Draw every pixel from N(0, 1), as published."""
-    return _draw(problems, seed, attempt, _IMAGES, problems.image_shape)
+@dataclass(frozen=True)
+class Seed:
+    """Where the random numbers of one attempt come from, and what else the attacker owns."""
+
+    seed: int
+    attempt: int
+    public: PublicImages | None = None
 
 
-def grey(problems: Problems, seed: int, attempt: int) -> Tensor:
-    """Draw every pixel from N(0.5, 0.1)."""
-    return 0.5 + 0.1 * normal(problems, seed, attempt)
+@dataclass(frozen=True)
+class Start:
+    """A way to start.
+
+    Attributes
+    ----------
+    images : callable
+        Maps problems and seed to images ``(B, n, C, H, W)``.
+    applies : callable
+        Tells of an observation whether the start can be made from it.
+    needs_public : bool
+        Whether public images are needed.
+    random : bool
+        Whether another attempt starts elsewhere; later attempts of the others start grey.
+    """
+
+    images: Callable[[Problems, Seed], Tensor]
+    applies: Callable[[Observation], bool] = lambda _: True
+    needs_public: bool = False
+    random: bool = True
 
 
-STARTS: dict[str, Start] = {"normal": normal, "grey": grey}
+def start_images(name: str, problems: Problems, seed: Seed) -> Tensor:
+    """Return the images ``(B, n, C, H, W)`` an attempt starts from.
+
+    Raises
+    ------
+    ValueError
+        If public images are needed and none are there.
+    """
+    start = STARTS[name]
+    if seed.attempt and not start.random:
+        return _grey(problems, seed)
+    if start.needs_public and seed.public is None:
+        raise ValueError(f"start={name} needs public images.")
+    return start.images(problems, seed)
 
 
-def label_logits(problems: Problems, seed: int, attempt: int) -> Tensor:
+def label_logits(problems: Problems, seed: Seed) -> Tensor:
     """Draw free label logits ``(B, n, classes)`` from N(0, 1)."""
     shape = (problems.work.images, problems.model.classes)
-    return _draw(problems, seed, attempt, _LABELS, shape)
+    return _draw(problems, seed, _LABELS, shape)
 
 
-def _draw(
-    problems: Problems, seed: int, attempt: int, stream: int, shape: tuple[int, ...]
-) -> Tensor:
+def _normal(problems: Problems, seed: Seed) -> Tensor:
+    return _draw(problems, seed, _IMAGES, problems.image_shape)
+
+
+def _grey(problems: Problems, seed: Seed) -> Tensor:
+    return 0.5 + 0.1 * _normal(problems, seed)
+
+
+def _ridge(problems: Problems, seed: Seed) -> Tensor:
+    assert seed.public is not None
+    return invert_by_ridge(problems, seed.public, seed.seed)
+
+
+def _draw(problems: Problems, seed: Seed, stream: int, shape: tuple[int, ...]) -> Tensor:
     """Draw N(0, 1) for each problem from a stream of its own, whatever batch it is in."""
     draws = []
     for round_, partition in problems.keys:
-        generator = torch_rng(seed, Purpose.ATTACK, round_, partition, attempt, stream)
+        keys = (round_, partition, seed.attempt, stream)
+        generator = torch_rng(seed.seed, Purpose.ATTACK, *keys)
         draws.append(torch.randn(shape, generator=generator))
     return torch.stack(draws)
+
+
+def _single_image(observation: Observation) -> bool:
+    return observation.work.images == 1 and observation.work.local_steps == 1
+
+
+def _unquantized(observation: Observation) -> bool:
+    return observation.payload.spec == "none" and _single_image(observation)
+
+
+STARTS: dict[str, Start] = {
+    "normal": Start(_normal),
+    "grey": Start(_grey),
+    "linear_layer": Start(
+        lambda problems, _: invert_linear_input(problems),
+        lambda o: _single_image(o) and has_linear_input(o.model),
+        random=False,
+    ),
+    "recursive": Start(
+        lambda problems, _: invert_recursively(problems),
+        lambda o: _unquantized(o) and is_recursive(o.model),
+        random=False,
+    ),
+    "ridge": Start(_ridge, _single_image, needs_public=True, random=False),
+}

@@ -42,6 +42,7 @@ class AttackLoss:
     tv: float = 0.0
     box: float = 0.0
     floor: float = 0.01
+    width: float = 0.0
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -100,7 +101,10 @@ class AttackLoss:
     def match(self, candidate: Tensor, cell: Cell) -> Tensor:
         """Return the data term alone, ``(B,)``; zero at a perfect explanation."""
         if self.objective == "cell":
-            return floored(cell, self.floor).misfit(candidate).mean(dim=-1)
+            misfit = floored(cell, self.floor).misfit(candidate)
+            if self.width:
+                misfit = 2 * self.width * ((misfit + self.width**2).sqrt() - self.width)
+            return misfit.mean(dim=-1)
         value = cell.to_code_domain(candidate)
         if self.objective == "cosine":
             return 1 - torch.nn.functional.cosine_similarity(value, cell.center, dim=-1)

@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from observing import SPEC, digits, initial_weights, observe
 
 from attacker.presets import build_attack
 from fl_sim.attack_loss import AttackLoss
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.updates import LocalWork, flat_model, local_update, one_hot
+from tests.attacker.observing import SPEC, digits, initial_weights, observe
 
 QUICK = "idlg:iterations=60,warmup=20,restarts=0,history=20"
 

@@ -1,0 +1,196 @@
+"""Images read from an unquantized update in closed form: from one layer, or from all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from attacker.problems import Problems
+from fl_sim.models import LeNet, ModelSpec
+from fl_sim.updates import flat_model
+
+_LEAST_SQUARES_STEPS = 400
+_SATURATED = 1e-9  # how close to its limits an activation is inverted
+
+
+def has_linear_input(model: ModelSpec) -> bool:
+    """Tell whether the first layer is fully connected to the pixels."""
+    channels, height, width = model.shape
+    shape = flat_model(model).layout.segments[0].shape
+    return len(shape) == 2 and shape[1] == channels * height * width
+
+
+def invert_linear_input(problems: Problems) -> Tensor:
+    """Read single images from the gradient of a fully connected first layer.
+
+    Row k of dL/dW is dL/db_k times the image (Phong et al. 2018): the least-squares image over
+    all rows. Returns ``(B, 1, C, H, W)``.
+    """
+    bias = problems.decoded(1)
+    rows = problems.decoded(0).reshape(*bias.shape, -1)
+    tiny = torch.finfo(bias.dtype).tiny
+    image = torch.einsum("bk,bkp->bp", bias, rows) / bias.square().sum(1, True).clamp_min(tiny)
+    return image.reshape(-1, *problems.image_shape)
+
+
+def is_recursive(model: ModelSpec) -> bool:
+    """Tell whether `invert_recursively` knows the architecture."""
+    return isinstance(flat_model(model).module, LeNet)
+
+
+def invert_recursively(problems: Problems) -> Tensor:
+    """Read single images layer by layer, from the last to the first, with the label unknown.
+
+    R-GAP (Zhu and Blaschko 2021, arXiv 2010.07733). The gradient of the last layer is the outer
+    product of (probabilities - label) and the features. Each convolution then gives two sets of
+    linear equations in its input: its output, and its weight gradient; they are solved in float64
+    by conjugate gradients on the convolutions themselves, all problems at once.
+
+    Returns ``(B, 1, C, H, W)``, exact to the last digits of an unquantized float32 update.
+    """
+    model = problems.flat_model
+    weights = [p.double() for p in model.layout.unflatten(problems.weights).values()]
+    gradients = [problems.decoded(i).double() for i in range(len(weights))]
+    assert isinstance(model.module, LeNet)
+    layers = list(model.module.body)
+    error = gradients[-1]
+    outer = gradients[-2].reshape(*error.shape, -1)
+    features = torch.einsum("bk,bkf->bf", error, outer) / error.square().sum(1, keepdim=True)
+    shapes = _output_shapes(layers, problems.model)
+    activated = features.reshape(-1, *shapes[-1])
+    slope = (error @ weights[-2]).reshape(-1, *shapes[-1])
+    for index in reversed(range(len(layers) // 2)):
+        convolution, activation = layers[2 * index : 2 * index + 2]
+        assert isinstance(convolution, nn.Conv2d)
+        output, derivative = _inverse(activation, activated)
+        slope = slope * derivative
+        equations = _Convolution(convolution, weights[2 * index], shapes[index], slope)
+        bias = weights[2 * index + 1][:, None, None]
+        activated = equations.solve(output - bias, gradients[2 * index])
+        slope = equations.back(slope)
+    return activated.to(problems.weights.dtype).reshape(-1, *problems.image_shape)
+
+
+def _output_shapes(layers: list[nn.Module], model: ModelSpec) -> list[tuple[int, ...]]:
+    """Shapes of the input of each convolution, then of the features."""
+    shapes = [tuple(model.shape)]
+    signal = torch.zeros(1, *model.shape)
+    for convolution, activation in zip(layers[::2], layers[1::2], strict=True):
+        signal = activation(convolution(signal))
+        shapes.append(tuple(signal.shape[1:]))
+    return shapes
+
+
+def _inverse(activation: nn.Module, activated: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the argument of a sigmoid or tanh, and its derivative there."""
+    if isinstance(activation, nn.Sigmoid):
+        value = activated.clamp(_SATURATED, 1 - _SATURATED)
+        return torch.logit(value), value * (1 - value)
+    value = activated.clamp(-1 + _SATURATED, 1 - _SATURATED)
+    return torch.atanh(value), 1 - value.square()
+
+
+@dataclass(frozen=True, eq=False)
+class _Convolution:
+    """The two sets of linear equations that one convolution gives for its input."""
+
+    layer: nn.Conv2d
+    weight: Tensor  # (O, I, k, k)
+    shape: tuple[int, ...]  # (I, H, W) of the input
+    slope: Tensor  # (B, O, h, w) gradient with respect to the output
+
+    def forward(self, signal: Tensor) -> Tensor:
+        stride, padding = self.layer.stride, self._padding
+        return F.conv2d(signal, self.weight, stride=stride, padding=padding)
+
+    def back(self, output: Tensor) -> Tensor:
+        stride, padding = self.layer.stride, self._padding
+        reached = [
+            (size - 1) * step - 2 * edge + kernel
+            for size, step, edge, kernel in zip(
+                output.shape[2:], stride, padding, self._kernel, strict=True
+            )
+        ]
+        missing = [size - least for size, least in zip(self.shape[1:], reached, strict=True)]
+        return F.conv_transpose2d(output, self.weight, None, stride, padding, missing)
+
+    def gradient(self, signal: Tensor) -> Tensor:
+        """Weight gradient ``(B, O I k k)`` of an input."""
+        patches = F.unfold(signal, self._kernel, stride=self.layer.stride, padding=self._padding)
+        return torch.bmm(self.slope.flatten(2), patches.transpose(1, 2)).flatten(1)
+
+    def gradient_back(self, gradient: Tensor) -> Tensor:
+        matrix = gradient.reshape(len(gradient), self.slope.shape[1], -1)
+        patches = torch.bmm(matrix.transpose(1, 2), self.slope.flatten(2))
+        stride, padding = self.layer.stride, self._padding
+        return F.fold(patches, self.shape[1:], self._kernel, stride=stride, padding=padding)
+
+    @property
+    def _kernel(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def _padding(self) -> tuple[int, ...]:
+        assert not isinstance(self.layer.padding, str)
+        return self.layer.padding
+
+    def solve(self, output: Tensor, gradient: Tensor) -> Tensor:
+        """Return the least-squares input ``(B, I, H, W)``.
+
+        The gradient's equations are scaled to the size of the output's.
+        """
+        balance = self.weight.norm() / self.slope.flatten(1).norm(dim=1).clamp_min(1e-300)
+        scale = balance[:, None]
+
+        def apply(x: Tensor) -> Tensor:
+            signal = x.reshape(-1, *self.shape)
+            return torch.cat([self.forward(signal).flatten(1), scale * self.gradient(signal)], 1)
+
+        def transpose(y: Tensor) -> Tensor:
+            first, second = y[:, : output[0].numel()], y[:, output[0].numel() :]
+            signal = self.back(first.reshape(output.shape)) + self.gradient_back(scale * second)
+            return signal.flatten(1)
+
+        right = torch.cat([output.flatten(1), scale * gradient], dim=1)
+        return conjugate_gradients(apply, transpose, right).reshape(-1, *self.shape)
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    transpose: Callable[[Tensor], Tensor],
+    right: Tensor,
+    steps: int = _LEAST_SQUARES_STEPS,
+    tolerance: float = 1e-12,
+) -> Tensor:
+    """Solve a batch of least-squares problems ``A x = right`` by conjugate gradients (CGLS).
+
+    Parameters
+    ----------
+    apply, transpose : callable
+        ``A`` and its transpose on a batch ``(B, ...)``.
+    right : Tensor
+        ``(B, m)`` right-hand sides.
+    steps : int
+        Most iterations.
+    tolerance : float
+        Stop when every gradient has fallen to this share of its first norm.
+    """
+    residual = right
+    gradient = transpose(residual)
+    solution = torch.zeros_like(gradient)
+    direction = gradient
+    norm = first = gradient.square().sum(dim=1, keepdim=True)
+    tiny = torch.finfo(norm.dtype).tiny
+    for _ in range(steps):
+        image = apply(direction)
+        rate = norm / image.square().sum(dim=1, keepdim=True).clamp_min(tiny)
+        solution = solution + rate * direction
+        residual = residual - rate * image
+        gradient = transpose(residual)
+        previous, norm = norm, gradient.square().sum(dim=1, keepdim=True)
+        if bool((norm <= tolerance**2 * first).all()):
+            break
+        direction = gradient + norm / previous.clamp_min(tiny) * direction
+    return solution
