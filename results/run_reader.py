@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_sim.data import private_batch
 from fl_sim.files import StoreError
 from fl_sim.observations import Observation, load_observations, round_path
+from fl_sim.quantizers.entropy import entropy_coded_bytes
 from fl_sim.reconstructions import Reconstruction, load_reconstructions, reconstruction_path
 from fl_sim.runs import RunFolder, attack_key
 from fl_sim.trials import Trial, trials_of
@@ -21,7 +22,6 @@ from fl_sim.updates import flat_model
 from results.baselines import score_baselines
 from results.gates import SUCCESS_MSE, Truth, examine
 from results.scoring import score_batch
-from results.sizes import entropy_coded_bytes
 from results.tables import OBSERVATION, mark_strongest
 
 log = logging.getLogger("fl_sim.results")

@@ -8,10 +8,10 @@ import torch
 
 from fl_sim.files import StoreError
 from fl_sim.observations import load_observations, round_path
+from fl_sim.quantizers.entropy import entropy_coded_bytes
 from fl_sim.settings import SettingsError, dump_settings
 from results.run_reader import RunReader
 from results.run_report import random_victims, summarise
-from results.sizes import entropy_coded_bytes
 from results.tables import VICTIM
 from tests.results.conftest import graded, small_settings, write_run
 
