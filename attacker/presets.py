@@ -9,6 +9,7 @@ from attacker.attack import Attack
 from attacker.labels import LABEL_STRATEGIES
 from attacker.optimizers import LBFGS, SignedAdam
 from attacker.starts import STARTS
+from attacker.suite import Suite
 from fl_sim.attack_loss import OBJECTIVES, AttackLoss
 
 # Published as L-BFGS without line search from N(0, 1): `dlg:start=normal,warmup=0,restarts=0`.
@@ -22,7 +23,6 @@ _DLG = {
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "t": {"objective": "cell", "box": 1.0},
     "dlg": {**_DLG, "labels": "joint"},
     "idlg": {**_DLG, "labels": "analytic"},
     "inverting_gradients": {
@@ -48,7 +48,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cell": {"objective": "cell", "tv": 1e-3, "box": 1.0, "warmup": 50, "restarts": 1},
 }
 
-ATTACK_NAMES: tuple[str, ...] = tuple(PRESETS)
+SUITE = ("rgap", "analytic", "idlg", "scaled", "cell", "averaging", "learned_cell")
+"""What ``suite`` is made of; `inverting_gradients` is ten times as dear and never the strongest."""
+
+ATTACK_NAMES: tuple[str, ...] = (*PRESETS, "suite")
 
 _OPTIMIZERS: Mapping[str, type[LBFGS] | type[SignedAdam]] = {
     "lbfgs": LBFGS,
@@ -71,7 +74,7 @@ _OWN = {
 }
 
 
-def build_attack(spec: str) -> Attack:
+def build_attack(spec: str) -> Attack | Suite:
     """Build an attack from a preset, optionally edited, e.g. ``cell:restarts=4,tv=1e-4``.
 
     Raises
@@ -80,8 +83,16 @@ def build_attack(spec: str) -> Attack:
         If a name or value is unknown; one line with what is allowed and the nearest name.
     """
     name, _, edits = spec.partition(":")
-    if name not in PRESETS:
-        raise ValueError(_unknown("attack", name, PRESETS))
+    if name not in ATTACK_NAMES:
+        raise ValueError(_unknown("attack", name, ATTACK_NAMES))
+    if name == "suite":
+        if edits:
+            raise ValueError(f"suite takes no parameters, but {edits!r} was given.")
+        return Suite(name, tuple(_build(member, "") for member in SUITE))
+    return _build(name, edits)
+
+
+def _build(name: str, edits: str) -> Attack:
     texts = dict(edit.partition("=")[::2] for edit in edits.split(",") if edit)
     chosen = dict(PRESETS[name])
     if "optimizer" in texts:

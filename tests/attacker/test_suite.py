@@ -1,0 +1,85 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacker.presets import build_attack
+from attacker.suite import Suite
+from fl_sim.attack_loss import YARDSTICK
+from fl_sim.public_images import PublicImages
+from tests.attacker.observing import digits, observe
+
+BAD = replace(build_attack("idlg:iterations=1,warmup=0,restarts=0"), name="bad")
+GOOD = build_attack("cell:iterations=200")
+
+
+def test_the_suite_takes_the_best_explanation_whatever_the_order_or_the_losses_say():
+    images, labels = digits(3)
+    seen = observe(images, labels, "uniform:bits=4")
+    alone = GOOD.reconstruct(seen, seed=0)
+    for members in ((BAD, GOOD), (GOOD, BAD)):
+        for found, expected in zip(
+            Suite("suite", members).reconstruct(seen, seed=0), alone, strict=True
+        ):
+            assert torch.equal(found.images, expected.images)
+            assert (found.attack, found.objective) == ("suite", YARDSTICK.spec)
+            assert found.evaluations > expected.evaluations
+
+
+def test_members_that_do_not_apply_are_left_out():
+    images, labels = digits(2)
+    suite = build_attack("suite")
+    assert isinstance(suite, Suite)
+    small = replace(
+        suite, members=tuple(m for m in suite.members if m.name in ("analytic", "cell"))
+    )
+    found = small.reconstruct(observe(images, labels, "sign"), seed=0)
+    assert [r.partition for r in found] == [0, 1]
+
+
+def test_a_guess_that_is_not_finite_is_never_chosen():
+    images, labels = digits(2)
+    seen = observe(images, labels)
+
+    class Broken:
+        name, needs_public = "broken", False
+
+        def applies(self, _):
+            return True
+
+        def reconstruct(self, observations, **_):
+            made = BAD.reconstruct(observations, seed=0)
+            return [replace(r, images=r.images * torch.nan, loss=-1.0) for r in made]
+
+    found = Suite("suite", (Broken(), BAD)).reconstruct(seen, seed=0)
+    assert all(r.images.isfinite().all() for r in found)
+
+
+def test_the_suite_averages_rounds_and_answers_for_each_observation():
+    images, labels = digits(2)
+    seen = observe(images, labels, "stochastic:bits=2", rounds=8)
+    members = (build_attack("cell:iterations=50,restarts=0"), build_attack("averaging"))
+    found = Suite("suite", members).reconstruct(seen, seed=0)
+    assert [(r.partition, r.round) for r in found] == [(o.partition, o.round) for o in seen]
+
+
+def test_regression_on_public_images_needs_no_optimizer():
+    images, labels = digits(208)
+    public = PublicImages(images[8:], labels[8:])
+    seen = observe(images[:8], labels[:8], "sign")
+    learned = build_attack("learned")
+    found = learned.reconstruct(seen, seed=0, public=public)
+    mean_image = public.images.mean(dim=0)
+    ratio = [
+        float((r.images[0] - i).square().mean() / (mean_image - i).square().mean())
+        for r, i in zip(found, images[:8], strict=True)
+    ]
+    assert max(ratio) < 0.5
+    assert all(r.evaluations == 1 for r in found)
+
+
+def test_a_learned_attack_says_that_it_lacks_public_images():
+    images, labels = digits(1)
+    with pytest.warns(RuntimeWarning, match="needs public images"):
+        found = build_attack("learned").reconstruct(observe(images, labels), seed=0)
+    assert found[0].status == "diverged"
