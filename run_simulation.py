@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from fl_sim.runs import RunFolder
-from fl_sim.settings import Settings, SettingsError, load_settings, option_fields
+from fl_sim.settings import SettingsError, load_settings, option_fields
 
-cli = typer.Typer(add_completion=False, rich_markup_mode=None, help=__doc__)
+cli = typer.Typer(
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
+)
 errors = Console(stderr=True)
 
 DEFAULT_STUDY = Path(__file__).parent / "studies" / "default.toml"
@@ -41,7 +43,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             default=None,
             annotation=Annotated[
                 str | None,
-                typer.Option(f"--{name.replace('_', '-')}", help=field.description, metavar="VALUE"),
+                typer.Option(
+                    f"--{name.replace('_', '-')}", help=field.description, metavar="VALUE"
+                ),
             ],
         )
         for name, (_, field) in options.items()

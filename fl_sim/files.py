@@ -16,8 +16,11 @@ class StoreError(RuntimeError):
     """A stored file that is missing, truncated, altered or not what it should be."""
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole: to a temporary neighbour, flushed to disk, then renamed over ``path``."""
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a file whole: to a temporary neighbour, flushed to disk, then renamed over ``path``.
+
+    A private file can be read by its owner only; others follow the process's umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -26,10 +29,18 @@ def write_bytes(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        if not private:
+            temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,9 +49,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors as safetensors, with plain facts as JSON in the same file's header."""
+    """Write tensors as safetensors, with plain facts as JSON in the same file's header.
+
+    The file is private: tensors are what a server saw of somebody, or what it made of that.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(contiguous, metadata={"facts": json.dumps(facts, sort_keys=True)}))
+    data = save(contiguous, metadata={"facts": json.dumps(facts, sort_keys=True)})
+    write_bytes(path, data, private=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Models sized to the data they see; all without buffers, so an update holds everything they learn."""
+"""Models sized to the data they see; none has buffers, so an update holds all they learn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ class LeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(n, C, H, W)`` to logits ``(n, classes)``."""
-        return self.head(self.body(images).flatten(1))
+        logits: Tensor = self.head(self.body(images).flatten(1))
+        return logits
 
 
 class ConvNet(nn.Module):
@@ -61,7 +63,7 @@ class ConvNet(nn.Module):
         super().__init__()
         widths = (spec.shape[0], 32, 64, 128)
         blocks: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             blocks += [
                 nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
                 nn.GroupNorm(8, outputs),
@@ -72,7 +74,8 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(n, C, H, W)`` to logits ``(n, classes)``."""
-        return self.head(self.body(images).flatten(1))
+        logits: Tensor = self.head(self.body(images).flatten(1))
+        return logits
 
 
 class MLP(nn.Module):
@@ -88,7 +91,8 @@ class MLP(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(n, C, H, W)`` to logits ``(n, classes)``."""
-        return self.head(self.body(images.flatten(1)))
+        logits: Tensor = self.head(self.body(images.flatten(1)))
+        return logits
 
 
 def _lenet_dlg(spec: ModelSpec) -> nn.Module:
@@ -99,7 +103,7 @@ def _lenet_dlg(spec: ModelSpec) -> nn.Module:
 
 
 def _resnet18(spec: ModelSpec) -> nn.Module:
-    model = ResNet(
+    model: nn.Module = ResNet(
         BasicBlock,
         [2, 2, 2, 2],
         num_classes=spec.classes,
@@ -107,7 +111,7 @@ def _resnet18(spec: ModelSpec) -> nn.Module:
     )
     # The CIFAR stem: small images do not survive the 7x7 stride-2 stem and its pooling.
     model.conv1 = nn.Conv2d(spec.shape[0], 64, 3, stride=1, padding=1, bias=False)
-    model.maxpool = nn.Identity()  # type: ignore[assignment]
+    model.maxpool = nn.Identity()
     return model
 
 

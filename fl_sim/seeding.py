@@ -1,4 +1,4 @@
-"""Every random draw of a run, derived from one seed and a purpose, so that none depends on order."""
+"""Every random draw of a run, from one seed and a purpose, so that none depends on order."""
 
 from enum import IntEnum
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from fl_sim.models import MODELS
@@ -170,7 +178,9 @@ class Settings(_Section):
         training = self.training
         if (training.local_batches or 1) > training.local_steps:
             raise SettingsError(
-                "local_batches", training.local_batches, f"at most local_steps, {training.local_steps}"
+                "local_batches",
+                training.local_batches,
+                f"at most local_steps, {training.local_steps}",
             )
         for name in self.audit.observe:
             if not 1 <= _round_number(name, training.rounds) <= training.rounds:

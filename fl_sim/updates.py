@@ -1,7 +1,7 @@
 """What a client computes: one differentiable function, shared by the client and the attacker."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -51,7 +51,7 @@ class Layout:
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """View a flat ``(..., size)`` vector as one flat ``(..., n)`` piece per tensor."""
-        return vector.split(self.sizes, dim=-1)
+        return torch.split(vector, list(self.sizes), dim=-1)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """View a flat ``(size,)`` vector as named tensors of their own shapes."""
@@ -162,8 +162,8 @@ def local_update(
     """
     if work.kind == "gradient":
         return gradient(model, weights, images, targets)
-    batches = images.unflatten(0, (work.local_batches, work.batch_size))
-    batch_targets = targets.unflatten(0, (work.local_batches, work.batch_size))
+    batches = torch.split(images, work.batch_size)
+    batch_targets = torch.split(targets, work.batch_size)
     moved = weights
     for step in range(work.local_steps):
         index = step % work.local_batches
@@ -181,11 +181,3 @@ def gradient(model: FlatModel, weights: Tensor, images: Tensor, targets: Tensor)
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Return float32 one-hot targets ``(n, classes)`` of integer labels ``(n,)``."""
     return torch.nn.functional.one_hot(labels.long(), classes).float()
-
-
-def mean_update(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the weighted mean of flat vectors, accumulated in float64 in the order given."""
-    total = torch.zeros_like(vectors[0], dtype=torch.float64)
-    for vector, weight in zip(vectors, weights, strict=True):
-        total += weight * vector.double()
-    return (total / sum(weights)).float()

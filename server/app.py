@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from fl_sim.runs import RunFolder, training_key
 from fl_sim.settings import Settings, load_settings
 from fl_sim.trials import Trial, trials_of
 from server.training import HistoryRow, find_nodes, train_trial
+
+log = logging.getLogger("fl_sim.server")
 
 OnRound = Callable[[Trial, int], None]
 _FLOWER_CONFIG = {"num-server-rounds": "rounds", "learning-rate": "server_learning_rate"}
@@ -45,9 +49,7 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_rounds: On
             on_rounds(trial, settings.training.rounds)
             continue
         nodes = nodes or find_nodes(grid, settings.data.clients)
-        history = train_trial(
-            grid, trial, settings, folder, nodes, lambda trial=trial: on_rounds(trial, 1)
-        )
+        history = train_trial(grid, trial, settings, folder, nodes, partial(on_rounds, trial, 1))
         record = {"key": training_key(trial, settings), "history": history}
         write_text(folder.trial_file(trial), json.dumps(record))
     write_history(settings, folder)
@@ -60,8 +62,12 @@ def finished_history(
     path = folder.trial_file(trial)
     if not path.exists():
         return None
-    record: dict[str, Any] = json.loads(path.read_text())
-    return record["history"] if record["key"] == training_key(trial, settings) else None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        return record["history"] if record["key"] == training_key(trial, settings) else None
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s cannot be read; the trial is trained again", path)
+        return None
 
 
 def write_history(settings: Settings, folder: RunFolder) -> None:
@@ -93,4 +99,4 @@ def main(grid: Grid, context: Context) -> None:
     settings = load_settings(Path(str(study)) if study else None, overrides)
     folder = RunFolder(Path(str(out)))
     folder.create(settings)
-    train_study(grid, settings, folder, lambda trial, rounds: None)
+    train_study(grid, settings, folder, on_rounds=lambda *_: None)

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -132,7 +132,8 @@ def run_job(job: AttackJob) -> None:
         )
     else:
         log.warning("attack %s does not apply to trial %s", job.attack, job.trial.name)
-    save_reconstructions(job.target, made, job.key)
+    named = [replace(reconstruction, attack=job.attack) for reconstruction in made]
+    save_reconstructions(job.target, named, job.key)
 
 
 def choose_victims(

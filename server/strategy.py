@@ -1,4 +1,4 @@
-"""Strategies: averaging of quantized updates, and the honest-but-curious wrapper that keeps them."""
+"""Strategies: averaging of quantized updates, and the honest-but-curious wrapper around it."""
 
 import logging
 import math
@@ -122,7 +122,7 @@ class QuantizedAveraging(Strategy):
             )
         self.weights.grad = (total / sum(received.examples for received in used)).float()
         self.optimizer.step()
-        metrics = {
+        metrics: dict[str, int | float | list[int] | list[float]] = {
             "uplink-bytes": sum(received.payload.nbytes for received in used),
             "updates": len(used),
             "dropped": expected - len(used),
@@ -134,7 +134,8 @@ class QuantizedAveraging(Strategy):
 
     def _open(self, reply: Message) -> Received:
         if reply.has_error():
-            raise PayloadError(f"the client failed: {reply.error.reason.strip()}")
+            reason = (reply.error.reason or "it gave no reason").strip()
+            raise PayloadError(f"the client failed: {reason}")
         payload = read_payload(reply, self.layout)
         if payload.spec != self.quantizer.spec:
             raise PayloadError(f"it was quantized with {payload.spec!r}, not as agreed")

@@ -114,7 +114,7 @@ def _partitioner(settings: DataSettings, classes: int, seed: int) -> Any:
         num_partitions=settings.clients,
         partition_by="label",
         num_classes_per_partition=settings.classes_per_client,
-        class_assignment_mode="deterministic",
+        class_assignment_mode="first-deterministic",
         shuffle=True,
         seed=seed,
     )

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fl_sim.data import load_federation, load_splits, private_batch
+from fl_sim.settings import DataSettings, SettingsError
+from fl_sim.updates import LocalWork
+
+
+def rows_of(images):
+    return {row.numpy().tobytes() for row in images.data}
+
+
+def test_splits_are_fixed_by_the_seed_and_disjoint():
+    first, again = load_splits(DataSettings(), 0), load_splits(DataSettings(), 0)
+    other = load_splits(DataSettings(), 1)
+    assert torch.equal(first.train.data, again.train.data)
+    assert not torch.equal(first.train.data, other.train.data)
+    assert len(first.train) + len(first.test) + len(first.public) == 1797
+    # Digits holds a handful of identical 8x8 pictures; beyond those, no row is in two splits.
+    assert len(rows_of(first.train) & rows_of(first.test)) <= 2
+    assert len(rows_of(first.train) & rows_of(first.public)) <= 2
+
+
+def test_pixels_are_floats_in_the_unit_interval():
+    pixels = load_splits(DataSettings(), 0).train.pixels()
+    assert pixels.dtype == torch.float32
+    assert (float(pixels.min()), float(pixels.max())) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+def test_every_training_image_belongs_to_one_client(partition):
+    federation = load_federation(DataSettings(partition=partition, clients=5), 0, 1)
+    rows = np.concatenate(federation.partitions)
+    assert sorted(rows.tolist()) == list(range(len(federation.splits.train)))
+
+
+def test_no_image_belongs_to_two_pathological_clients():
+    federation = load_federation(DataSettings(partition="pathological", clients=10), 0, 1)
+    rows = np.concatenate(federation.partitions)
+    assert len(set(rows.tolist())) == len(rows) > 1000
+
+
+def test_pathological_clients_hold_the_classes_asked_for():
+    settings = DataSettings(partition="pathological", clients=5, classes_per_client=2)
+    federation = load_federation(settings, 0, 1)
+    labels = federation.splits.train.labels.numpy()
+    assert [len(set(labels[rows])) for rows in federation.partitions] == [2] * 5
+
+
+def test_dirichlet_with_a_small_alpha_is_more_skewed_than_iid():
+    def skew(partition, alpha=0.1):
+        settings = DataSettings(partition=partition, clients=5, alpha=alpha)
+        federation = load_federation(settings, 0, 1)
+        labels = federation.splits.train.labels.numpy()
+        shares = [np.bincount(labels[rows], minlength=10) for rows in federation.partitions]
+        return float(np.mean([share.max() / share.sum() for share in shares]))
+
+    assert skew("dirichlet") > 2 * skew("iid")
+
+
+def test_a_private_batch_is_a_pure_function_of_seed_partition_and_round():
+    federation = load_federation(DataSettings(), 0, 4)
+    work = LocalWork(batch_size=4)
+    images, labels = private_batch(federation, work, 3, 7)
+    again, _ = private_batch(federation, work, 3, 7)
+    assert images.shape == (4, 1, 8, 8)
+    assert labels.shape == (4,)
+    assert torch.equal(images, again)
+    assert not torch.equal(images, private_batch(federation, work, 3, 8)[0])
+    own = {federation.splits.train.pixels()[r].numpy().tobytes() for r in federation.partitions[3]}
+    assert {image.numpy().tobytes() for image in images} <= own
+
+
+def test_more_clients_than_images_and_batches_larger_than_a_partition_are_refused():
+    with pytest.raises(SettingsError, match="clients = 5000: at most 1294"):
+        load_federation(DataSettings(clients=5000), 0, 1)
+    with pytest.raises(SettingsError, match="batch_size = 500"):
+        load_federation(DataSettings(), 0, 500)
+
+
+def make_tree(root, classes=("cat", "dog"), count=6, size=(6, 5), mode="RGB"):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            shape = (*size, 3) if mode == "RGB" else size
+            pixels = rng.integers(0, 100, shape, dtype=np.uint8) + np.uint8(100 * label)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_any_folder_of_images_is_a_data_set(tmp_path, mode, channels):
+    make_tree(tmp_path, mode=mode)
+    splits = load_splits(DataSettings(dataset="folder", data_dir=tmp_path), 0)
+    assert splits.classes == ("cat", "dog")
+    assert splits.shape == (channels, 6, 5)
+    bright = splits.train.pixels().mean(dim=(1, 2, 3)) > 99.5 / 255
+    assert torch.equal(bright.long(), splits.train.labels)
+
+
+def test_a_folder_with_train_and_test_keeps_its_own_split(tmp_path):
+    make_tree(tmp_path / "train", count=10)
+    make_tree(tmp_path / "test", count=3)
+    splits = load_splits(DataSettings(dataset="folder", data_dir=tmp_path), 0)
+    assert len(splits.test) == 6
+    assert len(splits.train) + len(splits.public) == 20
+
+
+def test_unusable_folders_are_refused_in_words(tmp_path):
+    def load(folder):
+        return load_splits(DataSettings(dataset="folder", data_dir=folder), 0)
+
+    with pytest.raises(SettingsError, match="is not a folder"):
+        load(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="one sub-folder for each class"):
+        load(tmp_path / "empty")
+    make_tree(tmp_path / "mixed")
+    Image.new("RGB", (3, 3)).save(tmp_path / "mixed" / "cat" / "small.png")
+    with pytest.raises(SettingsError, match="must share one size"):
+        load(tmp_path / "mixed")
+    make_tree(tmp_path / "broken")
+    (tmp_path / "broken" / "cat" / "0.png").write_bytes(b"not a picture")
+    with pytest.raises(SettingsError, match=r"0\.png.*not an image"):
+        load(tmp_path / "broken")
+
+
+def test_real_images_load(shared_data):
+    digits = load_splits(DataSettings(dataset="mnist", data_dir=shared_data, limit=100), 0)
+    assert digits.shape == (1, 28, 28)
+    assert len(digits.test) == 100
+    folder = shared_data / "cifar10"
+    cifar = load_splits(DataSettings(dataset="folder", data_dir=folder, limit=100), 0)
+    assert cifar.shape == (3, 32, 32)
+    assert len(cifar.classes) == 10
