@@ -3,7 +3,15 @@
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from torch import Tensor
 
 from fl_sim.quantizers.payload import Payload, PayloadError
@@ -106,9 +114,7 @@ def partition_query(node_id: int) -> Message:
 
 def partition_reply(partition: int, query: Message) -> Message:
     """Answer a `partition_query`."""
-    return Message(
-        RecordDict({"facts": ConfigRecord({"partition-id": partition})}), reply_to=query
-    )
+    return Message(RecordDict({"facts": ConfigRecord({"partition-id": partition})}), reply_to=query)
 
 
 def read_partition(reply: Message) -> int:
