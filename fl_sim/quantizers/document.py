@@ -144,14 +144,20 @@ def draw(update: Update, path: Path) -> None:
     plt.close(figure)
 
 
+def catalogue_lines() -> list[str]:
+    """Return the catalogue as lines of a Markdown table."""
+    lines = []
+    for e in catalogue():
+        unbiased, summary = "yes" if e.unbiased else "no", e.summary.replace("``", "`")
+        lines.append(
+            f"| `{e.example}` | {summary} | {e.bits} | {unbiased} | {e.error} | {e.source} |\n"
+        )
+    return lines
+
+
 def write(docs: Path) -> None:
     """Write ``quantizers.md`` and ``images/quantizer_error.png`` under ``docs``."""
     update = sample_update()
-    lines = [
-        f"| `{e.example}` | {e.summary.replace('``', '`')} | {e.bits} | {'yes' if e.unbiased else 'no'} "
-        f"| {e.error} | {e.source} |\n"
-        for e in catalogue()
-    ]
     measured = []
     for spec in (*EXAMPLES, "absmax:bits=2", "topk:keep=0.1+stochastic:bits=4"):
         m = measure(spec, update)
@@ -161,7 +167,7 @@ def write(docs: Path) -> None:
             f"| `{spec}` | {m.nbytes:,} | {bits:.2f} | {m.coded:,} | {error} | {m.cosine:.3f} |\n"
         )
     head = _MEASURED.format(size=update.layout.size, draws=_DRAWS)
-    text = _HEAD + "".join(lines) + head + "".join(measured) + _TAIL
+    text = _HEAD + "".join(catalogue_lines()) + head + "".join(measured) + _TAIL
     (docs / "quantizers.md").write_text(text)
     draw(update, docs / "images" / "quantizer_error.png")
 

@@ -5,7 +5,7 @@ import zstandard
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.payload import Payload
 
-_LEVEL = 6  # a level 19 saves under 2 % more on gradients and takes twenty times as long
+_LEVEL = 6  # level 19 saves at most 7 % more on a gradient and takes several times as long
 
 
 def entropy_coded_bytes(payload: Payload) -> int:

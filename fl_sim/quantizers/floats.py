@@ -10,8 +10,7 @@ from fl_sim.quantizers.base import Facts, Quantizer
 from fl_sim.quantizers.cell import Cell, resolvable_step, width_of
 from fl_sim.quantizers.groups import Groups, Scope, spans
 from fl_sim.quantizers.memory import empty
-from fl_sim.quantizers.payload import PayloadError
-from fl_sim.quantizers.wire import FLOAT, Reader, to_bytes
+from fl_sim.quantizers.wire import FLOAT, Reader, refuse_nonfinite, to_bytes
 from fl_sim.updates import Layout, Update
 
 
@@ -175,10 +174,3 @@ def rounding_interval(numbers: Tensor) -> tuple[Tensor, Tensor]:
     return lower.nan_to_num(-torch.inf, neginf=-torch.inf), upper.nan_to_num(
         torch.inf, posinf=torch.inf
     )
-
-
-def refuse_nonfinite(values: Tensor) -> Tensor:
-    """Return ``values``, or raise `PayloadError` if one is not finite."""
-    if values.numel() and not bool(torch.stack(values.aminmax()).isfinite().all()):
-        raise PayloadError("The payload holds a value that is not finite.")
-    return values

@@ -108,13 +108,30 @@ def fit_codebook(values: Tensor, entries: int) -> Tensor:
     """
     ordered = _sorted(values).double()
     sums = torch.nn.functional.pad(ordered.cumsum(0), (1, 0))
-    starts = torch.arange(entries + 1, device=values.device) * len(ordered) // entries
-    book = _centroids(sums, starts, ordered[starts[:-1]])
+    starts = _first_clusters(ordered, entries)
+    book = _centroids(sums, starts, ordered[starts[:-1].clamp_max(len(ordered) - 1)])
     for _ in range(_ITERATIONS):
         inside = torch.searchsorted(ordered, midpoints(book), right=True)
         starts[1:-1] = inside
         book = _centroids(sums, starts, book)
     return book.float()
+
+
+def _first_clusters(ordered: Tensor, entries: int) -> Tensor:
+    """Return where clusters start so that entries lie as densely as the cube root of the values.
+
+    That is the best density for many entries (Panter and Dite 1951); with a local density of
+    1/gap it gives each gap a share of gap^(2/3). Lloyd's iteration started at quantiles instead
+    stalls far from the optimum on heavy tails.
+    """
+    shares = torch.nn.functional.pad(ordered.diff().pow_(2 / 3).cumsum_(0), (1, 0))
+    targets = torch.arange(entries + 1, device=ordered.device) * (shares[-1] / entries)
+    starts = torch.searchsorted(shares, targets)
+    # No cluster starts empty: each takes at least one value, in order.
+    order = torch.arange(entries + 1, device=ordered.device)
+    starts = (starts - order).cummax(0).values.clamp(0, len(ordered) - entries) + order
+    starts[-1] = len(ordered)
+    return starts
 
 
 def _sorted(values: Tensor) -> Tensor:

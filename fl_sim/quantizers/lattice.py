@@ -94,6 +94,10 @@ class Lattice(Quantizer):
         reader = Reader(body)
         side = reader.floats(self._groups(layout).count, self.side)
         self._check_side(side)
+        anchor, step = self._lattice(side)
+        last = anchor + step * (self.code_levels - 1 - self.shift)
+        if not bool(torch.stack([step, last]).isfinite().all()):
+            raise PayloadError("The payload's lattice leaves the range of float32.")
         return side, self._unpack(reader, layout.size)
 
     def _check_side(self, side: Tensor) -> None:

@@ -17,7 +17,14 @@ from fl_sim.quantizers.packing import pack, packed_size, unpack
 from fl_sim.quantizers.parameters import within
 from fl_sim.quantizers.sign import half_lines
 from fl_sim.quantizers.tables import find_codes, look_up
-from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
+from fl_sim.quantizers.wire import (
+    FLOAT,
+    Reader,
+    byte_planes,
+    codes_buffer,
+    refuse_nonfinite,
+    to_bytes,
+)
 from fl_sim.updates import Layout, Update
 
 _SEED = 8  # bytes of the seed on the wire
@@ -27,8 +34,9 @@ _SEED = 8  # bytes of the seed on the wire
 class Rotation:
     """Random signs, then the orthonormal Hartley transform: the randomized Hadamard of any length.
 
-    The Hartley transform (Bracewell 1983) is real, its own inverse, as fast as an FFT and, unlike
-    Hadamard's, exists for every length, so that nothing is padded and no bit is wasted.
+    The Hartley transform (Bracewell 1983) is real, its own inverse and as fast as an FFT. Unlike
+    Hadamard's it exists for every length; zeros are appended up to `fast_length`, a percent or so
+    where the next power of two can be twice as far.
 
     Attributes
     ----------
@@ -47,16 +55,32 @@ class Rotation:
         return cls(signs.mul_(2).sub_(1)[:size].to(device))
 
     def __call__(self, update: Tensor) -> Tensor:
-        """Rotate ``(..., n)``."""
-        return hartley(update * self.signs.to(update.device))
+        """Rotate ``(..., n)`` to ``(..., fast_length(n))``."""
+        signed = update * self.signs.to(update.device)
+        size = signed.shape[-1]
+        return hartley(torch.nn.functional.pad(signed, (0, fast_length(size) - size)))
 
     def invert(self, rotated: Tensor) -> Tensor:
-        """Rotate back."""
-        return hartley(rotated) * self.signs.to(rotated.device)
+        """Rotate ``(..., fast_length(n))`` back to ``(..., n)``."""
+        return hartley(rotated)[..., : self.signs.shape[-1]] * self.signs.to(rotated.device)
 
     def stack(self, others: Sequence["Rotation"]) -> "Rotation":
         """Return the rotations of several payloads, stacked."""
         return Rotation(torch.stack([other.signs for other in others]))
+
+
+@lru_cache(maxsize=64)
+def fast_length(size: int) -> int:
+    """Return the smallest product of powers of 2, 3, 5 and 7 that is at least ``size``.
+
+    A Fourier transform of a length with a large prime factor takes many times as long.
+    """
+    products = [1]
+    for prime in (3, 5, 7):
+        exponents = range(size.bit_length())
+        products = [p * prime**e for p in products for e in exponents if p * prime**e < 2 * size]
+    # The power of two that lifts a product to at least the size.
+    return min(p << max(0, -(-size // p) - 1).bit_length() for p in products)
 
 
 def hartley(x: Tensor) -> Tensor:
@@ -87,7 +111,7 @@ class Rotated(Quantizer):
 
     def body_size(self, layout: Layout) -> int:
         """Return seed, scales and codes, in bytes."""
-        return _SEED + self.floats * FLOAT + packed_size(layout.size, self.code_width)
+        return _SEED + self.floats * FLOAT + packed_size(fast_length(layout.size), self.code_width)
 
     def _encode(self, update: Update, generator: torch.Generator) -> bytes:
         device = update.vector.device
@@ -102,18 +126,18 @@ class Rotated(Quantizer):
         reader = Reader(body)
         seed = reader.integer()
         side = reader.magnitudes(self.floats)
-        codes = reader.codes(layout.size, 1 << self.code_width)
+        codes = reader.codes(fast_length(layout.size), 1 << self.code_width)
         return Rotation.of(seed, layout.size), side, codes
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
         rotation, side, codes = self._read(body, layout)
-        return rotation.invert(look_up(self._tables(side)[0], codes))
+        return refuse_nonfinite(rotation.invert(look_up(self._tables(side)[0], codes)))
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
         rotation, side, codes = self._read(body, layout)
         center, lower, upper = (look_up(table, codes) for table in self._tables(side))
         step = usable_step(width_of(center, lower, upper))
-        return Cell(center, lower, upper, step, (layout.size,), transform=rotation)
+        return Cell(center, lower, upper, step, (center.numel(),), transform=rotation)
 
     def _symbols(self, body: bytes, layout: Layout) -> bytes:
         _, side, codes = self._read(body, layout)

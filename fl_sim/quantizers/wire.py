@@ -55,9 +55,7 @@ class Reader:
         """Return the next float32 values; refuse any that is not finite."""
         count = int(torch.Size(shape).numel())
         values = self.take(count * FLOAT).clone().view(torch.float32)
-        if count and not bool(torch.stack(values.aminmax()).isfinite().all()):
-            raise PayloadError("The payload holds a value that is not finite.")
-        return values.view(shape)
+        return refuse_nonfinite(values).view(shape)
 
     def integer(self) -> int:
         """Return the next int64; refuse a negative one."""
@@ -91,3 +89,10 @@ def _checked(unpacking: Callable[..., Tensor], *arguments: object) -> Tensor:
         return unpacking(*arguments)
     except PackingError as error:
         raise PayloadError(str(error)) from error
+
+
+def refuse_nonfinite(values: Tensor) -> Tensor:
+    """Return ``values``, or raise `PayloadError` if one is not finite."""
+    if values.numel() and not bool(torch.stack(values.aminmax()).isfinite().all()):
+        raise PayloadError("The payload holds a value that is not finite.")
+    return values

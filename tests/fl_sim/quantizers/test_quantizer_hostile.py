@@ -1,0 +1,145 @@
+"""Payloads that were truncated, padded, altered, or forged by someone who knows the format."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.payload import Payload, PayloadError
+from tests.fl_sim.quantizers.quantizer_cases import SPECS, layout_of, seeded, update_of
+
+MUTATIONS = 10_000
+FORGERIES = 300
+UPDATE = update_of(*(torch.randn(n, generator=seeded(n)) for n in (50, 7, 30)))
+
+
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """Flip bits, overwrite, cut, pad or repeat a part; never returns ``data`` itself."""
+    kind = rng.integers(6)
+    at = int(rng.integers(len(data)))
+    changed = bytearray(data)
+    if kind == 0:
+        changed[at] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        end = min(len(data), at + 1 + int(rng.integers(8)))
+        changed[at:end] = bytes(byte ^ int(rng.integers(1, 256)) for byte in changed[at:end])
+    elif kind == 2:
+        del changed[at:]
+    elif kind == 3:
+        changed += rng.bytes(1 + int(rng.integers(64)))
+    elif kind == 4:
+        del changed[at : at + 1 + int(rng.integers(8))]
+    else:
+        changed[at:at] = rng.bytes(1 + int(rng.integers(8)))
+    assert bytes(changed) != data
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_ten_thousand_mutated_payloads_are_refused(spec):
+    data = parse_quantizer(spec).encode(UPDATE, seeded()).to_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(MUTATIONS):
+        with pytest.raises(PayloadError):
+            Payload.from_bytes(mutate(data, rng), UPDATE.layout)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_forged_bodies_are_refused_or_decode_to_a_finite_update(spec):
+    """With a valid checksum: whoever can forge one may send any update, but never crash anyone."""
+    quantizer = parse_quantizer(spec)
+    body = quantizer.encode(UPDATE, seeded()).body
+    rng = np.random.default_rng(1)
+    for _ in range(FORGERIES):
+        forged = Payload(spec, mutate(body, rng), UPDATE.layout)
+        received = Payload.from_bytes(forged.to_bytes(), UPDATE.layout)
+        if len(received.body) != len(body):
+            with pytest.raises(PayloadError, match="bytes, not"):
+                quantizer.decode(received)
+            with pytest.raises(PayloadError, match="bytes, not"):
+                quantizer.cell(received)
+            continue
+        try:
+            decoded = quantizer.decode(received)
+            cell = quantizer.cell(received)
+        except PayloadError:
+            continue
+        assert decoded.vector.isfinite().all()
+        assert decoded.vector.shape == UPDATE.vector.shape
+        assert not cell.lower.isnan().any()
+        assert not cell.upper.isnan().any()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("fill", [b"\x00", b"\xff", b"\x7f"])
+def test_constant_bodies_are_refused_or_decode_to_a_finite_update(spec, fill):
+    quantizer = parse_quantizer(spec)
+    size = quantizer.body_size(UPDATE.layout)
+    try:
+        decoded = quantizer.decode(Payload(spec, fill * size, UPDATE.layout))
+    except PayloadError:
+        return
+    assert decoded.vector.isfinite().all()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_overlong_bodies_are_refused_before_anything_is_allocated(spec):
+    layout = layout_of(40_000)
+    quantizer = parse_quantizer(spec.replace("t0*=3,", ""))
+    honest = quantizer.body_size(layout)
+    forged = Payload(quantizer.spec, bytes(50 * honest), layout).to_bytes()
+    tracemalloc.start()
+    try:
+        received = Payload.from_bytes(forged, layout)
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        with pytest.raises(PayloadError, match="bytes, not"):
+            quantizer.decode(received)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before <= 2 * honest
+
+
+def test_a_payload_of_another_model_is_refused():
+    data = parse_quantizer("sign").encode(UPDATE, seeded()).to_bytes()
+    with pytest.raises(PayloadError, match="checksum"):
+        Payload.from_bytes(data, layout_of(50, 30, 7))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x01", b"\x01\x00", b"\x02\x00aaaaa", b"\x01\xff" + bytes(9)]
+)
+def test_fragments_are_refused(data):
+    with pytest.raises(PayloadError):
+        Payload.from_bytes(data, UPDATE.layout)
+
+
+@pytest.mark.parametrize(
+    ("spec", "offset", "value", "words"),
+    [
+        ("uniform:bits=3", 0, np.float32("nan").tobytes(), "not finite"),
+        ("uniform:bits=3", 0, np.float32(1e30).tobytes(), "above its maximum"),
+        ("uniform:levels=5", -2, b"\xff", "below 5"),
+        ("absmax:bits=4", 0, np.float32(-1).tobytes(), "negative"),
+        ("scaled_sign", 0, np.float32(-1).tobytes(), "negative"),
+        ("terngrad", -5, b"\xff", "242"),
+        ("natural", 0, b"\xff", "not finite"),
+        ("sign", -1, b"\xff", "padding"),
+        ("drive", 0, b"\xff" * 8, "negative seed"),
+        ("topk:keep=0.1", 0, bytes(8), "kept positions"),
+        ("kmeans:clusters=3", 0, np.float32(1e30).tobytes(), "ascend"),
+        ("fp16", 0, b"\x00\x7c", "not finite"),
+        ("fp8:format=e4m3", -1, b"\x7f", "not finite"),
+        ("gaussian:sigma=1", 0, np.float32("inf").tobytes(), "not finite"),
+    ],
+)
+def test_what_no_encoder_sends_is_named(spec, offset, value, words):
+    quantizer = parse_quantizer(spec)
+    body = bytearray(quantizer.encode(UPDATE, seeded()).body)
+    start = offset % len(body)
+    body[start : start + len(value)] = value
+    with pytest.raises(PayloadError, match=words):
+        quantizer.decode(Payload(spec, bytes(body), UPDATE.layout))
