@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import click
 import typer
 from rich.console import Console
+from rich.box import SIMPLE_HEAD
 from rich.logging import RichHandler
+from rich.table import Table
 
 from fl_sim.runs import RunFolder
 from fl_sim.settings import SettingsError, load_settings, option_fields
@@ -108,6 +110,31 @@ def report(run: RunArgument) -> None:
     folder = RunFolder(run)
     folder.settings()
     _report(folder)
+
+
+@cli.command()
+def quantizers() -> None:
+    """List the quantizers: spec, size, unbiased or not, error, source."""
+    from fl_sim.quantizers.catalogue import catalogue  # noqa: PLC0415
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("spec", no_wrap=True)
+    for column in ("bits for d elements", "unbiased", "error", "source"):
+        table.add_column(column)
+    for entry in catalogue():
+        unbiased = "yes" if entry.unbiased else "no"
+        table.add_row(entry.example, entry.bits, unbiased, entry.error, entry.source)
+    Console().print(table)
+
+
+@cli.command()
+def attacks() -> None:
+    """List the attacks with every value they use; each can be edited, as in cell:tv=1e-4."""
+    from attacker.presets import PRESETS, SUITE, settings  # noqa: PLC0415
+
+    for name, preset in PRESETS.items():
+        print(f"{name}:" + ",".join(f"{key}={value}" for key, value in settings(preset).items()))
+    print("suite: the best by one yardstick of", ", ".join(SUITE))
 
 
 def _report(folder: RunFolder) -> None:

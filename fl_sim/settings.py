@@ -108,8 +108,13 @@ class TrainingSettings(_Section):
     local_batches: int | None = Field(
         None, ge=1, description="Distinct batches in a round; the local steps cycle through them."
     )
+    fixed_batch: bool = Field(
+        False, description="Whether a client uses the same images in every round."
+    )
     server_optimizer: Literal["sgd", "adam"] = Field("adam", description="Server optimizer.")
-    server_learning_rate: float = Field(0.003, gt=0, description="Step size of the server.")
+    server_learning_rate: float = Field(
+        0.003, ge=0, description="Step size of the server; 0 sends the same weights every round."
+    )
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the server's SGD.")
     timeout: float = Field(600.0, gt=0, description="Seconds to wait for the replies of a round.")
 
@@ -117,13 +122,14 @@ class TrainingSettings(_Section):
     def work(self) -> LocalWork:
         """Public facts of a client's work in one round."""
         if self.update == "gradient":
-            return LocalWork("gradient", self.batch_size)
+            return LocalWork("gradient", self.batch_size, fixed_batch=self.fixed_batch)
         return LocalWork(
             "delta",
             self.batch_size,
             self.local_learning_rate,
             self.local_steps,
             self.local_batches or self.local_steps,
+            self.fixed_batch,
         )
 
 

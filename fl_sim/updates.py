@@ -95,6 +95,8 @@ class LocalWork:
         Steps of local SGD; 1 for a ``gradient``.
     local_batches : int
         Distinct batches drawn in a round; the steps cycle through them.
+    fixed_batch : bool
+        Whether a client uses the same images in every round, as one with few images does.
     """
 
     kind: UpdateKind = "gradient"
@@ -102,6 +104,7 @@ class LocalWork:
     learning_rate: float = 0.1
     local_steps: int = 1
     local_batches: int = 1
+    fixed_batch: bool = False
 
     @property
     def images(self) -> int:

@@ -30,11 +30,11 @@ log = logging.getLogger("fl_sim.audit")
 
 @dataclass(frozen=True)
 class AttackJob:
-    """One attack on one observed round of one trial."""
+    """One attack on rounds of one trial: one round, or all that show the same private batch."""
 
     trial: Trial
     attack: str
-    round: int
+    rounds: tuple[int, ...]
     victims: int
     folder: RunFolder
     key: str
@@ -43,7 +43,7 @@ class AttackJob:
     def target(self) -> Path:
         """The file the reconstructions go to."""
         root = self.folder.reconstructions
-        return reconstruction_path(root, self.trial.name, self.attack, self.round)
+        return reconstruction_path(root, self.trial.name, self.attack, self.rounds[-1])
 
     def finished(self) -> bool:
         """Return whether the file is there and stands."""
@@ -66,19 +66,24 @@ def check_attacks(attacks: Iterable[str]) -> None:
 
 
 def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
-    """Return every attack a study asks for, on every observed round of every trial."""
+    """Return every attack a study asks for, on every observed round of every trial.
+
+    Rounds are attacked one by one, but together where clients use the same images in each.
+    """
+    observed = settings.observed_rounds
+    groups = [observed] if settings.training.fixed_batch else [(r,) for r in observed]
     return [
         AttackJob(
             trial,
             attack,
-            server_round,
+            rounds,
             settings.audit.victims,
             folder,
             attack_key(trial, settings, attack),
         )
         for attack in settings.audit.attacks
         for trial in trials_of(settings)
-        for server_round in settings.observed_rounds
+        for rounds in groups
     ]
 
 
@@ -119,8 +124,7 @@ def _run(jobs: Sequence[AttackJob], workers: int) -> Iterator[AttackJob]:
 def run_job(job: AttackJob) -> None:
     """Load the observations of a job, attack them, and store the reconstructions."""
     torch.set_num_threads(1)
-    source = round_path(job.folder.observations, job.trial.name, job.round)
-    observations = choose_victims(load_observations(source), job.victims, job.trial.seed)
+    observations = [o for r in job.rounds for o in _observations(job, r)]
     attack = build_attack(job.attack)
     made: list[Reconstruction] = []
     if attack.applies(observations):
@@ -136,13 +140,22 @@ def run_job(job: AttackJob) -> None:
     save_reconstructions(job.target, named, job.key)
 
 
+def _observations(job: AttackJob, server_round: int) -> list[Observation]:
+    path = round_path(job.folder.observations, job.trial.name, server_round)
+    draw = 0 if job.trial.work.fixed_batch else server_round
+    return choose_victims(load_observations(path), job.victims, job.trial.seed, draw)
+
+
 def choose_victims(
-    observations: Sequence[Observation], victims: int, seed: int
+    observations: Sequence[Observation], victims: int, seed: int, draw: int
 ) -> list[Observation]:
-    """Return at most ``victims`` observations, drawn by seed: never by hand, never the best."""
+    """Return at most ``victims`` observations, drawn by seed: never by hand, never the best.
+
+    The same ``draw`` chooses the same clients, where the same clients were observed.
+    """
     if victims >= len(observations):
         return list(observations)
-    rng = numpy_rng(seed, Purpose.VICTIMS, observations[0].round)
+    rng = numpy_rng(seed, Purpose.VICTIMS, draw)
     chosen = rng.choice(len(observations), size=victims, replace=False)
     return [observations[int(index)] for index in sorted(chosen)]
 

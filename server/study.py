@@ -44,6 +44,6 @@ def attack(settings: Settings, folder: RunFolder) -> None:
     with progress_bar("Attacking", len(jobs)) as advance:
 
         def done(job: AttackJob) -> None:
-            advance(1, f"{job.attack} on {job.trial.name}, round {job.round}")
+            advance(1, f"{job.attack} on {job.trial.name}, round {job.rounds[-1]}")
 
         run_jobs(jobs, settings.engine.workers, done)

@@ -64,6 +64,8 @@ def private_batch(
 ) -> tuple[Tensor, Tensor]:
     """Return the private batch of a client: a pure function of seed, partition and round.
 
+    With ``work.fixed_batch`` it is the same in every round.
+
     Returns
     -------
     images : Tensor
@@ -71,7 +73,8 @@ def private_batch(
     labels : Tensor
         ``(work.images,)`` int64.
     """
-    rng = numpy_rng(federation.seed, Purpose.BATCH, server_round, partition)
+    draw = 0 if work.fixed_batch else server_round
+    rng = numpy_rng(federation.seed, Purpose.BATCH, draw, partition)
     rows = rng.choice(federation.partitions[partition], size=work.images, replace=False)
     train = federation.splits.train
     return train.pixels(rows), train.labels[rows]
