@@ -2,14 +2,15 @@
 
     python benchmarks/quantizers.py [--parameters 25000000] [--repeats 5] [SPEC ...]
 
-Each line gives the best of several runs. `copy` is ``tensor.clone()``, which allocates its result
+Each line gives the best of several runs, the copies timed in turn with the quantizer. `copy` is ``tensor.clone()``, which allocates its result
 as encode and decode allocate theirs; `copy into` is ``copy_`` into memory already at hand. Ratios
 are memory-copy time over the quantizer's time: 0.10 is a tenth of the speed of the copy.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import numpy as np
 import torch
@@ -42,15 +43,19 @@ SPECS = (
 )
 
 
-def best_time(run: Callable[[], object], repeats: int) -> float:
-    """Return the seconds of the fastest of ``repeats`` runs, after one to warm up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+Work = tuple[str, Callable[[], object], Callable[[], object]]
+"""Name, encode and decode."""
+
+
+def best_times(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Return the seconds of the fastest run of each, run in turn so that all see the same noise."""
+    best = [float("inf")] * len(runs)
+    for _ in range(repeats + 1):
+        for index, run in enumerate(runs):
+            start = time.perf_counter()
+            run()
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best
 
 
 def main() -> None:
@@ -66,45 +71,34 @@ def main() -> None:
     layout = Layout((Segment("weight", (options.parameters,)),))
     update = Update(vector, layout)
     spare = torch.empty_like(vector)
-    copy = best_time(vector.clone, options.repeats)
-    copy_into = best_time(lambda: spare.copy_(vector), options.repeats)
-    gigabytes = vector.nbytes / 1e9
-    print(f"{options.parameters:,} float32 parameters, one thread, torch {torch.__version__}")
-    print(
-        f"copy {copy * 1e3:.1f} ms ({gigabytes / copy:.1f} GB/s), copy into "
-        f"{copy_into * 1e3:.1f} ms ({gigabytes / copy_into:.1f} GB/s)\n"
+    copies = vector.clone, lambda: spare.copy_(vector)
+    print(f"{options.parameters:,} float32 parameters, one thread, torch {torch.__version__}\n")
+    columns = f"{'encode':>10}{'/copy':>7}{'/into':>7}{'decode':>10}{'/copy':>7}{'/into':>7}"
+    print(f"{'spec':34}{columns}{'copy':>10}{'into':>10}")
+    works = [work_of(spec, update, generator) for spec in options.specs]
+    for name, encode, decode in (*works, *rivals(vector)):
+        *times, copy, into = best_times((encode, decode, *copies), options.repeats)
+        cells = "".join(f"{t * 1e3:>7.1f} ms{copy / t:>7.2f}{into / t:>7.2f}" for t in times)
+        cells += f"{copy * 1e3:>7.1f} ms{into * 1e3:>7.1f} ms"
+        print(f"{name:34}{cells}", flush=True)
+
+
+def work_of(spec: str, update: Update, generator: torch.Generator) -> Work:
+    """Return the work of one of this project's quantizers."""
+    quantizer = parse_quantizer(spec)
+    payload = quantizer.encode(update, generator)
+    return (
+        spec,
+        lambda: quantizer.encode(update, generator),
+        lambda: quantizer.decode(payload),
     )
-    print(
-        f"{'spec':34}{'encode':>10}{'/copy':>7}{'/into':>7}{'decode':>10}{'/copy':>7}{'/into':>7}"
-    )
-    for spec in options.specs:
-        quantizer = parse_quantizer(spec)
-        payload = quantizer.encode(update, generator)
-        encode = best_time(lambda: quantizer.encode(update, generator), options.repeats)
-        decode = best_time(lambda: quantizer.decode(payload), options.repeats)
-        print_line(spec, encode, decode, copy, copy_into)
-    for name, encode_run, decode_run in rivals(vector):
-        print_line(
-            name,
-            best_time(encode_run, options.repeats),
-            best_time(decode_run, options.repeats),
-            copy,
-            copy_into,
-        )
 
 
-def print_line(name: str, encode: float, decode: float, copy: float, copy_into: float) -> None:
-    cells = "".join(
-        f"{t * 1e3:>7.1f} ms{copy / t:>7.2f}{copy_into / t:>7.2f}" for t in (encode, decode)
-    )
-    print(f"{name:34}{cells}", flush=True)
-
-
-def rivals(vector: torch.Tensor) -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
+def rivals(vector: torch.Tensor) -> list[Work]:
     """Return the comparable work of other libraries: name, encode, decode."""
     array = vector.numpy()
     signs = np.packbits(array >= 0)
-    found: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
+    found: list[Work] = [
         (
             "numpy packbits (sign)",
             lambda: np.packbits(array >= 0).tobytes(),
@@ -112,7 +106,7 @@ def rivals(vector: torch.Tensor) -> list[tuple[str, Callable[[], object], Callab
         )
     ]
     try:
-        from bitsandbytes import functional as bnb
+        bnb = import_module("bitsandbytes.functional")
     except ImportError:
         return found
     codes, state = bnb.quantize_blockwise(vector, blocksize=256)

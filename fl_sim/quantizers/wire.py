@@ -58,8 +58,8 @@ class Reader:
         return refuse_nonfinite(values).view(shape)
 
     def integer(self) -> int:
-        """Return the next int64; refuse a negative one."""
-        value = int(self.take(8).clone().view(torch.int64))
+        """Return the next int32; refuse a negative one."""
+        value = int(self.take(4).clone().view(torch.int32))
         if value < 0:
             raise PayloadError("The payload holds a negative seed.")
         return value

@@ -128,7 +128,7 @@ def test_fragments_are_refused(data):
         ("terngrad", -5, b"\xff", "242"),
         ("natural", 0, b"\xff", "not finite"),
         ("sign", -1, b"\xff", "padding"),
-        ("drive", 0, b"\xff" * 8, "negative seed"),
+        ("drive", 0, b"\xff" * 4, "negative seed"),
         ("topk:keep=0.1", 0, bytes(8), "kept positions"),
         ("kmeans:clusters=3", 0, np.float32(1e30).tobytes(), "ascend"),
         ("fp16", 0, b"\x00\x7c", "not finite"),
