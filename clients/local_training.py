@@ -15,4 +15,4 @@ def compute_update(trial: Trial, partition: int, server_round: int, weights: Ten
     images, labels = private_batch(trial.federation, trial.work, partition, server_round)
     spec = trial.model_spec
     targets = one_hot(labels, spec.classes)
-    return local_update(flat_model(spec), trial.work, weights, images, targets)
+    return local_update(flat_model(spec), trial.work, weights, images, targets, eager=True)
