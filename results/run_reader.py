@@ -17,12 +17,13 @@ from fl_sim.observations import Observation, load_observations, round_path
 from fl_sim.quantizers.entropy import entropy_coded_bytes
 from fl_sim.reconstructions import Reconstruction, load_reconstructions, reconstruction_path
 from fl_sim.runs import RunFolder, attack_key
+from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.trials import Trial, trials_of
 from fl_sim.updates import flat_model
 from results.baselines import score_baselines
 from results.gates import SUCCESS_MSE, Truth, examine
 from results.scoring import score_batch
-from results.tables import OBSERVATION, mark_strongest
+from results.tables import OBSERVATION, VICTIM, mark_strongest, results_table
 
 log = logging.getLogger("fl_sim.results")
 
@@ -84,6 +85,18 @@ class RunReader:
         scores = pd.concat(frames, ignore_index=True)
         scores["strongest"] = mark_strongest(scores)
         return scores
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """Sum up the study, one row per quantizer: `results.tables.results_table`."""
+        return results_table(
+            self.settings.quantizers,
+            history=self.history,
+            scores=self.scores,
+            baselines=self.baselines,
+            entropy_coded=self.entropy_coded,
+            parameters=self.parameters,
+        )
 
     @cached_property
     def baselines(self) -> pd.DataFrame:
@@ -191,6 +204,23 @@ class RunReader:
                 scores[gate] = gates[gate].iloc[number]
             frames.append(scores)
         return pd.concat(frames, ignore_index=True)
+
+
+def random_victims(scores: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Draw victims that all quantizers share, by seed: never by hand, never the best.
+
+    Where a run is not finished, those that the most quantizers share.
+
+    Returns
+    -------
+    DataFrame
+        At most ``count`` rows with the columns `results.tables.VICTIM`, in the order drawn.
+    """
+    strongest = scores[scores["strongest"]]
+    holders = strongest.groupby(VICTIM)["quantizer"].nunique()
+    shared = holders[holders == holders.max()].index.to_frame(index=False)
+    rng = numpy_rng(0, Purpose.VICTIMS, 0)
+    return shared.iloc[rng.choice(len(shared), size=min(count, len(shared)), replace=False)]
 
 
 _SCORE_TYPES = {

@@ -163,7 +163,12 @@ def verdict(row: "pd.Series") -> str:
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
     """Write a table atomically; the same table gives the same bytes on every machine."""
-    write_text(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(path, csv_text(frame))
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a table as CSV with six significant digits."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def print_results(results: pd.DataFrame, console: Console) -> None:
