@@ -2,9 +2,10 @@
 
     python benchmarks/quantizers.py [--parameters 25000000] [--repeats 5] [SPEC ...]
 
-Each line gives the best of several runs, the copies timed in turn with the quantizer. `copy` is ``tensor.clone()``, which allocates its result
-as encode and decode allocate theirs; `copy into` is ``copy_`` into memory already at hand. Ratios
-are memory-copy time over the quantizer's time: 0.10 is a tenth of the speed of the copy.
+Each line gives the best of several runs, the copies timed in turn with the quantizer. `copy` is
+``tensor.clone()``, which allocates its result as encode and decode allocate theirs; `into` is
+``copy_`` into memory already at hand. Ratios are memory-copy time over the quantizer's time: 0.10
+is a tenth of the speed of the copy.
 """
 
 import argparse

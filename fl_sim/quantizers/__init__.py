@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from functools import lru_cache
+
 from fl_sim.quantizers.absmax import Absmax, Blockwise
 from fl_sim.quantizers.base import Quantizer
 from fl_sim.quantizers.error_feedback import ErrorFeedback
@@ -51,6 +53,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {kind.name: kind for kind in _KINDS}
 _FEEDBACK = f"{ErrorFeedback.name}("
 
 
+@lru_cache(maxsize=256)
 def parse_quantizer(spec: str) -> Quantizer:
     """Return the quantizer a spec string names.
 

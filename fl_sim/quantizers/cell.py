@@ -18,6 +18,9 @@ class Transform(Protocol):
     def __call__(self, update: Tensor) -> Tensor:
         """Map an update; leading dimensions broadcast against those of a stacked transform."""
 
+    def invert(self, codes: Tensor) -> Tensor:
+        """Map ``(..., d)`` in the code domain to the update it stands for, ``(..., n)``."""
+
     def stack(self, others: Sequence[Self]) -> Self:
         """Return the transforms of several payloads (``self`` the first) along a new dimension."""
 
@@ -62,6 +65,11 @@ class Cell:
     scale_free: bool = False
     transform: Transform | None = None
     certain: Tensor | None = None
+
+    @property
+    def decoded(self) -> Tensor:
+        """The decoded update, ``(..., n)``: the center, brought back from the code domain."""
+        return self.center if self.transform is None else self.transform.invert(self.center)
 
     def to_code_domain(self, candidate: Tensor) -> Tensor:
         """Map a candidate update ``(..., n)`` to the domain of the bounds, ``(..., d)``.

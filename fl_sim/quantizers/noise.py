@@ -172,6 +172,10 @@ class Clip:
         scale = self.norm / length.clamp_min(self.norm)
         return update * scale
 
+    def invert(self, codes: Tensor) -> Tensor:
+        """Return ``codes``: nothing is known of what was clipped."""
+        return codes
+
     def stack(self, others: Sequence["Clip"]) -> "Clip":
         """Return itself: it is the same for every payload."""
         del others

@@ -126,7 +126,7 @@ class TopK(Quantizer):
         inner = self.then._cell(rest, kept_layout)
         if inner.transform is not None:
             # What was dropped is then bounded by nothing that was sent: only what is kept speaks.
-            return replace(inner, transform=KeptOnly(kept, inner.transform))
+            return replace(inner, transform=KeptOnly(kept, layout.size, inner.transform))
         threshold = self._threshold(inner, kept_layout, layout)
         known = torch.where(threshold.isfinite(), threshold, inner.step.max())
         dropped = torch.ones(layout.size, dtype=torch.bool).index_fill_(0, kept, value=False)
@@ -157,6 +157,7 @@ class KeptOnly:
     """Select the kept positions ``(..., k)`` of an update, then apply a transform to them."""
 
     kept: Tensor
+    size: int
     then: Transform
 
     def __call__(self, update: Tensor) -> Tensor:
@@ -164,15 +165,26 @@ class KeptOnly:
         kept = self.kept.to(update.device)
         if kept.dim() == 1:
             return self.then(update[..., kept])
-        leading = (1,) * (update.dim() - kept.dim())
-        return self.then(torch.take_along_dim(update, kept.view(leading + kept.shape), dim=-1))
+        dims = max(update.dim(), kept.dim())
+        return self.then(torch.take_along_dim(_lift(update, dims), _lift(kept, dims), dim=-1))
+
+    def invert(self, codes: Tensor) -> Tensor:
+        """Map the code domain of ``then`` back to ``(..., n)``, zero where not kept."""
+        values = self.then.invert(codes)
+        return values.new_zeros(*values.shape[:-1], self.size).scatter(-1, self.kept, values)
 
     def stack(self, others: Sequence["KeptOnly"]) -> "KeptOnly":
         """Return the selections of several payloads, stacked."""
         return KeptOnly(
             torch.stack([other.kept for other in others]),
+            self.size,
             self.then.stack([other.then for other in others]),
         )
+
+
+def _lift(tensor: Tensor, dims: int) -> Tensor:
+    """Prepend dimensions of 1."""
+    return tensor.view((1,) * (dims - tensor.dim()) + tensor.shape)
 
 
 def _fill(whole: Tensor, kept: Tensor, values: Tensor) -> Tensor:

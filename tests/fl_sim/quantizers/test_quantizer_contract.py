@@ -134,6 +134,9 @@ def test_stacked_cells_match_single_ones(spec):
     for row, payload in enumerate(payloads):
         alone = quantizer.misfit(payload, candidates[:, row])
         torch.testing.assert_close(together[:, row], alone, rtol=1e-3, atol=1e-5)
+        decoded = quantizer.decode(payload).vector
+        torch.testing.assert_close(stacked.decoded[row], decoded, rtol=1e-5, atol=1e-5)
+    assert stacked.misfit(candidates[0, 0]).shape == stacked.center.shape
 
 
 @every_quantizer
@@ -237,6 +240,19 @@ def test_bytes_are_the_same_in_another_process():
     command = [sys.executable, "-c", PROGRAM]
     there = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert int(there) == here["checksum"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_quantizer
+def test_updates_on_an_accelerator_are_encoded_there(spec):
+    update = update_of(torch.randn(500, generator=seeded()), torch.randn(77, generator=seeded(1)))
+    there = Update(update.vector.cuda(), update.layout)
+    quantizer = parse_quantizer(spec)
+    payload = quantizer.encode(there, torch.Generator(device="cuda").manual_seed(0))
+    assert quantizer.decode(payload).vector.device.type == "cpu"
+    if not is_randomized(spec):
+        here = quantizer.decode(quantizer.encode(update, seeded())).vector
+        torch.testing.assert_close(quantizer.decode(payload).vector, here, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_breaks_on_every_length_up_to_a_few_bytes():
