@@ -1,4 +1,4 @@
-"""Learned inversion in closed form: kernel ridge regression from quantized updates to images."""
+"""Learned inversion in closed form: ridge regression from quantized updates to images."""
 
 import torch
 from torch import Tensor
@@ -10,40 +10,88 @@ from fl_sim.quantizers.cell import Cell
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.updates import Update, one_hot
 
-MOST_IMAGES = 3000
-"""Public images used; the cost grows with their square."""
+MOST_PUBLIC, MOST_SYNTHETIC = 3000, 1500
+"""Example images used at most; the cost grows with their square."""
 
-RIDGE = 0.1
-"""Ridge, as a share of the kernel's mean diagonal."""
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Ridges tried, as shares of the kernel's mean diagonal."""
 
 _CHUNK = 100
+_IMAGES_PER_PIXEL = 4  # more examples of small pictures teach nothing
+_SLOPE = 1.3  # amplitude spectra of natural scenes fall about as 1 / frequency
 
 
-def invert_by_ridge(problems: Problems, public: PublicImages, seed: int) -> Tensor:
-    """Predict single images from their quantized updates by regression on public images.
+def invert_by_ridge(problems: Problems, images: Tensor, seed: int) -> Tensor:
+    """Predict single images from their quantized updates by regression on example images.
 
-    The server computes the update that every public image *would have caused with the label it
+    The server computes the update that every example *would have caused with the label it
     recovered from the victim's update*, sends it through the same quantizer, and regresses images
-    on codes (each tensor scaled to unit norm, then divided by the root of their number: at trained
-    weights the sizes of updates vary a thousandfold and tell of the loss, not of the image). One
-    regression serves all victims of a round that share a label. A closed form of Learning to
-    Invert (Wu et al. 2023, arXiv 2210.10880), which trains a network on the images' own labels.
+    on codes (each tensor scaled to unit norm: at trained weights the sizes of updates vary a
+    thousandfold and tell of the loss, not of the image). One regression serves all victims of a
+    round that share a label. A closed form of Learning to Invert (Wu et al. 2023, arXiv
+    2210.10880), which trains a network on the examples' own labels.
 
-    Returns ``(B, 1, C, H, W)``.
+    Parameters
+    ----------
+    problems : Problems
+        B problems of one image each.
+    images : Tensor
+        ``(N, C, H, W)`` examples: public images, or `synthetic_images`.
+    seed : int
+        Seed of the quantizer's randomness on the examples.
+
+    Returns
+    -------
+    Tensor
+        ``(B, 1, C, H, W)``.
     """
     labels = recover_labels(problems)[:, 0]
-    images = public.images[:MOST_IMAGES]
     found = images.new_zeros(len(problems), *problems.image_shape)
     for label in torch.unique(labels):
         members = (labels == label).nonzero().squeeze(1)
-        known = _public_codes(problems, images, int(label), seed)
+        known = _codes(problems, images, int(label), seed)
         asked = _scaled(problems.cell.center[members], problems.cell)
         found[members, 0] = _regress(known, images, asked)
     return found
 
 
-def _public_codes(problems: Problems, images: Tensor, label: int, seed: int) -> Tensor:
-    """Return scaled codes ``(N, d)`` of public images, as if of class ``label``."""
+def public_examples(public: PublicImages) -> Tensor:
+    """Return as many of the public images as a regression uses, ``(N, C, H, W)``."""
+    return public.images[: _enough(MOST_PUBLIC, public.images[0])]
+
+
+def synthetic_images(shape: tuple[int, int, int], seed: int) -> Tensor:
+    """Return pictures of no thing with the statistics of all: ``(N, C, H, W)`` in [0, 1].
+
+    Gaussian fields whose amplitude falls with a power of the frequency, as in natural scenes
+    (Field 1987), mostly grey, of random brightness and contrast. They are the auxiliary data of
+    an attacker who has none.
+    """
+    channels, height, width = shape
+    count = _enough(MOST_SYNTHETIC, torch.empty(shape))
+    rng = torch_rng(seed, Purpose.ATTACK)
+    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
+    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
+
+    def fields(layers: int) -> Tensor:
+        noise = torch.fft.rfft2(torch.randn(count, layers, height, width, generator=rng))
+        field: Tensor = torch.fft.irfft2(noise / frequency**_SLOPE, s=(height, width))
+        return field / field.std(dim=(2, 3), keepdim=True)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=rng)
+
+    pattern = 0.9 * fields(1) + 0.3 * fields(channels)
+    tint = 0.05 * torch.randn(count, channels, 1, 1, generator=rng)
+    return (uniform(0.25, 0.75) + tint + uniform(0.1, 0.3) * pattern).clamp(0, 1)
+
+
+def _enough(most: int, image: Tensor) -> int:
+    return min(most, _IMAGES_PER_PIXEL * image.numel())
+
+
+def _codes(problems: Problems, images: Tensor, label: int, seed: int) -> Tensor:
+    """Return scaled codes ``(N, d)`` of example images, as if of class ``label``."""
     quantizer, layout = problems.quantizer, problems.flat_model.layout
     rng = torch_rng(seed, Purpose.ATTACK, label)
     targets = one_hot(torch.full((len(images), 1), label), problems.model.classes)
@@ -64,13 +112,27 @@ def _scaled(codes: Tensor, cell: Cell) -> Tensor:
 
 
 def _regress(known: Tensor, images: Tensor, asked: Tensor) -> Tensor:
-    """Ridge regression in its dual form: as many unknowns as public images."""
+    """Ridge regression in its dual form: as many unknowns as examples."""
     mean_code, mean_image = known.mean(dim=0), images.mean(dim=0)
-    centered = known - mean_code
+    centered, values = known - mean_code, (images - mean_image).flatten(1)
     kernel = centered @ centered.T
-    ridge = RIDGE * kernel.diagonal().mean()
-    kernel.diagonal().add_(ridge.clamp_min(torch.finfo(kernel.dtype).tiny))
-    factor = torch.linalg.cholesky(kernel)
-    weights = torch.cholesky_solve((images - mean_image).flatten(1), factor)
+    weights = _dual(kernel, values, _best_ridge(kernel, values))
     prediction = (asked - mean_code) @ centered.T @ weights
     return prediction.reshape(-1, *images.shape[1:]) + mean_image
+
+
+def _best_ridge(kernel: Tensor, values: Tensor) -> float:
+    """Return the ridge that predicts a third of the examples best from the others."""
+    fit = len(values) * 2 // 3
+    errors = []
+    for ridge in RIDGES:
+        weights = _dual(kernel[:fit, :fit], values[:fit], ridge)
+        errors.append(float((kernel[fit:, :fit] @ weights - values[fit:]).square().mean()))
+    return RIDGES[errors.index(min(errors))]
+
+
+def _dual(kernel: Tensor, values: Tensor, ridge: float) -> Tensor:
+    """Solve (K + ridge mean(diag K) I) w = values."""
+    scale = kernel.diagonal().mean().clamp_min(torch.finfo(kernel.dtype).tiny)
+    shifted = kernel + ridge * scale * torch.eye(len(kernel))
+    return torch.cholesky_solve(values, torch.linalg.cholesky(shifted))

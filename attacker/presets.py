@@ -21,6 +21,7 @@ _DLG = {
     "history": 100,
     "target": 1e-9,
 }
+_CELL = {"objective": "cell", "tv": 1e-3, "box": 1.0, "iterations": 400}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dlg": {**_DLG, "labels": "joint"},
@@ -34,8 +35,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "rgap": {**_DLG, "start": "recursive", "iterations": 600, "warmup": 0},
     "analytic": {"start": "linear_layer", "iterations": 1},
-    "learned": {"start": "ridge", "iterations": 1},
-    "learned_cell": {"start": "ridge", "objective": "cell", "tv": 1e-3, "box": 1.0},
+    "learned": {"start": "public", "iterations": 1},
+    "learned_cell": {**_CELL, "start": "public", "iterations": 30},
+    "synthetic": {"start": "synthetic", "iterations": 1},
+    "synthetic_cell": {**_CELL, "start": "synthetic", "iterations": 30},
     "averaging": {
         "objective": "scaled",
         "averaged": True,
@@ -45,10 +48,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "restarts": 1,
     },
     "scaled": {"objective": "scaled", "tv": 1e-3, "box": 1.0, "warmup": 50, "restarts": 1},
-    "cell": {"objective": "cell", "tv": 1e-3, "box": 1.0, "warmup": 50, "restarts": 1},
+    "cell": {**_CELL, "warmup": 50, "restarts": 1},
 }
 
-SUITE = ("rgap", "analytic", "idlg", "scaled", "cell", "averaging", "learned_cell")
+SUITE = (
+    "rgap",
+    "analytic",
+    "idlg",
+    "scaled",
+    "cell",
+    "averaging",
+    "synthetic_cell",
+    "learned_cell",
+)
 """What ``suite`` is made of; `inverting_gradients` is ten times as dear and never the strongest."""
 
 ATTACK_NAMES: tuple[str, ...] = (*PRESETS, "suite")

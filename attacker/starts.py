@@ -12,7 +12,7 @@ from attacker.closed_forms import (
     invert_recursively,
     is_recursive,
 )
-from attacker.learned import invert_by_ridge
+from attacker.learned import invert_by_ridge, public_examples, synthetic_images
 from attacker.problems import Problems
 from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
@@ -83,9 +83,14 @@ def _grey(problems: Problems, seed: Seed) -> Tensor:
     return 0.5 + 0.1 * _normal(problems, seed)
 
 
-def _ridge(problems: Problems, seed: Seed) -> Tensor:
+def _public(problems: Problems, seed: Seed) -> Tensor:
     assert seed.public is not None
-    return invert_by_ridge(problems, seed.public, seed.seed)
+    return invert_by_ridge(problems, public_examples(seed.public), seed.seed)
+
+
+def _synthetic(problems: Problems, seed: Seed) -> Tensor:
+    examples = synthetic_images(problems.model.shape, seed.seed)
+    return invert_by_ridge(problems, examples, seed.seed)
 
 
 def _draw(problems: Problems, seed: Seed, stream: int, shape: tuple[int, ...]) -> Tensor:
@@ -119,5 +124,6 @@ STARTS: dict[str, Start] = {
         lambda o: _unquantized(o) and is_recursive(o.model),
         random=False,
     ),
-    "ridge": Start(_ridge, _single_image, needs_public=True, random=False),
+    "synthetic": Start(_synthetic, _single_image, random=False),
+    "public": Start(_public, _single_image, needs_public=True, random=False),
 }
