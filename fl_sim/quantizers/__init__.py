@@ -1,7 +1,6 @@
 """Quantizers by spec string, e.g. ``parse_quantizer("uniform:bits=4")``."""
 
 from dataclasses import replace
-
 from functools import lru_cache
 
 from fl_sim.quantizers.absmax import Absmax, Blockwise

@@ -10,12 +10,22 @@ from torch import Tensor
 from fl_sim.quantizers.base import Facts, Quantizer
 from fl_sim.quantizers.cell import Cell, resolvable_step
 from fl_sim.quantizers.groups import Groups, Scope, spans
+from fl_sim.quantizers.memory import empty
 from fl_sim.quantizers.packing import pack, packed_size
 from fl_sim.quantizers.parameters import show, within
-from fl_sim.quantizers.payload import PayloadError
 from fl_sim.quantizers.tables import look_up
-from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
+from fl_sim.quantizers.wire import (
+    FLOAT,
+    Reader,
+    byte_planes,
+    codes_buffer,
+    refuse_nonfinite,
+    to_bytes,
+)
 from fl_sim.updates import Layout, Update
+
+_EXPONENT = 0xFF << 23  # of a float32's bits
+_LAST = 254 << 23  # the largest finite exponent
 
 
 @dataclass(frozen=True)
@@ -126,35 +136,28 @@ class Natural(Quantizer):
         for span in spans(update.layout.size):
             bits = update.vector[span].view(torch.int32)
             chance = torch.empty_like(bits).random_(1 << 23, generator=generator)
-            exponent = (bits >> 23).bitwise_and_(0xFF).add_(chance < (bits & 0x7FFFFF))
-            codes[span] = exponent.clamp_max_(254).bitwise_or_((bits < 0).int() << 8)
+            up = (chance < (bits & 0x7FFFFF)).logical_and_((bits & _EXPONENT) < _LAST)
+            codes[span] = (bits >> 23).bitwise_and_(0x1FF).add_(up)
         return to_bytes(pack(codes, 9))
 
-    def _read(self, body: bytes, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return the sign, +1 or -1, and the exponent field of each element."""
-        codes = Reader(body).codes(layout.size, 1 << 9)
-        exponent = codes & 0xFF
-        if exponent.numel() and int(exponent.max()) == 255:
-            raise PayloadError("The payload holds a value that is not finite.")
-        return 1 - 2 * (codes >> 8), exponent
-
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
-        sign, exponent = self._read(body, layout)
-        return (exponent << 23).view(torch.float32).mul_(sign)
+        codes = Reader(body).codes(layout.size, 1 << 9)
+        vector = empty(layout.size, torch.float32)
+        for span in spans(layout.size):
+            vector[span] = (codes[span] << 23).view(torch.float32)
+        return refuse_nonfinite(vector)
 
     def _cell(self, body: bytes, layout: Layout) -> Cell:
-        sign, exponent = self._read(body, layout)
-        magnitude = (exponent << 23).view(torch.float32)
-        above = ((exponent + 1) << 23).view(torch.float32)  # infinite above the last
-        below = ((exponent - 1).clamp_min(0) << 23).view(torch.float32)
-        below = torch.where(exponent == 0, -above, below)
-        center = sign * magnitude
-        step = resolvable_step(magnitude, center, layout)
+        center = self._decode(body, layout)
+        bits = center.abs().view(torch.int32)
+        above = (bits + (1 << 23)).view(torch.float32)  # infinite above the last
+        below = (bits - (1 << 23)).clamp_min(0).view(torch.float32)
+        below = torch.where(bits == 0, -above, below)
         return Cell(
             center=center,
-            lower=torch.where(sign < 0, -above, below),
-            upper=torch.where(sign < 0, -below, above),
-            step=step,
+            lower=torch.where(center < 0, -above, below),
+            upper=torch.where(center < 0, -below, above),
+            step=resolvable_step(center.abs(), center, layout),
             sizes=layout.sizes,
             noise="triangular",
         )

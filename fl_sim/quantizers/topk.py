@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil, prod
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,8 +93,7 @@ class TopK(Quantizer):
         start = 0
         pieces = self._groups(update.layout).views(update.vector)
         for piece, count in zip(pieces, kept_layout.sizes, strict=True):
-            largest = piece[0].abs().topk(count, sorted=False).indices
-            chosen.append(largest.sort().values + start)
+            chosen.append(largest_positions(piece[0].abs(), count) + start)
             start += piece.shape[1]
         return torch.cat(chosen)
 
@@ -180,6 +180,18 @@ class KeptOnly:
             self.size,
             self.then.stack([other.then for other in others]),
         )
+
+
+def largest_positions(values: Tensor, count: int) -> Tensor:
+    """Return where the ``count`` largest values are, ascending; of equal ones the first."""
+    if values.device.type == "cpu":  # several times as fast as torch's
+        least = float(np.partition(values.numpy(), -count)[-count])
+    else:
+        least = float(values.topk(count, sorted=False).values.min())
+    kept = values > least
+    ties = (values == least).nonzero().view(-1)
+    kept[ties[: count - int(kept.sum())]] = True
+    return kept.nonzero().view(-1)
 
 
 def _lift(tensor: Tensor, dims: int) -> Tensor:
