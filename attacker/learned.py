@@ -10,7 +10,7 @@ from fl_sim.quantizers.cell import Cell
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.updates import Update, one_hot
 
-MOST_PUBLIC, MOST_SYNTHETIC = 3000, 1500
+MOST_PUBLIC, MOST_SYNTHETIC = 2000, 1500
 """Example images used at most; the cost grows with their square."""
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -1,0 +1,162 @@
+"""What attacks recover from each quantizer on CIFAR images: ``python -m benchmarks.attack_table``."""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from attacker.presets import build_attack
+from fl_sim.data.datasets import load_splits
+from fl_sim.models import ModelSpec, build_model
+from fl_sim.observations import Observation
+from fl_sim.public_images import PublicImages
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.reconstructions import Reconstruction
+from fl_sim.seeding import Purpose, numpy_rng, torch_rng
+from fl_sim.settings import DataSettings
+from fl_sim.updates import Layout, LocalWork, Update, flat_model, local_update, one_hot
+from results.baselines import mean_colour
+from results.scoring import score_batch, score_images
+
+SPEC = ModelSpec("lenet_dlg", (3, 32, 32), 10)
+GALLERY = 1000
+DLG = "dlg:iterations=600,restarts=1"
+COSINE = "inverting_gradients:iterations=1200"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One quantizer of the table, and the attacks on it."""
+
+    line: int
+    quantizer: str
+    attacks: tuple[str, ...]
+    rounds: int = 1
+    work: LocalWork = field(default_factory=LocalWork)
+
+
+BATCHES = tuple(LocalWork(batch_size=size) for size in (4, 8))
+LABELS_ONLY = ("idlg:iterations=1,warmup=0,restarts=0",)
+TRIALS = (
+    Trial(1, "none", ("dlg", "rgap", "scaled", "synthetic")),
+    Trial(3, "sign", (DLG, COSINE, "cell", "synthetic", "synthetic_cell", "learned_cell")),
+    Trial(3, "scaled_sign", (DLG, COSINE, "cell", "synthetic_cell")),
+    Trial(3, "uniform:bits=2", (COSINE, "scaled", "cell", "synthetic_cell")),
+    Trial(2, "uniform:levels=16", (DLG, "scaled", "synthetic_cell")),
+    Trial(2, "stochastic:levels=16", (DLG, "scaled", "synthetic_cell")),
+    *(Trial(5, "none", LABELS_ONLY, work=work) for work in BATCHES),
+    *(Trial(5, "uniform:bits=4", LABELS_ONLY, work=work) for work in BATCHES),
+    *(Trial(5, "sign", LABELS_ONLY, work=work) for work in BATCHES),
+    Trial(4, "absmax:bits=2", (DLG, "scaled", "synthetic_cell")),
+    Trial(4, "topk:keep=0.1", (DLG, "scaled", "cell", "synthetic_cell")),
+    Trial(4, "qsgd:levels=4", (DLG, "scaled", "synthetic_cell")),
+    Trial(4, "error_feedback(sign)", ("cell",), rounds=16),
+    Trial(4, "error_feedback(scaled_sign)", (DLG, "averaging"), rounds=16),
+    Trial(4, "stochastic:bits=2", (DLG, "averaging"), rounds=16),
+    Trial(6, "none", ("scaled:iterations=300,restarts=0",), work=LocalWork("delta", 1, 0.1, 5, 1)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
+    parser.add_argument("--victims", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lines", type=int, nargs="*", default=[1, 2, 3, 4, 5, 6])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
+    splits = load_splits(data, arguments.seed)
+    public = PublicImages(splits.public.pixels(), splits.public.labels)
+    order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
+    print(f"`python -m benchmarks.attack_table --victims {arguments.victims}`\n")
+    print(" | ".join(["", "line", "quantizer", "images", *COLUMNS, ""]).strip())
+    print("|" + "---|" * (len(COLUMNS) + 3), flush=True)
+    for trial in TRIALS:
+        if trial.line in arguments.lines:
+            victims = splits.test.take(order[: arguments.victims * trial.work.images])
+            for row in rows(trial, victims.pixels(), victims.labels, public, arguments.seed):
+                print("| " + " | ".join(row) + " |", flush=True)
+
+
+COLUMNS = (
+    *("attack", "MSE", "PSNR dB", "correlation", "SSIM", "MSE < 1e-3", "identified"),
+    *("labels", "stalled", "evaluations", "CPU s"),
+)
+
+
+def rows(
+    trial: Trial, images: Tensor, labels: Tensor, public: PublicImages, seed: int
+) -> Iterator[list[str]]:
+    """Yield the table's rows of one trial: medians over the victims, then shares."""
+    head = [str(trial.line), f"`{trial.quantizer}`" + _setting(trial), str(trial.work.images)]
+    gallery = public.images[-GALLERY:]
+    seen = list(observe(trial, images, labels, seed))
+    if trial.work.images == 1:
+        constant = score_images(mean_colour(images, public.images), images, gallery)
+        yield [*head, "(mean colour)", *_medians(constant), "", "", "", ""]
+    for name in trial.attacks:
+        attack = build_attack(name)
+        if trial.rounds > 1 and not getattr(attack, "averaged", False):
+            chosen = [o for o in seen if o.round == 1]  # a residual spoils all later rounds
+        else:
+            chosen = seen
+        started = time.process_time()
+        made = attack.reconstruct(chosen, seed=seed, public=public)
+        spent = time.process_time() - started
+        made.sort(key=lambda one: one.partition)
+        scores = score(made, images, labels, gallery)
+        stalled = sum(one.status != "converged" for one in made)
+        evaluations = sum(one.evaluations for one in made) / len(made)
+        yield [
+            *(*head, f"`{name}`", *_medians(scores), f"{scores.labels_recovered.mean():.0%}"),
+            *(f"{stalled}/{len(made)}", f"{evaluations:.0f}", f"{spent:.0f}"),
+        ]
+
+
+def observe(trial: Trial, images: Tensor, labels: Tensor, seed: int) -> Iterator[Observation]:
+    """Yield what a server sees of clients that each hold ``trial.work.images`` of the images."""
+    module = build_model(SPEC, seed)
+    weights = Layout.of(module).flatten({k: p.detach() for k, p in module.named_parameters()})
+    model, work, quantizer = flat_model(SPEC), trial.work, parse_quantizer(trial.quantizer)
+    batches = zip(images.split(work.images), labels.split(work.images), strict=True)
+    for partition, (batch, truth) in enumerate(batches):
+        vector = local_update(model, work, weights, batch, one_hot(truth, SPEC.classes))
+        residual = None
+        for round_ in range(1, trial.rounds + 1):
+            rng = torch_rng(seed, Purpose.QUANTIZER, round_, partition)
+            payload, residual = quantizer.transmit(Update(vector, model.layout), residual, rng)
+            yield Observation("table", round_, partition, SPEC, work, weights, payload)
+
+
+def score(
+    made: Sequence[Reconstruction], images: Tensor, labels: Tensor, gallery: Tensor
+) -> pd.DataFrame:
+    """Score every reconstruction against its client's images."""
+    size = len(made[0].labels)
+    truth = zip(made, images.split(size), labels.split(size), strict=True)
+    return pd.concat([score_batch(o.images, o.labels, x, y, gallery) for o, x, y in truth])
+
+
+def _medians(scores: pd.DataFrame) -> list[str]:
+    middle = scores[["mse", "psnr", "correlation", "ssim"]].median()
+    return [
+        *(f"{middle['mse']:.2g}", f"{middle['psnr']:.1f}"),
+        *(f"{middle['correlation']:.2f}", f"{middle['ssim']:.2f}"),
+        *(f"{(scores.mse < 1e-3).mean():.0%}", f"{scores.identified.mean():.0%}"),
+    ]
+
+
+def _setting(trial: Trial) -> str:
+    if trial.work.kind == "delta":
+        return f", {trial.work.local_steps} local steps"
+    return f", {trial.rounds} rounds" if trial.rounds > 1 else ""
+
+
+if __name__ == "__main__":
+    main()
