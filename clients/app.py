@@ -5,7 +5,7 @@ from flwr.clientapp import ClientApp
 
 from clients.local_training import compute_update
 from clients.mods import quantize_mod
-from fl_sim.messages import partition_reply, read_instruction, update_reply
+from fl_sim.messages import partition_reply, read_task, read_weights, update_reply
 
 app = ClientApp()
 
@@ -19,7 +19,7 @@ def query(message: Message, context: Context) -> Message:
 @app.train(mods=[quantize_mod])
 def train(message: Message, context: Context) -> Message:
     """Compute this round's update; the mod around it quantizes it."""
-    trial, server_round, weights = read_instruction(message)
+    trial, server_round = read_task(message)
     partition = int(context.node_config["partition-id"])
-    update = compute_update(trial, partition, server_round, weights)
+    update = compute_update(trial, partition, server_round, read_weights(message))
     return update_reply(update, trial.work.images, message)

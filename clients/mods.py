@@ -5,7 +5,7 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
-from fl_sim.messages import payload_reply, read_instruction, read_update
+from fl_sim.messages import pack_reply, read_task, read_update
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.updates import flat_model
@@ -20,14 +20,14 @@ def quantize_mod(message: Message, context: Context, call_next: ClientAppCallabl
     forgotten when another trial begins.
     """
     reply = call_next(message, context)
-    trial, server_round, _ = read_instruction(message)
-    update, examples = read_update(reply, flat_model(trial.model_spec).layout)
+    trial, server_round = read_task(message)
+    update = read_update(reply, flat_model(trial.model_spec).layout)
     partition = int(context.node_config["partition-id"])
     generator = torch_rng(trial.seed, Purpose.QUANTIZER, server_round, partition)
     residual = _load_residual(context, trial.name)
     payload, residual = parse_quantizer(trial.quantizer).transmit(update, residual, generator)
     _save_residual(context, trial.name, residual)
-    return payload_reply(payload, examples, message)
+    return pack_reply(reply, payload)
 
 
 def _load_residual(context: Context, trial: str) -> Tensor | None:

@@ -42,41 +42,49 @@ def train_instruction(node_id: int, arrays: ArrayRecord, config: ConfigRecord) -
     return Message(RecordDict({"arrays": arrays, "config": config}), node_id, MessageType.TRAIN)
 
 
-def read_instruction(message: Message) -> tuple[Trial, int, Tensor]:
-    """Return trial, round and weights of a train instruction."""
-    config = message.content.config_records["config"]
-    trial = Trial.from_json(str(config["trial"]))
-    weights = weights_of(message.content.array_records["arrays"])
-    return trial, int(config["server-round"]), weights  # type: ignore[arg-type]
+def read_task(message: Message) -> tuple[Trial, int]:
+    """Return trial and round of a train instruction."""
+    config = message.content["config"]
+    return Trial.from_json(str(config["trial"])), int(config["server-round"])  # type: ignore[arg-type]
+
+
+def read_weights(message: Message) -> Tensor:
+    """Return the ``(size,)`` weights of a train instruction."""
+    return weights_of(message.content["arrays"])  # type: ignore[arg-type]
 
 
 def update_reply(vector: Tensor, examples: int, instruction: Message) -> Message:
     """Return a client's reply with its update as computed; only the quantizing mod sees it."""
-    return _reply("update", vector.numpy(), _VECTOR_TYPE, examples, instruction)
+    content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
+        "arrays": ArrayRecord({"update": _array(vector.numpy(), _VECTOR_TYPE)}),
+        "metrics": MetricRecord({"num-examples": examples}),
+    }
+    return Message(RecordDict(content), reply_to=instruction)
 
 
-def read_update(reply: Message, layout: Layout) -> tuple[Update, int]:
-    """Return the update and number of examples of an `update_reply`."""
-    vector = _vector(reply.content.array_records["arrays"]["update"])
-    return Update(vector, layout), examples_of(reply)
+def read_update(reply: Message, layout: Layout) -> Update:
+    """Return the update of an `update_reply`."""
+    return Update(_vector(reply.content["arrays"]["update"]), layout)  # type: ignore[arg-type]
 
 
-def payload_reply(payload: Payload, examples: int, instruction: Message) -> Message:
-    """Return a client's reply with nothing but the packed payload: what crosses the wire."""
-    raw = torch.frombuffer(bytearray(payload.to_bytes()), dtype=torch.uint8).numpy()
-    return _reply("payload", raw, _PAYLOAD_TYPE, examples, instruction)
+def pack_reply(reply: Message, payload: Payload) -> Message:
+    """Put a packed payload in the place of a reply's update: what then crosses the wire."""
+    raw = payload.to_bytes()
+    array = Array("uint8", (len(raw),), _PAYLOAD_TYPE, raw)
+    reply.content["arrays"] = ArrayRecord({"payload": array})
+    return reply
 
 
 def read_payload(reply: Message, layout: Layout) -> Payload:
-    """Return the payload of a `payload_reply`.
+    """Return the payload of a reply made by `pack_reply`.
 
     Raises
     ------
     PayloadError
         If the record is not laid out as one packed payload, or its bytes do not parse.
     """
-    records = reply.content.array_records
-    array = records["arrays"].get("payload") if "arrays" in records else None
+    record = reply.content.get("arrays")
+    array = record.get("payload") if isinstance(record, ArrayRecord) else None
     if array is None or array.stype != _PAYLOAD_TYPE:
         raise PayloadError("The reply carries no packed payload.")
     return Payload.from_bytes(array.data, layout)
@@ -90,21 +98,11 @@ def examples_of(reply: Message) -> int:
     PayloadError
         If it is missing or not a positive integer.
     """
-    records = reply.content.metric_records
-    count: Any = records["metrics"].get("num-examples") if "metrics" in records else None
+    record = reply.content.get("metrics")
+    count = record.get("num-examples") if isinstance(record, MetricRecord) else None
     if not isinstance(count, int) or count < 1:
         raise PayloadError(f"The reply claims {count!r} examples.")
     return count
-
-
-def _reply(name: str, data: Any, stype: str, examples: int, instruction: Message) -> Message:
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({name: _array(data, stype)}),
-            "metrics": MetricRecord({"num-examples": examples}),
-        }
-    )
-    return Message(content, reply_to=instruction)
 
 
 def partition_query(node_id: int) -> Message:

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from fl_sim.data import Federation, load_federation
 from fl_sim.models import ModelSpec
@@ -35,7 +35,7 @@ class Trial:
     data: DataSettings
     work: LocalWork
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name that is also a folder: ``uniform-bits-4_seed-0``."""
         return re.sub(r"[^A-Za-z0-9.]+", "-", self.quantizer).strip("-") + f"_seed-{self.seed}"
@@ -45,7 +45,7 @@ class Trial:
         """The images and who holds them (cached in each process)."""
         return load_federation(self.data, self.seed, self.work.images)
 
-    @property
+    @cached_property
     def model_spec(self) -> ModelSpec:
         """The architecture, sized to the data."""
         splits = self.federation.splits

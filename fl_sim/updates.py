@@ -121,6 +121,7 @@ class FlatModel:
         self.spec = spec
         self.module = build_model(spec).requires_grad_(False)
         self._eager_module = build_model(spec)
+        self._eager_parameters = list(self._eager_module.parameters())
         self.layout = Layout.of(self.module)
 
     def logits(self, weights: Tensor, images: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ class FlatModel:
 
     def eager_gradient(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the same gradient of the same loss by plain autograd: faster, a plain value."""
-        parameters = list(self._eager_module.parameters())
+        parameters = self._eager_parameters
         vector_to_parameters(weights, parameters)
         loss = cross_entropy(self._eager_module(images), targets)
         return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)])

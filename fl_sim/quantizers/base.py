@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
@@ -43,7 +44,7 @@ class Quantizer(ABC):
         """The part of the spec after its colon."""
         return print_parameters(self)
 
-    @property
+    @cached_property
     def spec(self) -> str:
         """Spec string that parses back to an equal quantizer, e.g. ``uniform:bits=4``."""
         return self.name + (f":{self.parameters}" if self.parameters else "")

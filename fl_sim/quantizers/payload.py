@@ -3,7 +3,6 @@
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 
 from fl_sim.updates import Layout
 
@@ -69,10 +68,10 @@ class Payload:
             raise PayloadError("The payload's spec is not ASCII.") from error
         return cls(spec, content[end:], layout)
 
-    @cached_property
+    @property
     def nbytes(self) -> int:
-        """Bytes on the wire, measured."""
-        return len(self.to_bytes())
+        """Bytes on the wire: ``len(self.to_bytes())``, without making them."""
+        return 2 + len(self.spec) + len(self.body) + _CHECKSUM.size
 
 
 def _checksum(content: bytes, layout: Layout) -> int:

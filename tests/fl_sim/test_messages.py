@@ -6,10 +6,11 @@ from fl_sim.engines import LocalGrid
 from fl_sim.messages import (
     arrays_of,
     examples_of,
-    payload_reply,
-    read_instruction,
+    pack_reply,
     read_payload,
+    read_task,
     read_update,
+    read_weights,
     train_config,
     train_instruction,
     update_reply,
@@ -34,10 +35,10 @@ def instruction():
 
 
 def test_an_instruction_carries_trial_round_and_weights(instruction):
-    trial, server_round, weights = read_instruction(instruction)
+    trial, server_round = read_task(instruction)
     assert trial == trials_of(Settings())[0]
     assert server_round == 4
-    assert torch.equal(weights, torch.arange(5.0))
+    assert torch.equal(read_weights(instruction), torch.arange(5.0))
 
 
 def test_a_trial_survives_its_json():
@@ -48,9 +49,9 @@ def test_a_trial_survives_its_json():
 def test_weights_and_updates_cross_bit_for_bit(instruction):
     vector = torch.randn(DLG_SIZE)
     assert torch.equal(weights_of(arrays_of(vector)), vector)
-    update, examples = read_update(update_reply(vector, 3, instruction), flat_model(DLG).layout)
-    assert torch.equal(update.vector, vector)
-    assert examples == 3
+    reply = update_reply(vector, 3, instruction)
+    assert torch.equal(read_update(reply, flat_model(DLG).layout).vector, vector)
+    assert examples_of(reply) == 3
 
 
 DLG_SIZE = 15_826
@@ -61,7 +62,7 @@ def test_payload_bytes_are_the_bytes_counted_in_the_flower_message(instruction, 
     layout = flat_model(DLG).layout
     update = Update(torch.randn(layout.size), layout)
     payload = parse_quantizer(spec).encode(update, torch.Generator().manual_seed(0))
-    reply = payload_reply(payload, 1, instruction)
+    reply = pack_reply(update_reply(update.vector, 1, instruction), payload)
     record = reply.content.array_records["arrays"]
     assert record.count_bytes() == payload.nbytes + len("payload")  # Flower counts the key too
     assert len(record["payload"].data) == payload.nbytes

@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from clients.app import app
 from clients.local_training import compute_update
 from fl_sim.engines import LocalGrid
-from fl_sim.messages import arrays_of, payload_reply, train_config, weights_of
+from fl_sim.messages import arrays_of, pack_reply, train_config, update_reply, weights_of
 from fl_sim.observations import load_observations, round_path
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.settings import load_settings
@@ -80,7 +80,11 @@ def test_a_client_with_more_examples_weighs_more():
     zeros = quantizer.encode(Update(torch.zeros(layout.size), layout), torch.Generator())
     for instruction, reply in zip(instructions, replies, strict=True):
         instruction.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
-    made = [payload_reply(ones, 3, instructions[0]), payload_reply(zeros, 1, instructions[1])]
+    nothing = torch.zeros(0)
+    made = [
+        pack_reply(update_reply(nothing, examples, instruction), payload)
+        for payload, examples, instruction in zip([ones, zeros], [3, 1], instructions, strict=False)
+    ]
     arrays, _ = server.strategy.aggregate_train(1, made)
     moved = weights_of(server.arrays) - weights_of(arrays)
     torch.testing.assert_close(moved, torch.full_like(moved, 0.5 * 3 / 4), rtol=1e-4, atol=1e-4)
