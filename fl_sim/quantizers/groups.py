@@ -12,7 +12,7 @@ from fl_sim.updates import Layout
 
 Scope = Literal["tensor", "global"]
 SCOPES: tuple[Scope, ...] = ("tensor", "global")
-_TILE = 1 << 16  # elements handled at a time: what a core's own cache holds as float32
+_TILE = 1 << 17  # elements handled at a time: two such float32 buffers fit a core's own cache
 
 
 class Tile(NamedTuple):

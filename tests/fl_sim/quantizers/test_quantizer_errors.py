@@ -248,6 +248,22 @@ def test_uniform_sends_minimum_and_maximum_exactly():
     assert got[3:].tolist() == pytest.approx([5.0, 5.0, 1e-8, 2e-8], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("spec", "width", "levels"),
+    [
+        ("absmax:bits=6", 400_000, 31),
+        ("blockwise:bits=6,block=200000", 200_000, 31),
+        ("blockwise:bits=6,block=3000", 3000, 31),
+        ("blockwise:bits=6,block=7", 7, 31),
+    ],
+)
+def test_vectors_of_several_tiles_meet_the_same_bound(spec, width, levels):
+    x = torch.randn(400_000, generator=seeded()) * torch.linspace(0.01, 1, 400_000)
+    got = sent(spec, update_of(x))
+    for block, decoded in zip(x.split(width)[:200], got.split(width)[:200], strict=True):
+        assert (decoded - block).abs().max() <= float(block.abs().max()) / levels / 2 * 1.001
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
 @some
 @given(update=updates())
