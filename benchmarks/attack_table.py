@@ -1,4 +1,4 @@
-"""What attacks recover from each quantizer on CIFAR images: ``python -m benchmarks.attack_table``."""
+"""What attacks recover from quantized updates of CIFAR images: the table of docs/attacks.md."""
 
 import argparse
 import time

@@ -1,0 +1,51 @@
+"""Write the presets into docs/attacks.md as they are coded: ``python -m attacker.document``."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from attacker.presets import PRESETS, SUITE, settings
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "attacks.md"
+BEGIN, END = "<!-- presets: begin -->", "<!-- presets: end -->"
+
+
+def presets_table() -> str:
+    """Return every preset with every value it uses, as Markdown."""
+    lines = ["| attack | every value it uses |", "|---|---|"]
+    for name, preset in PRESETS.items():
+        values = " ".join(f"{key}={value}" for key, value in settings(preset).items())
+        lines.append(f"| `{name}` | `{values}` |")
+    lines += ["", "`suite` is made of " + ", ".join(f"`{name}`" for name in SUITE) + "."]
+    return "\n".join(lines)
+
+
+def documented(text: str) -> str:
+    """Return a document with the part between the markers brought up to date.
+
+    Raises
+    ------
+    ValueError
+        If a marker is missing.
+    """
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"The document lacks {BEGIN} or {END}.")
+    return f"{before}{BEGIN}\n{presets_table()}\n{END}{after}"
+
+
+def main(arguments: list[str]) -> Iterator[str]:
+    """Update the document, or with ``--check`` only tell whether it is stale."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    fresh = documented(text)
+    if fresh == text:
+        return
+    if "--check" in arguments:
+        yield f"{DOCUMENT.name} is stale: run python -m attacker.document"
+    else:
+        DOCUMENT.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit("\n".join(main(sys.argv[1:])) or 0)
