@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, prod
 
 import torch
@@ -12,7 +12,7 @@ from attacker.labels import LabelStrategy, recover_labels
 from attacker.optimizers import LBFGS, Minimum, Objective, Optimizer
 from attacker.problems import Bundle, Problems, alike, bundles, unexplained
 from attacker.starts import STARTS, Seed, label_logits, start_images
-from fl_sim.attack_loss import AttackLoss
+from fl_sim.attack_loss import AttackLoss, floored
 from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
 from fl_sim.quantizers.cell import Cell
@@ -197,16 +197,19 @@ def _objective(
     loss: AttackLoss, problems: Problems, candidates: _Candidates, *, resize: bool = False
 ) -> Objective:
     """Return what the optimizer minimises: losses and gradients of points."""
-    left = problems  # those still in the batch; stacked anew only when one has left
+    # The problems still in the batch and their cells, made anew only when one has left.
+    left, cell = problems, floored(problems.cell, loss.floor)
+    on_floored = replace(loss, floor=0.0)
 
     def evaluate(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal left
+        nonlocal left, cell
         if len(index) != len(left):
             left = problems.select(index)
+            cell = floored(left.cell, loss.floor)
         points = points.detach().requires_grad_()
         images, targets = candidates.split(points, index)
-        updates, cell = left.candidate(images, targets), left.cell
-        losses = loss(images, _resized(updates, cell) if resize else updates, cell)
+        updates = left.candidate(images, targets)
+        losses = on_floored(images, _resized(updates, cell) if resize else updates, cell)
         (gradients,) = torch.autograd.grad(losses.sum(), points)
         return losses.detach(), gradients
 

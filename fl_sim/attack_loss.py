@@ -134,6 +134,8 @@ def floored(cell: Cell, floor: float) -> Cell:
 
     Tensors of which nothing was sent have no rms; theirs is that of the whole update.
     """
+    if not floor:
+        return cell
     overall = cell.center.square().mean(dim=-1, keepdim=True).sqrt()
     rms = torch.cat(
         [
