@@ -22,7 +22,7 @@ from fl_sim.trials import Trial, trials_of
 from fl_sim.updates import flat_model
 from results.baselines import score_baselines
 from results.gates import SUCCESS_MSE, Truth, examine
-from results.scoring import score_batch
+from results.scoring import score_batches
 from results.tables import OBSERVATION, VICTIM, mark_strongest, results_table
 
 log = logging.getLogger("fl_sim.results")
@@ -185,25 +185,24 @@ class RunReader:
         }
 
     def _score(self, attacked: Attacked) -> pd.DataFrame:
-        trial, server_round = attacked.trial, attacked.round
-        batches = [self.truth(trial, server_round, guess.partition) for guess in attacked.guesses]
+        trial, server_round, guesses = attacked.trial, attacked.round, attacked.guesses
+        batches = [self.truth(trial, server_round, guess.partition) for guess in guesses]
         truth = Truth(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
-        gates = examine(attacked.observations, attacked.guesses, truth)
-        gallery = self.gallery(trial)
-        frames = []
-        for number, guess in enumerate(attacked.guesses):
-            scores = score_batch(guess.images, guess.labels, *batches[number], gallery)
-            scores.insert(0, "quantizer", trial.quantizer)
-            scores.insert(1, "seed", trial.seed)
-            scores.insert(2, "round", server_round)
-            scores.insert(3, "partition", guess.partition)
-            scores.insert(4, "attack", guess.attack)
-            scores["recovered"] = scores["mse"] < SUCCESS_MSE
-            scores["status"], scores["evaluations"] = guess.status, guess.evaluations
-            for gate in gates:
-                scores[gate] = gates[gate].iloc[number]
-            frames.append(scores)
-        return pd.concat(frames, ignore_index=True)
+        images = torch.stack([guess.images for guess in guesses])
+        labels = torch.stack([guess.labels for guess in guesses])
+        scores = score_batches(images, labels, *truth, self.gallery(trial))
+        scores["recovered"] = scores["mse"] < SUCCESS_MSE
+        facts = examine(attacked.observations, guesses, truth)
+        facts.insert(0, "partition", [guess.partition for guess in guesses])
+        facts["status"] = [guess.status for guess in guesses]
+        facts["evaluations"] = [guess.evaluations for guess in guesses]
+        scores = scores.join(facts, on="batch").drop(columns="batch")
+        scores.insert(0, "quantizer", trial.quantizer)
+        scores.insert(1, "seed", trial.seed)
+        scores.insert(2, "round", server_round)
+        scores.insert(3, "partition", scores.pop("partition"))
+        scores.insert(4, "attack", attacked.attack)
+        return scores
 
 
 def random_victims(scores: pd.DataFrame, count: int) -> pd.DataFrame:

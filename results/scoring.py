@@ -1,9 +1,11 @@
 """Scores of reconstructed images and labels against the truth."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -29,29 +31,44 @@ def score_batch(
     true_labels: Tensor,
     gallery: Tensor | None = None,
 ) -> pd.DataFrame:
-    """Score the reconstruction of one batch; one row per private image, in the truth's order.
+    """Score the reconstruction of one batch: `score_batches` of one, without ``batch``."""
+    _require_same_shape(images, true_images)
+    scores = score_batches(
+        images[None], labels[None], true_images[None], true_labels[None], gallery
+    )
+    return scores.drop(columns="batch")
 
-    The guesses are matched to the truth by `match`, images and labels together, so a perfect but
-    shuffled batch scores an MSE of 0 and hits every label.
+
+def score_batches(
+    images: Tensor,
+    labels: Tensor,
+    true_images: Tensor,
+    true_labels: Tensor,
+    gallery: Tensor | None = None,
+) -> pd.DataFrame:
+    """Score reconstructed batches; one row per private image, in the truth's order.
+
+    Within a batch the guesses are matched to the truth by `match`, images and labels together, so
+    a perfect but shuffled batch scores an MSE of 0 and hits every label.
 
     Parameters
     ----------
     images : Tensor
-        ``(n, C, H, W)`` reconstructed images, not clamped.
+        ``(B, n, C, H, W)`` reconstructed images, not clamped.
     labels : Tensor
-        ``(n,)`` reconstructed labels, paired with ``images``.
+        ``(B, n)`` reconstructed labels, paired with ``images``.
     true_images : Tensor
-        ``(n, C, H, W)`` private images in [0, 1].
+        ``(B, n, C, H, W)`` private images in [0, 1].
     true_labels : Tensor
-        ``(n,)`` private labels.
+        ``(B, n)`` private labels.
     gallery : Tensor or None
         ``(m, C, H, W)`` public images for `identification_rank`.
 
     Returns
     -------
     pandas.DataFrame
-        The columns of `score_images`, and ``image`` (index in the private batch), ``guess``
-        (index of the reconstruction matched to it), ``label`` (guessed), ``true_label``,
+        ``batch``, ``image`` (index in the private batch), ``guess`` (index of the reconstruction
+        matched to it), the columns of `score_images`, ``label`` (guessed), ``true_label``,
         ``label_hit``, ``labels_recovered`` (share of the batch's labels that the guessed labels
         hold, counted with multiplicity and without regard to order).
 
@@ -61,15 +78,22 @@ def score_batch(
         If reconstruction and truth do not have the same shape.
     """
     _require_same_shape(images, true_images)
-    order = match(images, true_images)
-    guessed, truth = labels.numpy(), true_labels.numpy()
-    scores = score_images(images[order.tolist()], true_images, gallery)
-    scores.insert(0, "image", np.arange(len(truth)))
-    scores.insert(1, "guess", order)
-    scores["label"] = guessed[order]
-    scores["true_label"] = truth
-    scores["label_hit"] = guessed[order] == truth
-    scores["labels_recovered"] = labels_recovered(guessed.tolist(), truth.tolist())
+    pairs = zip(images, true_images, strict=True)
+    order = torch.from_numpy(np.stack([match(guess, truth) for guess, truth in pairs]))
+    batches = torch.arange(len(images))[:, None]
+    count, size = order.shape
+    scores = score_images(images[batches, order].flatten(0, 1), true_images.flatten(0, 1), gallery)
+    scores.insert(0, "batch", np.repeat(np.arange(count), size))
+    scores.insert(1, "image", np.tile(np.arange(size), count))
+    scores.insert(2, "guess", order.flatten().numpy())
+    scores["label"] = labels[batches, order].flatten().numpy()
+    scores["true_label"] = true_labels.flatten().numpy()
+    scores["label_hit"] = scores["label"] == scores["true_label"]
+    recovered = [
+        labels_recovered(guess, truth)
+        for guess, truth in zip(labels.tolist(), true_labels.tolist(), strict=True)
+    ]
+    scores["labels_recovered"] = np.repeat(recovered, size)
     return scores
 
 
@@ -133,9 +157,8 @@ def match(images: Tensor, true_images: Tensor) -> NDArray[np.intp]:
 
 def labels_recovered(labels: Sequence[int], true_labels: Sequence[int]) -> float:
     """Return the share of the true labels that were guessed, as counts: order does not matter."""
-    classes, counts = np.unique(np.asarray(true_labels), return_counts=True)
-    guessed = np.array([np.sum(np.asarray(labels) == label) for label in classes])
-    return float(np.minimum(counts, guessed).sum() / counts.sum())
+    shared = Counter(labels) & Counter(true_labels)
+    return shared.total() / len(true_labels)
 
 
 def mse(images: Array, true_images: Array) -> Array:
