@@ -22,8 +22,12 @@ from fl_sim.updates import one_hot
 Progress = Callable[[int, int], None]
 
 # A payload counts as explained when the candidate's update lies this close to its cell (root mean
-# square), in steps no finer than 5 % of the tensor's rms: an unquantized update is met to 0.5 %.
+# square), in steps no finer than 1 % of the tensor's rms: an unquantized update is met to 0.1 %.
 _EXPLAINED = 0.1**2
+
+# Bytes one batch may take; about so many copies of an update and of the optimizer's history live
+# at once.
+_BUDGET, _COPIES, _PAIRS = 2 * 2**30, 24, 10
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,9 @@ class Attack:
 
     def _batches(self, sources: Sequence[Bundle]) -> Iterator[list[int]]:
         for members in alike([bundle[-1] for bundle in sources]):
-            for first in range(0, len(members), self.batch):
-                yield members[first : first + self.batch]
+            size = min(self.batch, _affordable(sources[members[0]][-1]))
+            for first in range(0, len(members), size):
+                yield members[first : first + size]
 
     def _solve(
         self, sources: Sequence[Bundle], seed: int, public: PublicImages | None
@@ -151,6 +156,13 @@ class Attack:
             points = LBFGS(self.warmup).minimize(resized, points).points
         minimum = self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
         return _Solution.of(minimum, problems, candidates, self.warmup)
+
+
+def _affordable(observation: Observation) -> int:
+    """Return how many problems like this one fit the memory budget, at least one."""
+    pixels = observation.work.images * prod(observation.model.shape)
+    floats = _COPIES * (observation.weights.numel() + _PAIRS * pixels)
+    return max(1, _BUDGET // (4 * floats))
 
 
 def _is_varied(bundle: Bundle) -> bool:

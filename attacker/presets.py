@@ -16,7 +16,7 @@ from fl_sim.attack_loss import OBJECTIVES, AttackLoss
 _DLG = {
     "objective": "squared",
     "warmup": 100,
-    "restarts": 4,
+    "restarts": 2,
     "iterations": 1200,
     "history": 100,
     "target": 1e-9,

@@ -154,10 +154,10 @@ def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
 def unexplained(candidate: Tensor, cell: Cell) -> Tensor:
     """Return how far candidates ``(B, size)`` lie outside their cells: mean squared steps ``(B,)``.
 
-    A step is no finer than 5 % of its tensor's rms. Rounding at random puts an update anywhere in
+    A step is no finer than 1 % of its tensor's rms. Rounding at random puts an update anywhere in
     the support; additive noise has none, so what exceeds its variance counts.
     """
-    bounded = floored(cell, 0.05)
+    bounded = floored(cell, 0.01)
     if cell.noise in ("none", "triangular"):
         return replace(bounded, noise="none").misfit(candidate).mean(dim=-1)
     distance = (cell.to_code_domain(candidate) - cell.center) / bounded.step

@@ -169,3 +169,13 @@ def test_labels_of_batches_are_recovered_as_counts():
         counts, true = (torch.bincount(ls, minlength=10) for ls in (reconstruction.labels, truth))
         right += int(torch.minimum(counts, true).sum())
     assert right / 64 >= 0.9
+
+
+def test_the_batch_follows_a_memory_budget(monkeypatch):
+    images, labels = digits(4)
+    monkeypatch.setattr("attacker.attack._BUDGET", 1)
+    calls = []
+    build_attack(QUICK).reconstruct(
+        observe(images, labels), seed=0, progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
