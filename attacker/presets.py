@@ -61,7 +61,7 @@ SUITE = (
     "synthetic_cell",
     "learned_cell",
 )
-"""What ``suite`` is made of; `inverting_gradients` is ten times as dear and never the strongest."""
+"""What ``suite`` is made of; `inverting_gradients` is dear, and nowhere the strongest."""
 
 ATTACK_NAMES: tuple[str, ...] = (*PRESETS, "suite")
 

@@ -1,6 +1,7 @@
 """What attacks recover from quantized updates of CIFAR images: the table of docs/attacks.md."""
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -68,20 +69,26 @@ def main() -> None:
     parser.add_argument("--victims", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", type=int, nargs="*", default=[1, 2, 3, 4, 5, 6])
+    parser.add_argument(
+        "--trial", nargs="+", metavar=("QUANTIZER", "ATTACK"), help="these instead of the table's"
+    )
     arguments = parser.parse_args()
+    trials = [trial for trial in TRIALS if trial.line in arguments.lines]
+    if arguments.trial:
+        quantizer, *attacks = arguments.trial
+        trials = [Trial(0, quantizer, tuple(attacks))]
     torch.set_num_threads(1)
     data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
     splits = load_splits(data, arguments.seed)
     public = PublicImages(splits.public.pixels(), splits.public.labels)
     order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
-    print(f"`python -m benchmarks.attack_table --victims {arguments.victims}`\n")
+    print(f"`python -m benchmarks.attack_table {' '.join(sys.argv[1:])}`\n")
     print(" | ".join(["", "line", "quantizer", "images", *COLUMNS, ""]).strip())
     print("|" + "---|" * (len(COLUMNS) + 3), flush=True)
-    for trial in TRIALS:
-        if trial.line in arguments.lines:
-            victims = splits.test.take(order[: arguments.victims * trial.work.images])
-            for row in rows(trial, victims.pixels(), victims.labels, public, arguments.seed):
-                print("| " + " | ".join(row) + " |", flush=True)
+    for trial in trials:
+        victims = splits.test.take(order[: arguments.victims * trial.work.images])
+        for row in rows(trial, victims.pixels(), victims.labels, public, arguments.seed):
+            print("| " + " | ".join(row) + " |", flush=True)
 
 
 COLUMNS = (
