@@ -162,7 +162,10 @@ class RunReader:
         except StoreError as error:
             log.warning("%s; it is left out", error)
             return []
-        return guesses if key == attack_key(trial, self.settings, attack) else []
+        if key != attack_key(trial, self.settings, attack):
+            log.warning("%s of %s: other settings or code made it; left out", attack, trial.name)
+            return []
+        return guesses
 
     def victim(self, row: "pd.Series") -> Tensor:
         """Return the private image ``(C, H, W)`` of a row of scores."""
