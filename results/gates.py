@@ -74,7 +74,8 @@ def examine(
         cell the update at the truth lies, as a share of the largest value of the same tensor.
         Dropout left on, a wrong sign or a forgotten learning rate put it above
         `CONSISTENCY_TOLERANCE`. It is missing under error feedback, which adds a residual that
-        only the client holds.
+        only the client holds. ``update_rmse`` is the root mean squared error of the decoded
+        update: ``gaussian:sigma=<update_rmse>`` is the control that distorts updates as much.
     """
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
@@ -93,6 +94,9 @@ def examine(
     frame["masked"] = _falls_short(frame, "loss")
     frame["unexplained"] = _falls_short(frame, "yardstick")
     frame["inconsistency"] = _inconsistency(observations, at_truth, cell)
+    quantizer = parse_quantizer(observations[0].payload.spec)
+    decoded = torch.stack([quantizer.decode(seen.payload).vector for seen in observations])
+    frame["update_rmse"] = (decoded - at_truth).square().mean(dim=1).sqrt().double().numpy()
     return frame.rename(columns={"yardstick_at_guess": "yardstick"}).drop(
         columns=["yardstick_at_truth", "yardstick_at_grey"]
     )

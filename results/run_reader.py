@@ -244,6 +244,7 @@ _SCORE_TYPES = {
     "unexplained": "bool",
     "inconsistency": "float64",
     "yardstick": "float64",
+    "update_rmse": "float64",
     "strongest": "bool",
 }
 _SCORE_COLUMNS = list(_SCORE_TYPES)

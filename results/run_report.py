@@ -45,12 +45,13 @@ def summarise(root: Path) -> pd.DataFrame:
     write_csv(root / "scores.csv", run.scores)
     write_csv(root / "results.csv", run.results)
     draw_curve(run.results, root / "curve.png")
-    _draw_gallery(run, root / "gallery.png")
+    draw_run_gallery(run, root / "gallery.png")
     write_report(run, root / "report.html")
     return run.results
 
 
-def _draw_gallery(run: RunReader, path: Path) -> None:
+def draw_run_gallery(run: RunReader, path: Path) -> None:
+    """Draw the strongest reconstructions of the same random victims; nothing without any."""
     victims = random_victims(run.scores, GALLERY_VICTIMS).sort_index()
     if victims.empty:
         return

@@ -41,8 +41,12 @@ SUMMARIES: tuple[tuple[str, str, Statistic], ...] = (
     ("label_accuracy", "labels_recovered", mean),
     ("correlation_median", "correlation", median),
     ("success_rate", "recovered", mean),
+    ("update_rmse", "update_rmse", median),
 )
 """Privacy columns: name, the score it sums up, and how."""
+
+CONTROL_RATIO = 1.25
+"""Update errors within this ratio count as equal."""
 
 COLUMNS = [
     "quantizer",
@@ -112,7 +116,8 @@ def results_table(
         `COLUMNS`, then ``entropy_coded_bytes_per_update``, ``victims``, ``established``,
         ``doubt`` (why not), ``verdict`` (see `verdict`), ``correlation_median``,
         ``success_rate``, ``naive_attack`` and ``naive_mse_median`` (the weakest attack of the
-        suite), ``psnr_difference`` (paired, to ``none``, dB) and ``p_holm``, ``pareto``, and
+        suite), ``psnr_difference`` (paired, to ``none``, dB) and ``p_holm``, ``update_rmse``,
+        ``control`` and ``psnr_against_control`` (see `against_control`), ``pareto``, and
         ``*_low`` and ``*_high``, the 95 % bootstrap intervals. A quantizer not yet trained or
         attacked has missing values.
     """
@@ -132,11 +137,45 @@ def results_table(
         for name in quantizers
     ]
     table = pd.DataFrame(rows).merge(_against_none(strongest, seed), how="left", on="quantizer")
+    table = table.merge(against_control(table, strongest), how="left", on="quantizer")
+    table["control"] = table["control"].astype("str").where(table["control"].notna(), "")
     table["verdict"] = [verdict(row) for _, row in table.iterrows()]
     table["pareto"] = _pareto(table)
     further = [column for column in table.columns if column not in COLUMNS]
     bounds = [column for column in further if column.endswith(("_low", "_high"))]
     return table[COLUMNS + [c for c in further if c not in bounds] + bounds]
+
+
+def against_control(table: pd.DataFrame, strongest: pd.DataFrame) -> pd.DataFrame:
+    """Compare quantizers with Gaussian noise of the same update error, where the study has it.
+
+    A quantizer that hides no more than noise of its own size hides by its size alone.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``quantizer`` and ``update_rmse``.
+    strongest : DataFrame
+        Rows of the strongest attack.
+
+    Returns
+    -------
+    DataFrame
+        ``quantizer``, ``control`` (the ``gaussian`` row whose ``update_rmse`` is nearest, at most
+        `CONTROL_RATIO` times larger or smaller) and ``psnr_against_control`` (median paired
+        difference, dB; negative: the quantizer hides more). Only quantizers that have a control.
+    """
+    errors = table.set_index("quantizer")["update_rmse"]
+    controls = errors[errors.index.str.startswith("gaussian:")]
+    rows = []
+    for name, error in errors.drop(controls.index).items():
+        distance = np.abs(np.log(controls / error)).dropna()
+        if len(distance) and distance.min() <= np.log(CONTROL_RATIO):
+            control = str(distance.idxmin())
+            pair = strongest[strongest["quantizer"].isin([name, control])]
+            difference = paired_differences(pair, "psnr", VICTIM, control)["median_difference"]
+            rows.append((name, control, difference.iloc[0]))
+    return pd.DataFrame(rows, columns=["quantizer", "control", "psnr_against_control"])
 
 
 def verdict(row: "pd.Series") -> str:

@@ -85,6 +85,20 @@ def test_a_wrong_sign_or_scale_is_inconsistent(quantizer):
         assert gates["inconsistency"].item() > 0.01
 
 
+@pytest.mark.parametrize("quantizer", ["none", "uniform:bits=2", "sign", "drive"])
+def test_the_update_error_is_that_of_the_decoded_update(quantizer):
+    seen, truth = observed(trial_of(quantizer, rounds=5))
+    gates = examine(seen, guessed(seen, *truth, "cell"), truth)
+    for number, one in enumerate(seen):
+        model = flat_model(one.model)
+        targets = one_hot(truth.labels[number], one.model.classes)
+        update = local_update(model, one.work, one.weights, truth.images[number], targets)
+        decoded = parse_quantizer(quantizer).decode(one.payload).vector
+        expected = float(((decoded - update) ** 2).mean() ** 0.5)
+        assert gates["update_rmse"][number] == pytest.approx(expected, rel=1e-3, abs=1e-8)
+        assert (expected > 1e-6) is (quantizer != "none")
+
+
 def test_error_feedback_has_no_consistency_to_check():
     seen, truth = observed(trial_of("error_feedback(sign)", rounds=5))
     gates = examine(seen, guessed(seen, *truth, "cell"), truth)

@@ -59,6 +59,7 @@ def score_rows(quantizer: str, attack: str, errors: list[float], yardstick: floa
             "unexplained": False,
             "inconsistency": 0.0,
             "yardstick": yardstick,
+            "update_rmse": 0.0 if quantizer == "none" else 0.01,
         }
     )
 
@@ -171,6 +172,18 @@ def test_what_is_not_established_earns_no_place_on_the_front():
     assert "failed to optimise on 100%" in doubted.loc["sign", "doubt"]
     assert doubted["pareto"].tolist() == [True, False]
     assert doubted.loc["sign", "attack_failed_rate"] == 1
+
+
+def test_a_quantizer_is_compared_with_noise_of_its_own_size():
+    near = score_rows("gaussian:sigma=0.011", "dlg", [0.2] * 11, 0.1).assign(update_rmse=0.011)
+    far = score_rows("gaussian:sigma=1.0", "dlg", [0.9] * 11, 0.1).assign(update_rmse=1.0)
+    made = table(study(NONE, SIGN, far, near), history(none=[0.9])).set_index("quantizer")
+    assert made.loc["sign", "control"] == "gaussian:sigma=0.011"
+    expected = np.median(SIGN["psnr"] + 10 * np.log10(0.2))
+    assert made.loc["sign", "psnr_against_control"] == pytest.approx(expected)
+    assert made["control"].eq("").sum() == 3
+    alone = table(study(NONE, SIGN, far), history(none=[0.9])).set_index("quantizer")
+    assert alone["control"].eq("").all()  # none of equal size
 
 
 def test_half_finished_studies_have_missing_values_not_errors():

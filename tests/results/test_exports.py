@@ -1,0 +1,39 @@
+import pandas as pd
+import pytest
+
+from results.exports import FORMATS, export
+from results.run_reader import RunReader
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_figures_are_written_in_every_format(graded_run, kind):
+    paths = export(graded_run, [kind])
+    assert [path.name for path in paths] == [f"curve.{kind}", f"gallery.{kind}"]
+    start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind]
+    assert all(path.read_bytes().startswith(start) for path in paths)
+
+
+def test_parquet_keeps_every_figure(graded_run):
+    results, scores = export(graded_run, ["parquet"])
+    run = RunReader(graded_run)
+    pd.testing.assert_frame_equal(pd.read_parquet(results), run.results)
+    assert len(pd.read_parquet(scores)) == len(run.scores)
+
+
+def test_tables_for_papers(graded_run):
+    markdown, latex = export(graded_run, ["md", "tex"])
+    lines = markdown.read_text().splitlines()
+    assert len(lines) == 2 + 3
+    assert lines[0].startswith("| quantizer | trials | test accuracy mean |")
+    assert lines[2].startswith("| none | 2 | 0.605 |")
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    text = latex.read_text()
+    assert text.count(r"\\") == 1 + 3
+    assert "uniform:bits=4 & 2 & 0.605" in text
+
+
+def test_an_unknown_format_writes_nothing(graded_run, tmp_path):
+    with pytest.raises(KeyError, match="gif"):
+        export(tmp_path, ["gif"])
+    assert set(FORMATS) == {"png", "svg", "pdf", "parquet", "md", "tex"}
+    assert list(tmp_path.iterdir()) == []
