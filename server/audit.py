@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from attacker.presets import build_attack
+from fl_sim.data import load_splits
 from fl_sim.files import StoreError
 from fl_sim.observations import Observation, load_observations, round_path
 from fl_sim.public_images import PublicImages
@@ -128,16 +129,18 @@ def run_job(job: AttackJob) -> None:
     attack = build_attack(job.attack)
     made: list[Reconstruction] = []
     if attack.applies(observations):
-        public = job.trial.federation.splits.public
-        made = attack.reconstruct(
-            observations,
-            seed=job.trial.seed,
-            public=PublicImages(public.pixels(), public.labels),
-        )
+        public = _public_images(job.trial)
+        made = attack.reconstruct(observations, seed=job.trial.seed, public=public)
     else:
         log.warning("attack %s does not apply to trial %s", job.attack, job.trial.name)
     named = [replace(reconstruction, attack=job.attack) for reconstruction in made]
     save_reconstructions(job.target, named, job.key)
+
+
+def _public_images(trial: Trial) -> PublicImages:
+    """Load what anyone can have; the private images of the same data set stay out of reach."""
+    public = load_splits(trial.data, trial.seed).public
+    return PublicImages(public.pixels(), public.labels)
 
 
 def _observations(job: AttackJob, server_round: int) -> list[Observation]:
