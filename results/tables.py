@@ -138,7 +138,7 @@ def results_table(
     ]
     table = pd.DataFrame(rows).merge(_against_none(strongest, seed), how="left", on="quantizer")
     table = table.merge(against_control(table, strongest), how="left", on="quantizer")
-    table["control"] = table["control"].astype("str").where(table["control"].notna(), "")
+    table["control"] = table["control"].fillna("")
     table["verdict"] = [verdict(row) for _, row in table.iterrows()]
     table["pareto"] = _pareto(table)
     further = [column for column in table.columns if column not in COLUMNS]
@@ -175,7 +175,8 @@ def against_control(table: pd.DataFrame, strongest: pd.DataFrame) -> pd.DataFram
             pair = strongest[strongest["quantizer"].isin([name, control])]
             difference = paired_differences(pair, "psnr", VICTIM, control)["median_difference"]
             rows.append((name, control, difference.iloc[0]))
-    return pd.DataFrame(rows, columns=["quantizer", "control", "psnr_against_control"])
+    types = {"quantizer": "str", "control": "str", "psnr_against_control": "float64"}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
 def verdict(row: "pd.Series") -> str:
