@@ -42,12 +42,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "averaging": {
         "objective": "scaled",
         "averaged": True,
-        "tv": 1e-3,
+        "tv": 1.0,
         "box": 1.0,
         "warmup": 50,
         "restarts": 1,
     },
-    "scaled": {"objective": "scaled", "tv": 1e-3, "box": 1.0, "warmup": 50, "restarts": 1},
+    "scaled": {"objective": "scaled", "tv": 0.1, "box": 1.0, "warmup": 50, "restarts": 1},
     "cell": {**_CELL, "warmup": 50, "restarts": 1},
 }
 

@@ -44,7 +44,7 @@ class Trial:
 BATCHES = tuple(LocalWork(batch_size=size) for size in (4, 8))
 LABELS_ONLY = ("idlg:iterations=1,warmup=0,restarts=0",)
 TRIALS = (
-    Trial(1, "none", ("dlg", "rgap", "scaled", "synthetic")),
+    Trial(1, "none", ("dlg", "rgap", "scaled", "synthetic_cell")),
     Trial(3, "sign", (DLG, COSINE, "cell", "synthetic", "synthetic_cell", "learned_cell")),
     Trial(3, "scaled_sign", (DLG, COSINE, "cell", "synthetic_cell")),
     Trial(3, "uniform:bits=2", (COSINE, "scaled", "cell", "synthetic_cell")),
@@ -59,7 +59,7 @@ TRIALS = (
     Trial(4, "error_feedback(sign)", ("cell",), rounds=16),
     Trial(4, "error_feedback(scaled_sign)", (DLG, "averaging"), rounds=16),
     Trial(4, "stochastic:bits=2", (DLG, "averaging"), rounds=16),
-    Trial(6, "none", ("scaled:iterations=300,restarts=0",), work=LocalWork("delta", 1, 0.1, 5, 1)),
+    Trial(6, "none", ("scaled:iterations=200,restarts=0",), work=LocalWork("delta", 1, 0.1, 5, 1)),
 )
 
 
@@ -72,11 +72,12 @@ def main() -> None:
     parser.add_argument(
         "--trial", nargs="+", metavar=("QUANTIZER", "ATTACK"), help="these instead of the table's"
     )
+    parser.add_argument("--rounds", type=int, default=1, help="of --trial, weights unchanged")
     arguments = parser.parse_args()
     trials = [trial for trial in TRIALS if trial.line in arguments.lines]
     if arguments.trial:
         quantizer, *attacks = arguments.trial
-        trials = [Trial(0, quantizer, tuple(attacks))]
+        trials = [Trial(0, quantizer, tuple(attacks), arguments.rounds)]
     torch.set_num_threads(1)
     data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
     splits = load_splits(data, arguments.seed)
