@@ -193,6 +193,10 @@ class Settings(_Section):
                 raise SettingsError("observe", name, f"a round from 1 to {training.rounds}")
         return self
 
+    def only(self, quantizer: str, seed: int) -> "Settings":
+        """Return the same study with one quantizer and one seed."""
+        return self.model_copy(update={"quantizers": (quantizer,), "seeds": (seed,)})
+
     @property
     def observed_rounds(self) -> tuple[int, ...]:
         """The 1-based rounds whose updates the server keeps, ascending, each once."""

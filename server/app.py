@@ -41,18 +41,16 @@ def build_server_app(settings: Settings, folder: RunFolder, on_rounds: OnRound) 
 
 
 def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_rounds: OnRound) -> None:
-    """Train the trials that are not finished, one after the other, and write ``history.csv``."""
+    """Train the trials that are not finished, one after the other."""
     torch.set_num_threads(1)  # small tensors; and the same sums on every machine
     nodes: dict[int, int] = {}
     for trial in trials_of(settings):
         if finished_history(folder, trial, settings) is not None:
-            on_rounds(trial, settings.training.rounds)
             continue
         nodes = nodes or find_nodes(grid, settings.data.clients)
         history = train_trial(grid, trial, settings, folder, nodes, partial(on_rounds, trial, 1))
         record = {"key": training_key(trial, settings), "history": history}
         write_text(folder.trial_file(trial), json.dumps(record))
-    write_history(settings, folder)
 
 
 def finished_history(
@@ -100,3 +98,4 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder(Path(str(out)))
     folder.create(settings)
     train_study(grid, settings, folder, on_rounds=lambda *_: None)
+    write_history(settings, folder)

@@ -1,14 +1,9 @@
 """Attack what a run observed, from the store, and store what the attacks reconstruct."""
 
 import logging
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from attacker.presets import build_attack
 from fl_sim.data import load_splits
@@ -23,8 +18,9 @@ from fl_sim.reconstructions import (
 )
 from fl_sim.runs import RunFolder, attack_key
 from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.settings import Settings, SettingsError
+from fl_sim.settings import EngineSettings, Settings, SettingsError
 from fl_sim.trials import Trial, trials_of
+from server.workers import run_tasks
 
 log = logging.getLogger("fl_sim.audit")
 
@@ -88,8 +84,10 @@ def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
     ]
 
 
-def run_jobs(jobs: Sequence[AttackJob], workers: int, done: Callable[[AttackJob], None]) -> None:
-    """Run the jobs that are not finished, ``workers`` at a time (0: one per core).
+def run_jobs(
+    jobs: Sequence[AttackJob], engine: EngineSettings, done: Callable[[AttackJob], None]
+) -> None:
+    """Run the jobs that are not finished, side by side, and store what each reconstructs.
 
     Results do not depend on the number of workers: every job draws from its own seeds.
     """
@@ -99,42 +97,21 @@ def run_jobs(jobs: Sequence[AttackJob], workers: int, done: Callable[[AttackJob]
             done(job)
         else:
             waiting.append(job)
-    workers = min(workers or _cores(), len(waiting))
-    for job in _run(waiting, workers):
+    for job, made in run_tasks(run_job, waiting, engine):
+        save_reconstructions(job.target, made, job.key)
         done(job)
 
 
-def _run(jobs: Sequence[AttackJob], workers: int) -> Iterator[AttackJob]:
-    if workers <= 1:
-        for job in jobs:
-            run_job(job)
-            yield job
-        return
-    spawn = multiprocessing.get_context("spawn")  # forking a process that used torch may hang
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        futures = {pool.submit(run_job, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def run_job(job: AttackJob) -> None:
-    """Load the observations of a job, attack them, and store the reconstructions."""
-    torch.set_num_threads(1)
+def run_job(job: AttackJob) -> list[Reconstruction]:
+    """Load the observations of a job and attack them."""
     observations = [o for r in job.rounds for o in _observations(job, r)]
     attack = build_attack(job.attack)
-    made: list[Reconstruction] = []
-    if attack.applies(observations):
-        public = _public_images(job.trial)
-        made = attack.reconstruct(observations, seed=job.trial.seed, public=public)
-    else:
+    if not attack.applies(observations):
         log.warning("attack %s does not apply to trial %s", job.attack, job.trial.name)
-    named = [replace(reconstruction, attack=job.attack) for reconstruction in made]
-    save_reconstructions(job.target, named, job.key)
+        return []
+    public = _public_images(job.trial)
+    made = attack.reconstruct(observations, seed=job.trial.seed, public=public)
+    return [replace(reconstruction, attack=job.attack) for reconstruction in made]
 
 
 def _public_images(trial: Trial) -> PublicImages:
@@ -161,7 +138,3 @@ def choose_victims(
     rng = numpy_rng(seed, Purpose.VICTIMS, draw)
     chosen = rng.choice(len(observations), size=victims, replace=False)
     return [observations[int(index)] for index in sorted(chosen)]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

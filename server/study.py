@@ -1,13 +1,16 @@
 """A study from the server's side: check it, train its trials on an engine, attack what was seen."""
 
+from functools import partial
+
 from clients.app import app as client_app
 from fl_sim.engines import run_apps
-from fl_sim.progress import progress_bar
+from fl_sim.progress import Advance, progress_bar
 from fl_sim.runs import RunFolder
 from fl_sim.settings import Settings
 from fl_sim.trials import Trial, trials_of
 from server.app import build_server_app, finished_history, write_history
 from server.audit import AttackJob, audit_jobs, check_attacks, run_jobs
+from server.workers import run_tasks
 
 
 def check_study(settings: Settings) -> None:
@@ -24,18 +27,34 @@ def check_study(settings: Settings) -> None:
 
 
 def train(settings: Settings, folder: RunFolder) -> None:
-    """Train the trials that are not finished; start the engine only if there are any."""
-    trials = trials_of(settings)
-    if all(finished_history(folder, trial, settings) is not None for trial in trials):
-        write_history(settings, folder)
-        return
-    with progress_bar("Training", len(trials) * settings.training.rounds) as advance:
+    """Train the trials that are not finished, then gather ``history.csv``.
 
-        def on_rounds(trial: Trial, rounds: int) -> None:
-            advance(rounds, trial.name)
+    On Ray one server app trains them all, so that the engine starts once. In-process engines start
+    in no time: the trials are spread over workers, each with a server app of its own.
+    """
+    rounds = settings.training.rounds
+    waiting = [t for t in trials_of(settings) if finished_history(folder, t, settings) is None]
+    with progress_bar("Training", len(trials_of(settings)) * rounds) as advance:
+        advance((len(trials_of(settings)) - len(waiting)) * rounds)
+        if settings.engine.engine == "local" and len(waiting) > 1 and settings.engine.workers != 1:
+            tasks = [(settings.only(trial.quantizer, trial.seed), folder) for trial in waiting]
+            for (settings_of_one, _), _ in run_tasks(_train_alone, tasks, settings.engine):
+                advance(rounds, settings_of_one.quantizers[0])
+        elif waiting:
+            on_rounds = partial(_advance, advance)
+            server_app = build_server_app(settings, folder, on_rounds)
+            run_apps(server_app, client_app, settings.data.clients, settings.engine)
+    write_history(settings, folder)
 
-        server_app = build_server_app(settings, folder, on_rounds)
-        run_apps(server_app, client_app, settings.data.clients, settings.engine)
+
+def _advance(advance: Advance, trial: Trial, rounds: int) -> None:
+    advance(rounds, trial.name)
+
+
+def _train_alone(task: tuple[Settings, RunFolder]) -> None:
+    settings, folder = task
+    server_app = build_server_app(settings, folder, on_rounds=lambda *_: None)
+    run_apps(server_app, client_app, settings.data.clients, settings.engine)
 
 
 def attack(settings: Settings, folder: RunFolder) -> None:
@@ -46,4 +65,4 @@ def attack(settings: Settings, folder: RunFolder) -> None:
         def done(job: AttackJob) -> None:
             advance(1, f"{job.attack} on {job.trial.name}, round {job.rounds[-1]}")
 
-        run_jobs(jobs, settings.engine.workers, done)
+        run_jobs(jobs, settings.engine, done)

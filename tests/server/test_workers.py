@@ -1,0 +1,32 @@
+import math
+
+import pytest
+
+from fl_sim.settings import EngineSettings
+from server.workers import run_tasks
+
+TASKS = [4, 9, 16]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        EngineSettings(workers=1),
+        EngineSettings(workers=2),
+        pytest.param(EngineSettings(engine="ray"), marks=pytest.mark.slow),
+    ],
+    ids=["one process", "two processes", "ray"],
+)
+def test_each_task_comes_back_once_with_its_result(engine):
+    done = sorted(run_tasks(math.isqrt, TASKS, engine))
+    assert done == [(4, 2), (9, 3), (16, 4)]
+
+
+def test_no_tasks_start_nothing():
+    assert list(run_tasks(math.isqrt, [], EngineSettings(engine="ray"))) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_task_raises_reaches_the_caller(workers):
+    with pytest.raises(ValueError, match="nonnegative"):
+        list(run_tasks(math.isqrt, [4, -1, 9], EngineSettings(workers=workers)))
