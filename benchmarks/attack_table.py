@@ -55,7 +55,7 @@ TRIALS = (
     *(Trial(5, "sign", LABELS_ONLY, work=work) for work in BATCHES),
     Trial(4, "absmax:bits=2", (DLG, "scaled", "synthetic_cell")),
     Trial(4, "topk:keep=0.1", (DLG, "scaled", "cell", "synthetic_cell")),
-    Trial(4, "qsgd:levels=4", (DLG, "scaled", "synthetic_cell")),
+    Trial(4, "qsgd:levels=4,norm=l2", (DLG, "scaled", "synthetic_cell")),
     Trial(4, "error_feedback(sign)", ("cell",), rounds=16),
     Trial(4, "error_feedback(scaled_sign)", (DLG, "averaging"), rounds=16),
     Trial(4, "stochastic:bits=2", (DLG, "averaging"), rounds=16),
