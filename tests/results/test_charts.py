@@ -76,7 +76,7 @@ def test_training_counts_the_bytes_one_client_sent():
     figure = charts.training(history(none=[0.5, 0.7]))
     line = figure.data[0]
     assert list(line.x) == [4000, 8000]  # 4,000 an update, one update of a client a round
-    assert list(line.y) == [pytest.approx(30), pytest.approx(60)]
+    assert list(line.y) == [pytest.approx(63), pytest.approx(60)]
 
 
 def test_charts_of_a_run(graded_run):

@@ -71,8 +71,16 @@ def study(*frames: pd.DataFrame) -> pd.DataFrame:
 
 
 def history(**accuracies: list[float]) -> pd.DataFrame:
+    """Two rounds; the first is a little better than the last, which is the one that counts."""
     rows = [
-        (name, seed, server_round, accuracy * server_round / 2, 4000 * server_round, server_round)
+        (
+            name,
+            seed,
+            server_round,
+            accuracy * (0.1, 1.05, 1)[server_round],
+            4000 * server_round,
+            server_round,
+        )
         for name, of_seeds in accuracies.items()
         for seed, accuracy in enumerate(of_seeds)
         for server_round in (0, 1, 2)
