@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--victims", type=int, default=24)
+    parser.add_argument("--skip", type=int, default=0, help="victims of the draw to leave out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", type=int, nargs="*", default=[1, 2, 3, 4, 5, 6])
     parser.add_argument(
@@ -87,7 +88,9 @@ def main() -> None:
     print(" | ".join(["", "line", "quantizer", "images", *COLUMNS, ""]).strip())
     print("|" + "---|" * (len(COLUMNS) + 3), flush=True)
     for trial in trials:
-        victims = splits.test.take(order[: arguments.victims * trial.work.images])
+        first, last = arguments.skip, arguments.skip + arguments.victims
+        chosen = order[first * trial.work.images : last * trial.work.images]
+        victims = splits.test.take(chosen)
         for row in rows(trial, victims.pixels(), victims.labels, public, arguments.seed):
             print("| " + " | ".join(row) + " |", flush=True)
 
