@@ -159,6 +159,6 @@ The losses that attacks minimise are in different units. What a server can compu
 reconstruction alike is how far the update that it would have caused lies outside the cell of the
 payload received. Several pictures, noise among them, may explain a coarse payload equally well, so
 a little total variation breaks the tie towards the natural one; with more, the flattest picture
-that is about right would win over the true one, whose misfit is exactly zero. Images are clamped to [0, 1] first:
-what is compared is what is scored.
+that is about right would win over the true one, whose misfit is exactly zero. Images are clamped to
+[0, 1] first: what is compared is what is scored.
 """
