@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_sim.attack_loss import AttackLoss
+from fl_sim.attack_loss import YARDSTICK, AttackLoss
 from fl_sim.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.cell import Cell
@@ -30,17 +30,6 @@ ALLOWED_FAILURES = 0.1
 
 REQUIRED_SUCCESS = 0.5
 """Share of the unquantized victims the suite must recover before it may judge a quantizer."""
-
-YARDSTICK = AttackLoss("cell", tv=1e-3, box=0.0)
-"""One loss that all attacks of a suite are compared by, without the truth.
-
-The losses that different attacks minimise are in different units. What a server can compute for
-every reconstruction alike is how far the update that it would have caused lies outside the cell of
-the payload it received. Several pictures, noise among them, may explain a coarse payload equally
-well, so a little total variation, far below the misfit of any wrong picture, breaks the tie
-towards the natural one. Images are clamped first: what is compared is what is scored.
-"""
-
 
 class Truth(NamedTuple):
     """Private batches, one for each observation: ``(B, n, C, H, W)`` and ``(B, n)``."""
