@@ -152,6 +152,16 @@ def test_the_yardstick_prefers_the_truth_to_noise_and_to_grey():
         assert (values[0] < values[2]).all(), quantizer
 
 
+def test_the_yardstick_sees_the_pixels_that_are_scored():
+    seen, truth = observed(trial_of("uniform:bits=4", rounds=5))
+    wide = 3 * truth.images - 1
+    yardsticks = [
+        examine(seen, guessed(seen, images, truth.labels, "squared"), truth)["yardstick"]
+        for images in (wide, wide.clamp(0, 1))
+    ]
+    assert yardsticks[0].tolist() == yardsticks[1].tolist()
+
+
 def test_an_attack_without_an_objective_is_held_to_the_yardstick():
     seen, truth = observed(trial_of("uniform:bits=4", rounds=5))
     gates = examine(seen, guessed(seen, *truth, ""), truth)
@@ -165,6 +175,7 @@ def test_an_attack_without_an_objective_is_held_to_the_yardstick():
         (0.009, 0.0, 1.0, False),  # 99 % of the way
         (0.011, 0.0, 1.0, True),
         (0.5, 0.8, 1.0, False),  # better than the truth: nothing more to find by this loss
+        (0.801, 0.8, 0.1, False),
         (0.9, 0.8, 0.1, True),  # a loss that prefers grey is no excuse for missing it
         (np.inf, 0.0, 1.0, True),
         (np.nan, 0.0, 1.0, True),
