@@ -31,6 +31,7 @@ ALLOWED_FAILURES = 0.1
 REQUIRED_SUCCESS = 0.5
 """Share of the unquantized victims the suite must recover before it may judge a quantizer."""
 
+
 class Truth(NamedTuple):
     """Private batches, one for each observation: ``(B, n, C, H, W)`` and ``(B, n)``."""
 
