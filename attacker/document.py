@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attacker.presets import PRESETS, SUITE, settings
+from fl_sim.document import replace_section
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "attacks.md"
-BEGIN, END = "<!-- presets: begin -->", "<!-- presets: end -->"
 
 
 def presets_table() -> str:
@@ -20,25 +20,10 @@ def presets_table() -> str:
     return "\n".join(lines)
 
 
-def documented(text: str) -> str:
-    """Return a document with the part between the markers brought up to date.
-
-    Raises
-    ------
-    ValueError
-        If a marker is missing.
-    """
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"The document lacks {BEGIN} or {END}.")
-    return f"{before}{BEGIN}\n{presets_table()}\n{END}{after}"
-
-
 def main(arguments: list[str]) -> Iterator[str]:
     """Update the document, or with ``--check`` only tell whether it is stale."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    fresh = documented(text)
+    fresh = replace_section(text, "presets", presets_table())
     if fresh == text:
         return
     if "--check" in arguments:

@@ -111,7 +111,8 @@ class Problems:
 
         A delta counts as the gradient it would be if all local steps pointed the same way.
         """
-        piece = torch.split(self.cell.center, list(self.cell.sizes), dim=-1)[tensor]
+        sizes = list(self.flat_model.layout.sizes)
+        piece = torch.split(self.cell.decoded, sizes, dim=-1)[tensor]
         if self.work.kind == "delta":
             return piece / (self.work.learning_rate * self.work.local_steps)
         return piece

@@ -179,3 +179,11 @@ def test_the_batch_follows_a_memory_budget(monkeypatch):
         observe(images, labels), seed=0, progress=lambda done, total: calls.append((done, total))
     )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("quantizer", ["eden:bits=4", "drive"])
+def test_labels_are_read_from_the_update_and_not_from_its_rotation(quantizer):
+    images, labels = digits(6)
+    attack = build_attack("cell:iterations=2,restarts=0")
+    found = attack.reconstruct(observe(images, labels, quantizer), seed=0)
+    assert [int(r.labels) for r in found] == labels.tolist()

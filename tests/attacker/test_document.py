@@ -1,19 +1,12 @@
-import pytest
-
-from attacker.document import BEGIN, DOCUMENT, END, documented
+from attacker.document import DOCUMENT, presets_table
 from attacker.presets import PRESETS
+from fl_sim.document import replace_section
 
 
 def test_the_documented_presets_are_those_of_the_code():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert documented(text) == text
+    assert replace_section(text, "presets", presets_table()) == text
 
 
 def test_every_preset_is_documented_with_its_values():
-    text = documented(f"{BEGIN}{END}")
-    assert all(f"| `{name}` | `objective=" in text for name in PRESETS)
-
-
-def test_a_document_without_markers_is_refused():
-    with pytest.raises(ValueError, match="lacks"):
-        documented("nothing here")
+    assert all(f"| `{name}` | `objective=" in presets_table() for name in PRESETS)
