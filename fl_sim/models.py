@@ -6,9 +6,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from fl_sim.seeding import Purpose, torch_rng
+
+IMPRINT_BINS = 128
+"""Units of an imprint layer; two images of a batch of 8 share a bin once in five batches."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,28 @@ class MLP(nn.Module):
         return logits
 
 
+class Imprinted(nn.Module):
+    """A LeNet behind an imprint layer: ACTIVE threat model, a malicious server changes the model.
+
+    The layer a server plants to read images of batches of any size ("Robbing the Fed", Fowl et al.
+    2022, arXiv 2110.13057): `IMPRINT_BINS` ReLU units on the pixels, whose sum is added to every
+    pixel. Adding up makes the gradient with respect to every unit the same, so that the difference
+    of two units' gradients is due to the images that only one of them saw. The bins are public.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        channels, height, width = spec.shape
+        self.imprint = nn.Linear(channels * height * width, IMPRINT_BINS)
+        self.lenet = LeNet(spec, nn.Tanh)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(n, C, H, W)`` to logits ``(n, classes)``."""
+        shift = self.imprint(images.flatten(1)).relu().sum(dim=1)
+        logits: Tensor = self.lenet(images + shift[:, None, None, None])
+        return logits
+
+
 def _lenet_dlg(spec: ModelSpec) -> nn.Module:
     model = LeNet(spec, nn.Sigmoid)
     for parameter in model.parameters():  # the paper's U(-0.5, 0.5)
@@ -103,6 +127,11 @@ def _lenet_dlg(spec: ModelSpec) -> nn.Module:
 
 
 def _resnet18(spec: ModelSpec) -> nn.Module:
+    from torchvision.models.resnet import (  # noqa: PLC0415 - 130 MB, only where needed
+        BasicBlock,
+        ResNet,
+    )
+
     model: nn.Module = ResNet(
         BasicBlock,
         [2, 2, 2, 2],
@@ -121,6 +150,7 @@ MODELS: dict[str, Callable[[ModelSpec], nn.Module]] = {
     "convnet": ConvNet,
     "mlp": MLP,
     "resnet18": _resnet18,
+    "imprint_lenet": Imprinted,
 }
 
 

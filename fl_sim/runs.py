@@ -27,6 +27,11 @@ class RunFolder:
         return self.root / "settings.toml"
 
     @property
+    def tuned_file(self) -> Path:
+        """What attacks were tuned to; the setting ``tuned`` reads it."""
+        return self.root / "tuned.toml"
+
+    @property
     def history_file(self) -> Path:
         """Accuracy, loss and bytes of each round of each trial."""
         return self.root / "history.csv"
@@ -82,7 +87,7 @@ def attack_key(trial: Trial, settings: Settings, attack: str) -> str:
     return _fingerprint(
         {
             "training": training_key(trial, settings),
-            "attack": attack,
+            "attack": settings.audit.spec(attack, trial.quantizer),
             "victims": settings.audit.victims,
         }
     )

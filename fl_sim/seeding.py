@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     BOOTSTRAP = 8
     ROTATION = 9
     CONTROL = 10
+    TUNING = 11
 
 
 def numpy_rng(seed: int, purpose: Purpose, *keys: int) -> np.random.Generator:

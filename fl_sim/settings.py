@@ -63,6 +63,21 @@ def _canonical_quantizers(specs: tuple[str, ...]) -> tuple[str, ...]:
     return canonical
 
 
+def _load_tuned(value: object) -> object:
+    """Read what attacks were tuned to from its file; a study may also hold it itself."""
+    return _read_toml(Path(value), "tuned") if isinstance(value, str | Path) else value
+
+
+def _canonical_tuned(tuned: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    return {
+        attack: {parse_quantizer(quantizer).spec: spec for quantizer, spec in specs.items()}
+        for attack, specs in tuned.items()
+    }
+
+
+Tuned = Annotated[
+    dict[str, dict[str, str]], BeforeValidator(_load_tuned), AfterValidator(_canonical_tuned)
+]
 SpecList = Annotated[tuple[str, ...], BeforeValidator(split_list), Field(min_length=1)]
 QuantizerList = Annotated[SpecList, AfterValidator(_canonical_quantizers)]
 SeedList = Annotated[
@@ -142,6 +157,11 @@ class AuditSettings(_Section):
         description="Observed rounds: first, middle, last, a number, or a percentage like 5%.",
     )
     victims: int = Field(10, ge=1, description="Clients attacked in each observed round, by seed.")
+    tuned: Tuned = Field({}, description="File of attacks tuned per quantizer; see `tune`.")
+
+    def spec(self, attack: str, quantizer: str) -> str:
+        """Return what an attack is built from: what it was tuned to on a quantizer, or itself."""
+        return self.tuned.get(attack, {}).get(quantizer, attack)
 
 
 class EngineSettings(_Section):
@@ -192,10 +212,6 @@ class Settings(_Section):
             if not 1 <= _round_number(name, training.rounds) <= training.rounds:
                 raise SettingsError("observe", name, f"a round from 1 to {training.rounds}")
         return self
-
-    def only(self, quantizer: str, seed: int) -> "Settings":
-        """Return the same study with one quantizer and one seed."""
-        return self.model_copy(update={"quantizers": (quantizer,), "seeds": (seed,)})
 
     @property
     def observed_rounds(self) -> tuple[int, ...]:
@@ -268,13 +284,13 @@ def dump_settings(settings: Settings) -> str:
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, setting: str = "study") -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError("study", str(path), f"cannot be read ({error.strerror})") from error
+        raise SettingsError(setting, str(path), f"cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError("study", str(path), f"is not valid TOML: {error}") from error
+        raise SettingsError(setting, str(path), f"is not valid TOML: {error}") from error
 
 
 def _as_settings_error(error: ValidationError) -> SettingsError:

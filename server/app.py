@@ -21,26 +21,26 @@ from server.training import HistoryRow, find_nodes, train_trial
 
 log = logging.getLogger("fl_sim.server")
 
-OnRound = Callable[[Trial, int], None]
+OnRound = Callable[[Trial], None]
 _FLOWER_CONFIG = {"num-server-rounds": "rounds", "learning-rate": "server_learning_rate"}
 
 
-def build_server_app(settings: Settings, folder: RunFolder, on_rounds: OnRound) -> ServerApp:
+def build_server_app(settings: Settings, folder: RunFolder, on_round: OnRound) -> ServerApp:
     """Return the app that trains the trials of ``settings`` and writes below ``folder``.
 
-    ``on_rounds(trial, n)`` is called whenever ``n`` more rounds of a trial are done.
+    ``on_round(trial)`` is called after each round of a trial.
     """
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         del context
-        train_study(grid, settings, folder, on_rounds)
+        train_study(grid, settings, folder, on_round)
 
     return server_app
 
 
-def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_rounds: OnRound) -> None:
+def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnRound) -> None:
     """Train the trials that are not finished, one after the other."""
     torch.set_num_threads(1)  # small tensors; and the same sums on every machine
     nodes: dict[int, int] = {}
@@ -48,7 +48,7 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_rounds: On
         if finished_history(folder, trial, settings) is not None:
             continue
         nodes = nodes or find_nodes(grid, settings.data.clients)
-        history = train_trial(grid, trial, settings, folder, nodes, partial(on_rounds, trial, 1))
+        history = train_trial(grid, trial, settings, folder, nodes, partial(on_round, trial))
         record = {"key": training_key(trial, settings), "history": history}
         write_text(folder.trial_file(trial), json.dumps(record))
 
@@ -97,5 +97,5 @@ def main(grid: Grid, context: Context) -> None:
     settings = load_settings(Path(str(study)) if study else None, overrides)
     folder = RunFolder(Path(str(out)))
     folder.create(settings)
-    train_study(grid, settings, folder, on_rounds=lambda *_: None)
+    train_study(grid, settings, folder, on_round=lambda *_: None)
     write_history(settings, folder)

@@ -18,7 +18,7 @@ from fl_sim.reconstructions import (
 )
 from fl_sim.runs import RunFolder, attack_key
 from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.settings import EngineSettings, Settings, SettingsError
+from fl_sim.settings import AuditSettings, EngineSettings, Settings, SettingsError
 from fl_sim.trials import Trial, trials_of
 from server.workers import run_tasks
 
@@ -27,10 +27,14 @@ log = logging.getLogger("fl_sim.audit")
 
 @dataclass(frozen=True)
 class AttackJob:
-    """One attack on rounds of one trial: one round, or all that show the same private batch."""
+    """One attack on rounds of one trial: one round, or all that show the same private batch.
+
+    ``attack`` is its name in the study, ``spec`` what it is built from.
+    """
 
     trial: Trial
     attack: str
+    spec: str
     rounds: tuple[int, ...]
     victims: int
     folder: RunFolder
@@ -53,13 +57,25 @@ class AttackJob:
             return False
 
 
-def check_attacks(attacks: Iterable[str]) -> None:
-    """Raise `SettingsError` if an attack does not parse."""
-    for attack in attacks:
+def check_attacks(audit: AuditSettings) -> None:
+    """Raise `SettingsError` if an attack, or what one was tuned to, does not parse."""
+    check_specs("attacks", audit.attacks)
+    check_specs("tuned", (spec for specs in audit.tuned.values() for spec in specs.values()))
+
+
+def check_specs(setting: str, specs: Iterable[str]) -> None:
+    """Raise `SettingsError` of ``setting`` if one of its attacks does not parse."""
+    for spec in specs:
         try:
-            build_attack(attack)
+            build_attack(spec)
         except ValueError as error:
-            raise SettingsError("attacks", attack, str(error)) from error
+            raise SettingsError(setting, spec, str(error)) from error
+
+
+def round_groups(settings: Settings) -> list[tuple[int, ...]]:
+    """Return the observed rounds as they are attacked: one by one, or all of a fixed batch."""
+    observed = settings.observed_rounds
+    return [observed] if settings.training.fixed_batch else [(r,) for r in observed]
 
 
 def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
@@ -67,12 +83,11 @@ def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
 
     Rounds are attacked one by one, but together where clients use the same images in each.
     """
-    observed = settings.observed_rounds
-    groups = [observed] if settings.training.fixed_batch else [(r,) for r in observed]
     return [
         AttackJob(
             trial,
             attack,
+            settings.audit.spec(attack, trial.quantizer),
             rounds,
             settings.audit.victims,
             folder,
@@ -80,7 +95,7 @@ def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
         )
         for attack in settings.audit.attacks
         for trial in trials_of(settings)
-        for rounds in groups
+        for rounds in round_groups(settings)
     ]
 
 
@@ -105,7 +120,7 @@ def run_jobs(
 def run_job(job: AttackJob) -> list[Reconstruction]:
     """Load the observations of a job and attack them."""
     observations = [o for r in job.rounds for o in _observations(job, r)]
-    attack = build_attack(job.attack)
+    attack = build_attack(job.spec)
     if not attack.applies(observations):
         log.warning("attack %s does not apply to trial %s", job.attack, job.trial.name)
         return []

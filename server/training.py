@@ -15,6 +15,7 @@ from fl_sim.settings import Settings
 from fl_sim.trials import Trial
 from fl_sim.updates import Layout, flat_model
 from server.evaluation import evaluate
+from server.imprint import ImprintingServer, has_imprint
 from server.strategy import HonestButCurious, QuantizedAveraging
 
 _NODES_TIMEOUT = 120.0  # seconds for all nodes of an engine to come up
@@ -72,11 +73,13 @@ def train_trial(
 ) -> list[HistoryRow]:
     """Train one trial, store what the curious server observes, and return its history.
 
-    Row 0 of the history is the untrained model.
+    Row 0 of the history is the untrained model. A model with an imprint layer is trained by a
+    server that plants it (ACTIVE threat model).
     """
     weights = initial_weights(trial)
+    kind = ImprintingServer if has_imprint(trial.model_spec) else QuantizedAveraging
     strategy = HonestButCurious(
-        QuantizedAveraging(trial, settings.training, nodes, weights),
+        kind(trial, settings.training, nodes, weights),
         trial,
         {node: partition for partition, node in nodes.items()},
         folder.observations,

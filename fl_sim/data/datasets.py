@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision import datasets as tv
 
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.settings import DataSettings, SettingsError
@@ -110,6 +109,8 @@ def _load_digits() -> tuple[Images, None, tuple[str, ...]]:
 
 
 def _load_torchvision(name: str, root: Path) -> tuple[Images, Images, tuple[str, ...]]:
+    from torchvision import datasets as tv  # noqa: PLC0415 - 130 MB, only where needed
+
     kinds: dict[str, Any] = {
         "mnist": tv.MNIST,
         "fashion_mnist": tv.FashionMNIST,
