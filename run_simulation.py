@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import click
 import typer
-from rich.console import Console
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 from fl_sim.runs import RunFolder
-from fl_sim.settings import SettingsError, load_settings, option_fields
+from fl_sim.settings import SettingsError, load_settings, nearest, option_fields
 
 cli = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
@@ -23,6 +23,7 @@ cli = typer.Typer(
 errors = Console(stderr=True)
 
 DEFAULT_STUDY = Path(__file__).parent / "studies" / "default.toml"
+DEFAULT_SWEEP = ("tv=1e-4,1e-3,1e-2,1e-1",)
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/default.")]
 
@@ -86,6 +87,7 @@ def run(
 def attack(
     run: RunArgument,
     attacks: Annotated[str, typer.Option(help="Attacks to add, by preset name.")] = "",
+    tuned: Annotated[str, typer.Option(help="File that `tune` wrote.")] = "",
     workers: Annotated[str, typer.Option(help="Processes side by side; 0: one per core.")] = "0",
 ) -> None:
     """Attack again what a run observed, with further attacks."""
@@ -93,7 +95,8 @@ def attack(
 
     folder = RunFolder(run)
     settings = folder.settings()
-    overrides = {"workers": workers} | ({"attacks": attacks} if attacks else {})
+    given = {"workers": workers, "attacks": attacks, "tuned": tuned}
+    overrides = {name: value for name, value in given.items() if value}
     asked = load_settings(folder.settings_file, overrides)
     every = tuple(dict.fromkeys((*settings.audit.attacks, *asked.audit.attacks)))
     audit = asked.audit.model_copy(update={"attacks": every})
@@ -105,11 +108,63 @@ def attack(
 
 
 @cli.command()
-def report(run: RunArgument) -> None:
-    """Make tables, curves and pictures of a run again."""
+def tune(
+    run: RunArgument,
+    attacks: Annotated[str, typer.Option(help="Attacks to tune; those of the run if absent.")] = "",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="Values to try, as in tv=1e-3,1e-2; more of these are combined."),
+    ] = None,
+    victims: Annotated[str, typer.Option(help="Held-out victims in each observed round.")] = "8",
+    workers: Annotated[str, typer.Option(help="Processes side by side; 0: one per core.")] = "0",
+) -> None:
+    """Tune attacks for each quantizer on public images; RUN/tuned.toml is for --tuned."""
+    from results.scoring import score_batch  # noqa: PLC0415
+    from server import tuning  # noqa: PLC0415
+
     folder = RunFolder(run)
     folder.settings()
+    given = {"workers": workers, "victims": victims, "attacks": attacks}
+    overrides = {name: value for name, value in given.items() if value}
+    settings = load_settings(folder.settings_file, overrides)
+    tried = tuning.tune(settings, folder, tuning.parse_sweep(sweep or DEFAULT_SWEEP), score_batch)
+    print(tried.to_string(index=False, float_format="{:.2f}".format))
+    print(f"written to {folder.tuned_file}")
+
+
+@cli.command()
+def report(
+    run: RunArgument,
+    formats: Annotated[
+        str,
+        typer.Option("--format", help="Write figures and tables as png,svg,pdf,parquet,md,tex."),
+    ] = "",
+) -> None:
+    """Make tables, curves and pictures of a run again."""
+    from results.exports import FORMATS, export  # noqa: PLC0415
+
+    folder = RunFolder(run)
+    folder.settings()
+    chosen = [name for name in formats.split(",") if name]
+    for name in chosen:
+        if name not in FORMATS:
+            raise SettingsError(
+                "format", name, f"one of {', '.join(FORMATS)}{nearest(name, FORMATS)}"
+            )
     _report(folder)
+    export(run, chosen)
+
+
+@cli.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of the runs.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/comparison.html"),
+) -> None:
+    """Write one page over several runs."""
+    from results.report import compare as compare_runs  # noqa: PLC0415
+
+    compare_runs(runs, out)
+    print(out)
 
 
 @cli.command()
