@@ -35,6 +35,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "rgap": {**_DLG, "start": "recursive", "iterations": 600, "warmup": 0},
     "analytic": {"start": "linear_layer", "iterations": 1},
+    "active_imprint": {"start": "imprint", "iterations": 1},
     "learned": {"start": "public", "iterations": 1},
     "learned_cell": {**_CELL, "start": "public", "iterations": 30},
     "synthetic": {"start": "synthetic", "iterations": 1},

@@ -12,6 +12,7 @@ from attacker.closed_forms import (
     invert_recursively,
     is_recursive,
 )
+from attacker.imprint import has_imprint, invert_imprint
 from attacker.learned import invert_by_ridge, public_examples, synthetic_images
 from attacker.problems import Problems
 from fl_sim.observations import Observation
@@ -122,6 +123,11 @@ STARTS: dict[str, Start] = {
     "recursive": Start(
         lambda problems, _: invert_recursively(problems),
         lambda o: _unquantized(o) and is_recursive(o.model),
+        random=False,
+    ),
+    "imprint": Start(
+        lambda problems, _: invert_imprint(problems),
+        lambda o: o.work.local_steps == 1 and has_imprint(o.model),
         random=False,
     ),
     "synthetic": Start(_synthetic, _single_image, random=False),

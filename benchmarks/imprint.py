@@ -1,0 +1,95 @@
+"""ACTIVE threat model: what a planted imprint layer reads from updates of CIFAR images."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attacker.presets import build_attack
+from benchmarks.attack_table import GALLERY, score
+from fl_sim.data.datasets import load_splits
+from fl_sim.models import ModelSpec, build_model
+from fl_sim.observations import Observation
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.seeding import Purpose, numpy_rng, torch_rng
+from fl_sim.settings import DataSettings
+from fl_sim.updates import Layout, LocalWork, Update, flat_model, local_update, one_hot
+from server.imprint import plant_imprint
+
+SPEC = ModelSpec("imprint_lenet", (3, 32, 32), 10)
+QUANTIZERS = (
+    *("none", "bf16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2"),
+    *("stochastic:bits=8", "stochastic:bits=4", "topk:keep=0.1", "topk:keep=0.01"),
+    *("scaled_sign", "sign"),
+)
+COLUMNS = (
+    *("quantizer", "batch", "bytes", "MSE < 1e-4", "MSE < 1e-2", "median MSE"),
+    *("median SSIM", "identified", "labels", "stalled", "CPU s"),
+)
+
+
+def main() -> None:
+    """Print the table of the section on active attacks in docs/attacks.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batches", type=int, nargs="*", default=[8])
+    parser.add_argument("--quantizers", nargs="*", default=QUANTIZERS)
+    parser.add_argument("--attack", default="active_imprint")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
+    splits = load_splits(data, arguments.seed)
+    public = splits.public.pixels()
+    order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
+    victims = splits.test.take(order[: arguments.images])
+    weights = plant_imprint(SPEC, initial_weights(arguments.seed), public)
+    attack = build_attack(arguments.attack)
+    print(f"`python -m benchmarks.imprint {' '.join(sys.argv[1:])}`".replace(" `", "`") + "\n")
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|" + "---|" * len(COLUMNS), flush=True)
+    images, labels = victims.pixels(), victims.labels
+    for quantizer in arguments.quantizers:
+        for batch in arguments.batches:
+            seen = list(observe(quantizer, batch, weights, images, labels, arguments.seed))
+            started = time.process_time()
+            made = attack.reconstruct(seen, seed=arguments.seed)
+            spent = time.process_time() - started
+            scores = score(made, images, labels, public[-GALLERY:])
+            stalled = sum(one.status != "converged" for one in made)
+            row = [
+                *(f"`{quantizer}`", str(batch), f"{seen[0].payload.nbytes:,}"),
+                *(f"{(scores.mse < 1e-4).mean():.0%}", f"{(scores.mse < 1e-2).mean():.0%}"),
+                *(f"{scores.mse.median():.2g}", f"{scores.ssim.median():.2f}"),
+                *(f"{scores.identified.mean():.0%}", f"{scores.labels_recovered.mean():.0%}"),
+                *(f"{stalled}/{len(made)}", f"{spent:.0f}"),
+            ]
+            print("| " + " | ".join(row) + " |", flush=True)
+
+
+def initial_weights(seed: int) -> Tensor:
+    """Return the weights ``(size,)`` before anything is planted in them."""
+    module = build_model(SPEC, seed)
+    return Layout.of(module).flatten({k: p.detach() for k, p in module.named_parameters()})
+
+
+def observe(
+    quantizer: str, batch: int, weights: Tensor, images: Tensor, labels: Tensor, seed: int
+) -> Iterator[Observation]:
+    """Yield what the server sees of clients that each hold ``batch`` of the images."""
+    model, work, parsed = flat_model(SPEC), LocalWork(batch_size=batch), parse_quantizer(quantizer)
+    batches = zip(images.split(batch), labels.split(batch), strict=True)
+    for partition, (pixels, truth) in enumerate(batches):
+        vector = local_update(model, work, weights, pixels, one_hot(truth, SPEC.classes))
+        rng = torch_rng(seed, Purpose.QUANTIZER, 1, partition)
+        payload = parsed.encode(Update(vector, model.layout), rng)
+        yield Observation("table", 1, partition, SPEC, work, weights, payload)
+
+
+if __name__ == "__main__":
+    main()
