@@ -60,7 +60,7 @@ def curve(
     Every trace gets its x from the metric alone, its y from the upright axis alone and its marker
     size from the size alone, so the three switches are independent of each other.
     """
-    points = results.dropna(subset=["test_accuracy_mean", "mse_median"])
+    points = _with_label_sides(results.dropna(subset=["test_accuracy_mean", "mse_median"]))
     groups = [points[points["verdict"] == verdict] for verdict in VERDICT_STYLE]
     front = points[points["pareto"]]
     figure = go.Figure()
@@ -89,7 +89,7 @@ def curve(
             name=verdict,
             mode="markers+text" if len(points) <= 12 else "markers",
             text=group["quantizer"].tolist(),
-            textposition=[("top center", "bottom center")[k % 2] for k in range(len(group))],
+            textposition=group["label_side"].tolist(),
             customdata=[[text] for text in group["quantizer"]],
             hovertext=[_hover(row) for _, row in group.iterrows()],
             hoverinfo="text",
@@ -112,6 +112,15 @@ def curve(
     for switch in switches.values():
         _apply(figure, *next(iter(switch.values())))
     return figure, switches
+
+
+def _with_label_sides(points: pd.DataFrame) -> pd.DataFrame:
+    """Say where each point's label goes: neighbours on the curve take different sides."""
+    sides = ("bottom right", "middle right", "top right")
+    shown = points.assign(mse_median=points["mse_median"].clip(lower=VISIBLE_MSE))
+    order = shown.sort_values(["mse_median", "test_accuracy_mean"]).index
+    chosen = pd.Series([sides[place % len(sides)] for place in range(len(order))], index=order)
+    return points.assign(label_side=chosen.astype(str))
 
 
 def training(history: pd.DataFrame) -> go.Figure:

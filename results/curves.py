@@ -56,7 +56,9 @@ def draw_curve(results: pd.DataFrame, path: Path) -> None:
     axes.set_xlabel("reconstruction MSE of the strongest attack, median over victims (log)")
     axes.set_ylabel("test accuracy (%)")
     axes.set_title("private →", loc="right", fontsize=9, color="#444444")
-    axes.set_title("← recovered", loc="left", fontsize=9, color="#444444")
+    axes.set_title(
+        "← recovered (10⁻⁶ or less is drawn at 10⁻⁶)", loc="left", fontsize=9, color="#444444"
+    )
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if len(points):

@@ -72,8 +72,8 @@ COLUMNS = [
 def mark_strongest(scores: pd.DataFrame) -> pd.Series:
     """Tell which rows are of the strongest attack: per batch, the lowest yardstick.
 
-    Chosen as a server would, without the truth, by `fl_sim.attack_loss.YARDSTICK`; a tie goes to the
-    first name. The images of a batch come from one reconstruction, so they are chosen together.
+    Chosen as a server would, without the truth, by `fl_sim.attack_loss.YARDSTICK`; a tie goes to
+    the first name. The images of a batch come from one reconstruction, so they are chosen together.
     """
     batch = ["quantizer", *OBSERVATION]
     ordered = scores.sort_values([*batch, "yardstick", "attack"], kind="stable")
