@@ -10,7 +10,16 @@ from torch import Tensor
 
 from attacker.labels import LabelStrategy, recover_labels
 from attacker.optimizers import LBFGS, Minimum, Objective, Optimizer
-from attacker.problems import Bundle, Problems, alike, bundles, unexplained
+from attacker.problems import (
+    Bundle,
+    Problems,
+    Rounds,
+    alike,
+    bundles,
+    by_weights,
+    unexplained,
+    varied,
+)
 from attacker.starts import STARTS, Seed, label_logits, start_images
 from fl_sim.attack_loss import AttackLoss, floored
 from fl_sim.observations import Observation
@@ -52,9 +61,10 @@ class Attack:
         well-classified image is a thousand times smaller than that of the start.
     restarts : int
         Most further starts for a problem whose payload is not yet explained.
-    averaged : bool
-        Whether a client's payloads of several rounds with the same weights are one problem: the
-        same update, rounded anew each time.
+    rounds : "single", "averaged" or "joint"
+        Whether each payload is a problem; or a client's payloads for the same weights are one: the
+        same update, rounded anew each time; or all payloads of a client that uses the same images
+        in every round are one, whose loss is the mean over the weights it was given.
     batch : int
         Most problems solved together; bounds the memory.
     """
@@ -66,12 +76,15 @@ class Attack:
     optimizer: Optimizer = field(default_factory=LBFGS)
     warmup: int = 0
     restarts: int = 0
-    averaged: bool = False
+    rounds: Rounds = "single"
     batch: int = 64
 
     def applies(self, observations: Sequence[Observation]) -> bool:
         """Tell whether the attack can be run on these observations."""
-        if self.averaged and not any(map(_is_varied, bundles(observations))):
+        if self.rounds == "joint" and not all(map(_same_images, observations)):
+            return False
+        sources = bundles(observations, self.rounds)
+        if self.rounds != "single" and not any(map(_more_than_one_tells, sources)):
             return False
         return all(STARTS[self.start].applies(o) for o in observations)
 
@@ -104,9 +117,10 @@ class Attack:
         Returns
         -------
         list of Reconstruction
-            One per observation, in their order; one per partition and weights if ``averaged``.
+            One per observation, in their order; one per partition and weights if ``averaged``, one
+            per partition if ``joint``, with the last of their rounds.
         """
-        sources = bundles(observations) if self.averaged else [[o] for o in observations]
+        sources = bundles(observations, self.rounds)
         found: dict[int, Reconstruction] = {}
         for members in self._batches(sources):
             chosen = [sources[index] for index in members]
@@ -117,8 +131,8 @@ class Attack:
         return [found[index] for index in range(len(sources))]
 
     def _batches(self, sources: Sequence[Bundle]) -> Iterator[list[int]]:
-        for members in alike([bundle[-1] for bundle in sources]):
-            size = min(self.batch, _affordable(sources[members[0]][-1]))
+        for members in alike(sources):
+            size = min(self.batch, _affordable(sources[members[0]]))
             for first in range(0, len(members), size):
                 yield members[first : first + size]
 
@@ -158,16 +172,25 @@ class Attack:
         return _Solution.of(minimum, problems, candidates, self.warmup)
 
 
-def _affordable(observation: Observation) -> int:
+def _affordable(bundle: Bundle) -> int:
     """Return how many problems like this one fit the memory budget, at least one."""
-    pixels = observation.work.images * prod(observation.model.shape)
-    floats = _COPIES * (observation.weights.numel() + _PAIRS * pixels)
+    last, rounds = bundle[-1], len(by_weights(bundle))
+    pixels = last.work.images * prod(last.model.shape)
+    floats = _COPIES * (rounds * last.weights.numel() + _PAIRS * pixels)
     return max(1, _BUDGET // (4 * floats))
 
 
-def _is_varied(bundle: Bundle) -> bool:
-    """Tell whether later payloads of a bundle add to the first."""
-    return any(o.payload.body != bundle[0].payload.body for o in bundle[1:])
+def _more_than_one_tells(bundle: Bundle) -> bool:
+    return len(by_weights(bundle)) > 1 or varied(bundle)
+
+
+def _same_images(observation: Observation) -> bool:
+    """Tell whether other rounds are known to show the same images, each by its own payload.
+
+    With error feedback a payload also holds what earlier rounds left, of which its cell is silent.
+    """
+    feedback = observation.payload.spec.startswith("error_feedback")
+    return observation.work.fixed_batch and not feedback
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,22 +233,29 @@ def _objective(
 ) -> Objective:
     """Return what the optimizer minimises: losses and gradients of points."""
     # The problems still in the batch and their cells, made anew only when one has left.
-    left, cell = problems, floored(problems.cell, loss.floor)
+    left, cells = problems, _floored_cells(problems, loss)
     on_floored = replace(loss, floor=0.0)
 
     def evaluate(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal left, cell
+        nonlocal left, cells
         if len(index) != len(left):
             left = problems.select(index)
-            cell = floored(left.cell, loss.floor)
+            cells = _floored_cells(left, loss)
         points = points.detach().requires_grad_()
         images, targets = candidates.split(points, index)
-        updates = left.candidate(images, targets)
-        losses = on_floored(images, _resized(updates, cell) if resize else updates, cell)
+        losses = on_floored.prior(images)
+        for one, cell in zip(left.rounds, cells, strict=True):
+            updates = one.candidate(images, targets)
+            match = on_floored.match(_resized(updates, cell) if resize else updates, cell)
+            losses = losses + match / len(cells)
         (gradients,) = torch.autograd.grad(losses.sum(), points)
         return losses.detach(), gradients
 
     return evaluate
+
+
+def _floored_cells(problems: Problems, loss: AttackLoss) -> list[Cell]:
+    return [floored(one.cell, loss.floor) for one in problems.rounds]
 
 
 def _resized(updates: Tensor, cell: Cell) -> Tensor:
@@ -252,7 +282,8 @@ class _Solution:
     ) -> "_Solution":
         everyone = torch.arange(len(problems))
         images, targets = candidates.split(minimum.points, everyone)
-        misfits = unexplained(problems.candidate(images, targets), problems.cell)
+        each = [unexplained(one.candidate(images, targets), one.cell) for one in problems.rounds]
+        misfits = torch.stack(each).mean(dim=0)
         labels = targets.argmax(dim=-1)
         return cls(images, labels, minimum.losses, misfits, minimum.evaluations + spent)
 

@@ -8,6 +8,7 @@ from typing import Any
 from attacker.attack import Attack
 from attacker.labels import LABEL_STRATEGIES
 from attacker.optimizers import LBFGS, SignedAdam
+from attacker.problems import ROUNDS
 from attacker.starts import STARTS
 from attacker.suite import Suite
 from fl_sim.attack_loss import OBJECTIVES, AttackLoss
@@ -42,7 +43,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "synthetic_cell": {**_CELL, "start": "synthetic", "iterations": 30},
     "averaging": {
         "objective": "scaled",
-        "averaged": True,
+        "rounds": "averaged",
         "tv": 1.0,
         "box": 1.0,
         "warmup": 50,
@@ -50,15 +51,18 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "scaled": {"objective": "scaled", "tv": 0.1, "box": 1.0, "warmup": 50, "restarts": 1},
     "cell": {**_CELL, "warmup": 50, "restarts": 1},
+    "joint": {**_CELL, "warmup": 50, "restarts": 1, "rounds": "joint"},
 }
 
 SUITE = (
     "rgap",
     "analytic",
+    "active_imprint",
     "idlg",
     "scaled",
     "cell",
     "averaging",
+    "joint",
     "synthetic_cell",
     "learned_cell",
 )
@@ -75,6 +79,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "labels": LABEL_STRATEGIES,
     "start": tuple(STARTS),
     "optimizer": tuple(_OPTIMIZERS),
+    "rounds": ROUNDS,
 }
 _LOSS = {field.name: field.default for field in fields(AttackLoss)}
 _OWN = {
@@ -82,7 +87,7 @@ _OWN = {
     "start": "grey",
     "warmup": 0,
     "restarts": 0,
-    "averaged": False,
+    "rounds": "single",
     "batch": 64,
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from fl_sim.updates import FlatModel, LocalWork, flat_model, local_update
 
 Bundle = Sequence[Observation]
 """One client's observations that are attacked together, the last round last."""
+
+Rounds = Literal["single", "averaged", "joint"]
+ROUNDS: tuple[str, ...] = get_args(Rounds)
 
 _NOISE_IMAGES = 64
 
@@ -40,6 +44,8 @@ class Problems:
         What each payload tells.
     keys : tuple[tuple[int, int], ...]
         Round and partition of each problem; the key of its random numbers.
+    earlier : tuple[Problems, ...]
+        What earlier rounds with other weights tell of the same images; nothing, as a rule.
     """
 
     model: ModelSpec
@@ -48,13 +54,21 @@ class Problems:
     quantizer: Quantizer
     cells: tuple[Cell, ...]
     keys: tuple[tuple[int, int], ...]
+    earlier: tuple["Problems", ...] = ()
 
     @classmethod
     def of(cls, bundles: Sequence[Bundle]) -> "Problems":
         """Make one problem of each bundle; a bundle is one client's observations, last round last.
 
-        All share weights, model, work and quantizer.
+        All share model, work and quantizer, and the weights of each round. Payloads for the same
+        weights are merged to one cell; those for other weights are `earlier` problems.
         """
+        *earlier, latest = zip(*(by_weights(bundle) for bundle in bundles), strict=True)
+        problems = cls._of_same_weights(latest)
+        return replace(problems, earlier=tuple(cls._of_same_weights(one) for one in earlier))
+
+    @classmethod
+    def _of_same_weights(cls, bundles: Sequence[Bundle]) -> "Problems":
         first = bundles[0][0]
         quantizer = parse_quantizer(first.payload.spec)
         return cls(
@@ -83,7 +97,14 @@ class Problems:
         """Return the problems at ``index``."""
         chosen = index.tolist()
         cells = tuple(self.cells[i] for i in chosen)
-        return replace(self, cells=cells, keys=tuple(self.keys[i] for i in chosen))
+        earlier = tuple(one.select(index) for one in self.earlier)
+        keys = tuple(self.keys[i] for i in chosen)
+        return replace(self, cells=cells, keys=keys, earlier=earlier)
+
+    @property
+    def rounds(self) -> tuple["Problems", ...]:
+        """The problems of each round that tells of the images, the last round last."""
+        return (*self.earlier, self)
 
     @cached_property
     def cell(self) -> Cell:
@@ -126,6 +147,11 @@ class Problems:
             return self.flat_model.logits(self.weights, noise).softmax(dim=-1).mean(dim=0)
 
 
+def varied(bundle: Bundle) -> bool:
+    """Tell whether later payloads of a bundle add to the first."""
+    return any(o.payload.body != bundle[0].payload.body for o in bundle[1:])
+
+
 def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
     """Return what one client's payloads of the same update tell together.
 
@@ -136,7 +162,7 @@ def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
     """
     cells = [quantizer.cell(o.payload) for o in bundle]
     feedback = quantizer.name == "error_feedback"
-    if len(cells) == 1 or cells[0].scale_free:
+    if cells[0].scale_free or not varied(bundle):
         return cells[0]
     if cells[0].transform is not None:
         centers = [quantizer.decode(o.payload).vector for o in bundle]
@@ -166,12 +192,12 @@ def unexplained(candidate: Tensor, cell: Cell) -> Tensor:
     return (distance.square().mean(dim=-1) - expected).relu()
 
 
-def alike(observations: Sequence[Observation]) -> list[list[int]]:
-    """Return the indices of observations that can be solved as one batch, in order of arrival."""
+def alike(sources: Sequence[Bundle]) -> list[list[int]]:
+    """Return the indices of bundles that can be solved as one batch, in order of arrival."""
     groups: list[list[int]] = []
-    for index, observation in enumerate(observations):
+    for index, source in enumerate(sources):
         for members in groups:
-            if _alike(observations[members[0]], observation):
+            if _alike(sources[members[0]], source):
                 members.append(index)
                 break
         else:
@@ -179,18 +205,37 @@ def alike(observations: Sequence[Observation]) -> list[list[int]]:
     return groups
 
 
-def bundles(observations: Sequence[Observation]) -> list[Bundle]:
-    """Bundle the observations of one trial, partition and weights, rounds in order."""
-    found: list[list[Observation]] = []
-    for members in alike(observations):
-        clients: dict[tuple[str, int], list[Observation]] = {}
-        for observation in sorted((observations[i] for i in members), key=lambda o: o.round):
-            clients.setdefault((observation.trial, observation.partition), []).append(observation)
-        found += clients.values()
-    return list(found)
+def bundles(observations: Sequence[Observation], rounds: Rounds) -> list[Bundle]:
+    """Return what is attacked together, rounds in order.
+
+    Parameters
+    ----------
+    observations : sequence of Observation
+        Of any trials, clients and rounds.
+    rounds : "single", "averaged" or "joint"
+        Every observation alone; those of one trial, client and weights; or those of one trial and
+        client, where clients use the same images in every round.
+    """
+    if rounds == "single":
+        return [[observation] for observation in observations]
+    clients: dict[tuple[str, int], list[Observation]] = {}
+    for observation in sorted(observations, key=lambda o: o.round):
+        clients.setdefault((observation.trial, observation.partition), []).append(observation)
+    if rounds == "joint":
+        return list(clients.values())
+    return [bundle for client in clients.values() for bundle in by_weights(client)]
 
 
-def _alike(one: Observation, other: Observation) -> bool:
+def by_weights(bundle: Bundle) -> list[Bundle]:
+    """Part a bundle where its weights differ."""
+    return [[bundle[index] for index in group] for group in alike([[o] for o in bundle])]
+
+
+def _alike(one: Bundle, other: Bundle) -> bool:
+    return len(one) == len(other) and all(map(_same_setting, one, other))
+
+
+def _same_setting(one: Observation, other: Observation) -> bool:
     same = one.model == other.model and one.work == other.work
     same = same and one.payload.spec == other.payload.spec
     return same and (one.weights is other.weights or torch.equal(one.weights, other.weights))

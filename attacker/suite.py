@@ -66,7 +66,7 @@ class Suite:
             if progress is not None:
                 progress(done * len(observations), len(members) * len(observations))
         found: list[Reconstruction | None] = [None] * len(observations)
-        for group in alike(observations):
+        for group in alike([[o] for o in observations]):
             same_weights = [observations[index] for index in group]
             chosen = self._strongest(same_weights, tried)
             for index, one in zip(group, chosen, strict=True):

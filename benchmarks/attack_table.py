@@ -110,10 +110,10 @@ def rows(
     seen = list(observe(trial, images, labels, seed))
     if trial.work.images == 1:
         constant = score_images(mean_colour(images, public.images), images, gallery)
-        yield [*head, "(mean colour)", *_medians(constant), "", "", "", ""]
+        yield [*head, "(mean colour)", *medians(constant), "", "", "", ""]
     for name in trial.attacks:
         attack = build_attack(name)
-        if trial.rounds > 1 and not getattr(attack, "averaged", False):
+        if trial.rounds > 1 and getattr(attack, "rounds", "single") == "single":
             chosen = [o for o in seen if o.round == 1]  # a residual spoils all later rounds
         else:
             chosen = seen
@@ -125,7 +125,7 @@ def rows(
         stalled = sum(one.status != "converged" for one in made)
         evaluations = sum(one.evaluations for one in made) / len(made)
         yield [
-            *(*head, f"`{name}`", *_medians(scores), f"{scores.labels_recovered.mean():.0%}"),
+            *(*head, f"`{name}`", *medians(scores), f"{scores.labels_recovered.mean():.0%}"),
             *(f"{stalled}/{len(made)}", f"{evaluations:.0f}", f"{spent:.0f}"),
         ]
 
@@ -154,7 +154,7 @@ def score(
     return pd.concat([score_batch(o.images, o.labels, x, y, gallery) for o, x, y in truth])
 
 
-def _medians(scores: pd.DataFrame) -> list[str]:
+def medians(scores: pd.DataFrame) -> list[str]:
     middle = scores[["mse", "psnr", "correlation", "ssim"]].median()
     return [
         *(f"{middle['mse']:.2g}", f"{middle['psnr']:.1f}"),
