@@ -12,7 +12,7 @@ run: $(STAMP)
 	$(BIN)/python run_simulation.py
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
