@@ -17,6 +17,7 @@ from attacker.problems import (
     alike,
     bundles,
     by_weights,
+    repeats_images,
     unexplained,
     varied,
 )
@@ -81,7 +82,7 @@ class Attack:
 
     def applies(self, observations: Sequence[Observation]) -> bool:
         """Tell whether the attack can be run on these observations."""
-        if self.rounds == "joint" and not all(map(_same_images, observations)):
+        if self.rounds == "joint" and not all(map(repeats_images, observations)):
             return False
         sources = bundles(observations, self.rounds)
         if self.rounds != "single" and not any(map(_more_than_one_tells, sources)):
@@ -182,15 +183,6 @@ def _affordable(bundle: Bundle) -> int:
 
 def _more_than_one_tells(bundle: Bundle) -> bool:
     return len(by_weights(bundle)) > 1 or varied(bundle)
-
-
-def _same_images(observation: Observation) -> bool:
-    """Tell whether other rounds are known to show the same images, each by its own payload.
-
-    With error feedback a payload also holds what earlier rounds left, of which its cell is silent.
-    """
-    feedback = observation.payload.spec.startswith("error_feedback")
-    return observation.work.fixed_batch and not feedback
 
 
 @dataclass(frozen=True, eq=False)

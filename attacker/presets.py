@@ -52,6 +52,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "scaled": {"objective": "scaled", "tv": 0.1, "box": 1.0, "warmup": 50, "restarts": 1},
     "cell": {**_CELL, "warmup": 50, "restarts": 1},
     "joint": {**_CELL, "warmup": 50, "restarts": 1, "rounds": "joint"},
+    "synthetic_joint": {**_CELL, "start": "synthetic", "iterations": 100, "rounds": "joint"},
 }
 
 SUITE = (
@@ -63,6 +64,7 @@ SUITE = (
     "cell",
     "averaging",
     "joint",
+    "synthetic_joint",
     "synthetic_cell",
     "learned_cell",
 )

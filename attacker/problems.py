@@ -226,6 +226,15 @@ def bundles(observations: Sequence[Observation], rounds: Rounds) -> list[Bundle]
     return [bundle for client in clients.values() for bundle in by_weights(client)]
 
 
+def repeats_images(observation: Observation) -> bool:
+    """Tell whether other rounds are known to show the same images, each by its own payload.
+
+    With error feedback a payload also holds what earlier rounds left, of which its cell is silent.
+    """
+    feedback = observation.payload.spec.startswith("error_feedback")
+    return observation.work.fixed_batch and not feedback
+
+
 def by_weights(bundle: Bundle) -> list[Bundle]:
     """Part a bundle where its weights differ."""
     return [[bundle[index] for index in group] for group in alike([[o] for o in bundle])]

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from attacker.attack import Attack, Progress
-from attacker.problems import Problems, alike
+from attacker.problems import Bundle, Problems, alike, bundles, repeats_images
 from fl_sim.attack_loss import YARDSTICK
 from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
 from fl_sim.reconstructions import Reconstruction
 from fl_sim.updates import one_hot
+
+_Key = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Suite:
 
     The losses of different attacks are in different units; what they are compared by is
     `fl_sim.attack_loss.YARDSTICK`, which asks for consistency with the payload and, among pictures
-    that are equally consistent, for the natural one.
+    that are equally consistent, for the natural one. Where clients use the same images in every
+    round, a guess from one round counts for all, and is held against the payloads of all.
 
     Attributes
     ----------
@@ -59,19 +62,21 @@ class Suite:
             One per observation, in their order, with the loss of the yardstick.
         """
         members = [member for member in self.members if self._usable(member, observations, public)]
-        tried: dict[tuple[str, int, int], list[Reconstruction]] = {}
+        tried: dict[_Key, list[Reconstruction]] = {}
         for done, member in enumerate(members, 1):
             for one in member.reconstruct(observations, seed=seed, public=public):
-                tried.setdefault((one.trial, one.round, one.partition), []).append(one)
+                tried.setdefault(_key(one), []).append(one)
             if progress is not None:
                 progress(done * len(observations), len(members) * len(observations))
-        found: list[Reconstruction | None] = [None] * len(observations)
-        for group in alike([[o] for o in observations]):
-            same_weights = [observations[index] for index in group]
-            chosen = self._strongest(same_weights, tried)
-            for index, one in zip(group, chosen, strict=True):
-                found[index] = one
-        return [one for one in found if one is not None]
+        found: dict[_Key, Reconstruction] = {}
+        together = all(map(repeats_images, observations))
+        sources = bundles(observations, "joint" if together else "single")
+        for group in alike(sources):
+            members_of_group = [sources[index] for index in group]
+            chosen = self._strongest(members_of_group, tried)
+            for source, one in zip(members_of_group, chosen, strict=True):
+                found.update({_key(o): replace(one, round=o.round) for o in source})
+        return [found[_key(o)] for o in observations]
 
     @staticmethod
     def _usable(
@@ -80,16 +85,18 @@ class Suite:
         return member.applies(observations) and (public is not None or not member.needs_public)
 
     def _strongest(
-        self,
-        observations: Sequence[Observation],
-        tried: dict[tuple[str, int, int], list[Reconstruction]],
+        self, sources: Sequence[Bundle], tried: dict[_Key, list[Reconstruction]]
     ) -> list[Reconstruction]:
-        """Return the best guess at each of the observations, which share their weights."""
-        problems = Problems.of([[o] for o in observations])
-        guesses = [tried[(o.trial, o.round, o.partition)] for o in observations]
+        """Return the best guess at the images behind each of the sources.
+
+        The weights of a round are those of all sources; a guess must explain every round.
+        """
+        rounds = [Problems.of([[o] for o in seen]) for seen in zip(*sources, strict=True)]
+        guesses = [[one for o in source for one in tried.get(_key(o), ())] for source in sources]
         owners = torch.tensor([row for row, ones in enumerate(guesses) for _ in ones])
         flat = [one for ones in guesses for one in ones]
-        losses = yardstick(problems.select(owners), flat)
+        each = [yardstick(problems.select(owners), flat) for problems in rounds]
+        losses = torch.stack(each).mean(dim=0)
         chosen = []
         for row, ones in enumerate(guesses):
             mine = losses[owners == row]
@@ -105,6 +112,10 @@ class Suite:
                 )
             )
         return chosen
+
+
+def _key(one: Observation | Reconstruction) -> _Key:
+    return one.trial, one.round, one.partition
 
 
 def yardstick(problems: Problems, guesses: Sequence[Reconstruction]) -> Tensor:

@@ -21,7 +21,7 @@ from fl_sim.settings import DataSettings, TrainingSettings
 from fl_sim.updates import Layout, LocalWork, Update, flat_model, local_update, one_hot
 from server.strategy import server_optimizer
 
-ATTACKS = ("cell", "joint", "synthetic_cell", "synthetic_cell:rounds=joint")
+ATTACKS = ("cell", "joint", "synthetic_cell", "synthetic_joint")
 
 
 def main() -> None:

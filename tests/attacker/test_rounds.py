@@ -5,6 +5,7 @@ import torch
 
 from attacker.presets import build_attack
 from attacker.problems import Problems, bundles
+from attacker.suite import Suite
 from fl_sim.models import build_model
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.updates import Layout, LocalWork, one_hot
@@ -129,3 +130,16 @@ def test_joint_rounds_apply_where_clients_repeat_their_images_and_weights_move(q
     assert not attack.applies(moving(images, labels, quantizer, work=LocalWork()))
     assert not attack.applies(moving(images, labels, quantizer, rounds=1))
     assert not attack.applies(moving(images, labels, "error_feedback(sign)"))
+
+
+def test_the_suite_holds_a_guess_against_every_round_of_the_same_images():
+    images, labels = digits(3)
+    seen = moving(images, labels, "sign", rounds=2)
+    single = build_attack("cell:iterations=150,restarts=0")
+    joint = build_attack("joint:iterations=150,restarts=0")
+    expected = joint.reconstruct(seen, seed=0)
+    for members in ((single, joint), (joint, single)):
+        found = Suite("suite", members).reconstruct(seen, seed=0)
+        assert [(r.partition, r.round) for r in found] == [(o.partition, o.round) for o in seen]
+        for one in found:
+            assert torch.equal(one.images, expected[one.partition].images)
