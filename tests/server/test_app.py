@@ -1,0 +1,55 @@
+import csv
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from clients.app import app as client_app
+from fl_sim.engines import LocalGrid
+from fl_sim.settings import SettingsError
+from server.app import app as server_app
+from server.training import find_nodes
+
+PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+FLOWER = PYPROJECT["tool"]["flwr"]["app"]
+
+
+def run(config):
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config={},
+        state=RecordDict(),
+        run_config=FLOWER["config"] | config,
+    )
+    server_app(LocalGrid(client_app, 2), context)
+
+
+def test_flowers_components_are_the_apps():
+    for key, kind in (("serverapp", ServerApp), ("clientapp", ClientApp)):
+        module, name = FLOWER["components"][key].split(":")
+        assert isinstance(getattr(import_module(module), name), kind)
+
+
+def test_flower_run_trains_what_its_run_config_says(tmp_path):
+    config = {"clients": "2", "num-server-rounds": "2", "quantizers": "sign", "batch-size": "3"}
+    run({**config, "out": str(tmp_path / "out")})
+    with (tmp_path / "out" / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows] == ["0", "1", "2"]
+    assert {row["quantizer"] for row in rows} == {"sign"}
+    assert len(list((tmp_path / "out" / "observations").rglob("*.safetensors"))) == 2
+
+
+def test_a_run_config_that_cannot_be_used_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="batch_size = '0'"):
+        run({"batch-size": "0", "out": str(tmp_path / "out")})
+
+
+def test_nodes_that_do_not_come_up_are_missed_in_time():
+    with pytest.raises(TimeoutError, match="3 partitions are needed"):
+        find_nodes(LocalGrid(client_app, 2), 3, timeout=0.2)
