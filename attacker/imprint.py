@@ -25,7 +25,7 @@ def invert_imprint(problems: Problems) -> Tensor:
     Unit k sees the images brighter than its threshold, and all units have the same gradient at an
     image. The difference of the weight gradients of units k and k + 1, divided by that of their
     bias gradients, is therefore the image whose brightness lies between their thresholds, or a
-    mean of those that do ("Robbing the Fed", Fowl et al. 2022, arXiv 2110.13057, equation 3).
+    mean of those that do ("Robbing the Fed", Fowl et al. 2022, arXiv 2110.13057).
 
     A quantizer may blur the bias gradients; they are moved as little as makes the brightness of
     every image fall into its bin. The bins with the largest differences are read, as many as a

@@ -24,7 +24,7 @@ def plant_imprint(model: ModelSpec, weights: Tensor, public: Tensor) -> Tensor:
 
     Every unit measures the mean brightness of an image; their biases are quantiles of that
     brightness over public images, so that unit k passes what is brighter than the k-th quantile
-    ("Robbing the Fed", Fowl et al. 2022, arXiv 2110.13057, section 4). Units are divided by their
+    ("Robbing the Fed", Fowl et al. 2022, arXiv 2110.13057). Units are divided by their
     number, so that the layer brightens a picture by less than its own brightness.
 
     Parameters
