@@ -126,7 +126,9 @@ def run_job(job: AttackJob) -> list[Reconstruction]:
         return []
     public = _public_images(job.trial)
     made = attack.reconstruct(observations, seed=job.trial.seed, public=public)
-    return [replace(reconstruction, attack=job.attack) for reconstruction in made]
+    # Rounds attacked together show one private batch; a client's last reconstruction stands for it.
+    last = {one.partition: one for one in sorted(made, key=lambda one: one.round)}
+    return [replace(last[partition], attack=job.attack) for partition in sorted(last)]
 
 
 def _public_images(trial: Trial) -> PublicImages:
