@@ -68,7 +68,7 @@ SUITE = (
     "synthetic_cell",
     "learned_cell",
 )
-"""What ``suite`` is made of; `inverting_gradients` is dear, and nowhere the strongest."""
+"""What ``suite`` is made of; `inverting_gradients` is dear, and almost nowhere the strongest."""
 
 ATTACK_NAMES: tuple[str, ...] = (*PRESETS, "suite")
 
