@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 import torch
@@ -45,14 +46,26 @@ def run_tasks(
 def _over_processes(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
 ) -> Iterator[tuple[Task, Result]]:
-    spawn = multiprocessing.get_context("spawn")  # forking a process that used torch may hang
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, _context(function), torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(function, task): task for task in tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _context(function: Callable[[Task], Result]) -> BaseContext:
+    """Return how workers start: never as forks of this process, whose torch threads would hang.
+
+    Where there is a fork server they are forks of it; it has imported all they need and run none,
+    so that start-up and memory are paid once.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    return context
 
 
 def _on_ray(
