@@ -271,7 +271,10 @@ def test_absmax_errs_by_at_most_half_a_step_and_keeps_zero(bits, update):
     for piece in update.layout.split(update.vector):
         step = float(piece.abs().max()) / (2 ** (bits - 1) - 1)
         got = sent(f"absmax:bits={bits}", update_of(piece))
-        assert (got - piece).abs().max() <= step / 2 * 1.001
+        # Half a step, and float32's own rounding in the division and the product: at 16 bits, where
+        # a step is 512 times the rounding, that is visible.
+        rounding = 2 * float(piece.abs().max()) * torch.finfo(torch.float32).eps
+        assert (got - piece).abs().max() <= step / 2 + rounding
         assert (got[piece == 0] == 0).all()
 
 
