@@ -17,32 +17,8 @@ import numpy as np
 import torch
 
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.catalogue import EXAMPLES
 from fl_sim.updates import Layout, Segment, Update
-
-SPECS = (
-    "none",
-    "bf16",
-    "fp8:format=e4m3",
-    "uniform:bits=8",
-    "uniform:bits=4",
-    "uniform:bits=2",
-    "absmax:bits=4",
-    "stochastic:bits=4",
-    "qsgd:levels=7,norm=inf",
-    "terngrad",
-    "natural",
-    "sign",
-    "scaled_sign",
-    "log:base=2",
-    "kmeans:clusters=16",
-    "fixed_point:bits=8,fraction=14",
-    "blockwise:bits=8,block=256",
-    "topk:keep=0.01",
-    "topk:keep=0.1+stochastic:bits=4",
-    "drive",
-    "eden:bits=4",
-)
-
 
 Work = tuple[str, Callable[[], object], Callable[[], object]]
 """Name, encode and decode."""
@@ -61,7 +37,7 @@ def best_times(runs: Sequence[Callable[[], object]], repeats: int) -> list[float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("specs", nargs="*", default=SPECS, metavar="SPEC")
+    parser.add_argument("specs", nargs="*", default=EXAMPLES, metavar="SPEC")
     parser.add_argument("--parameters", type=int, default=25_000_000)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

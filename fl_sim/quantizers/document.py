@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from adjustText import adjust_text  # type: ignore[import-untyped]
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
@@ -124,13 +125,11 @@ def draw(update: Update, path: Path) -> None:
         points = [measure(spec, update) for spec in specs]
         sizes, errors = [p.nbytes for p in points], [p.error for p in points]
         axes.plot(sizes, errors, "o-", ms=3, lw=1.2, color=colours(index), label=label)
+    texts = []
     for spec in _POINTS:
         point = measure(spec, update)
         axes.plot(point.nbytes, point.error, "kx", ms=5)
-        name = spec.partition(":")[0]
-        axes.annotate(
-            name, (point.nbytes, point.error), (4, 3), textcoords="offset points", fontsize=8
-        )
+        texts.append(axes.text(point.nbytes, point.error, spec.partition(":")[0], fontsize=8))
     axes.set(
         xscale="log",
         yscale="log",
@@ -139,6 +138,7 @@ def draw(update: Update, path: Path) -> None:
     )
     axes.grid(alpha=0.3, which="both", lw=0.4)
     axes.legend(fontsize=8, loc="lower left")
+    adjust_text(texts, ax=axes, expand=(1.2, 1.6), arrowprops={"arrowstyle": "-", "lw": 0.5})
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
