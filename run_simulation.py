@@ -15,7 +15,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from fl_sim.runs import RunFolder
-from fl_sim.settings import SettingsError, load_settings, nearest, option_fields
+from fl_sim.settings import SettingsError, load_settings, nearest, option_fields, split_list
+from fl_sim.study import load_study, read_study
 
 cli = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
@@ -25,7 +26,7 @@ errors = Console(stderr=True)
 DEFAULT_STUDY = Path(__file__).parent / "studies" / "default.toml"
 DEFAULT_SWEEP = ("tv=1e-4,1e-3,1e-2,1e-1",)
 
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/default.")]
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a run or study, e.g. runs/default.")]
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,22 +66,23 @@ def run(
     context: typer.Context,
     study: Annotated[Path | None, typer.Option(help="TOML file of a study.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; runs/<study> if absent.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The study's size for seconds.")] = False,
     *,
     overrides: dict[str, str],
 ) -> None:
     """Train every trial of a study, attack what the server observed, and report."""
     if context.invoked_subcommand is not None:
         return
-    study = study or DEFAULT_STUDY
-    settings = load_settings(study, overrides)
-    folder = RunFolder(out or Path("runs") / study.stem)
+    path = study or DEFAULT_STUDY
+    asked = load_study(path, overrides, smoke=smoke)
+    root = out or Path("runs") / (path.stem + ("-smoke" if smoke else ""))
     from server import study as server  # noqa: PLC0415 - torch and Flower, not for --help
 
-    server.check_study(settings)
-    folder.create(settings)
-    server.train(settings, folder)
-    server.attack(settings, folder)
-    _report(folder)
+    server.check_study(asked)
+    asked.create(root)
+    server.train(asked, root)
+    server.attack(asked, root)
+    _report(root)
 
 
 @cli.command()
@@ -93,18 +95,16 @@ def attack(
     """Attack again what a run observed, with further attacks."""
     from server import study as server  # noqa: PLC0415
 
-    folder = RunFolder(run)
-    settings = folder.settings()
-    given = {"workers": workers, "attacks": attacks, "tuned": tuned}
+    known = read_study(run).points[0].settings.audit.attacks
+    added = split_list(attacks) if attacks else ()
+    every = tuple(dict.fromkeys((*known, *added)))
+    given = {"workers": workers, "attacks": every, "tuned": tuned}
     overrides = {name: value for name, value in given.items() if value}
-    asked = load_settings(folder.settings_file, overrides)
-    every = tuple(dict.fromkeys((*settings.audit.attacks, *asked.audit.attacks)))
-    audit = asked.audit.model_copy(update={"attacks": every})
-    settings = asked.model_copy(update={"audit": audit})
-    server.check_study(settings)
-    folder.create(settings)
-    server.attack(settings, folder)
-    _report(folder)
+    study = load_study(RunFolder(run).settings_file, overrides)
+    server.check_study(study)
+    study.create(run)
+    server.attack(study, run)
+    _report(run)
 
 
 @cli.command()
@@ -143,21 +143,20 @@ def report(
     """Make tables, curves and pictures of a run again."""
     from results.exports import FORMATS, export  # noqa: PLC0415
 
-    folder = RunFolder(run)
-    folder.settings()
     chosen = [name for name in formats.split(",") if name]
     for name in chosen:
         if name not in FORMATS:
             raise SettingsError(
                 "format", name, f"one of {', '.join(FORMATS)}{nearest(name, FORMATS)}"
             )
-    _report(folder)
-    export(run, chosen)
+    _report(run)
+    for folder in read_study(run).folders(run):
+        export(folder.root, chosen)
 
 
 @cli.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of the runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs and studies.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/comparison.html"),
 ) -> None:
     """Write one page over several runs."""
@@ -192,11 +191,11 @@ def attacks() -> None:
     print("suite: the best by one yardstick of", ", ".join(SUITE))
 
 
-def _report(folder: RunFolder) -> None:
+def _report(root: Path) -> None:
     from results.run_report import summarise  # noqa: PLC0415
     from results.tables import print_results  # noqa: PLC0415
 
-    print_results(summarise(folder.root), Console())
+    print_results(summarise(root), Console())
 
 
 def main() -> None:

@@ -51,7 +51,11 @@ class RunFolder:
         return self.root / "training" / f"{trial.name}.json"
 
     def create(self, settings: Settings) -> None:
-        """Make the folder and write the resolved settings.
+        """Make the folder and write the resolved settings; raise as `write_settings` does."""
+        self.write_settings(dump_settings(settings))
+
+    def write_settings(self, text: str) -> None:
+        """Make the folder and write ``settings.toml``.
 
         Raises
         ------
@@ -60,7 +64,7 @@ class RunFolder:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            write_text(self.settings_file, dump_settings(settings))
+            write_text(self.settings_file, text)
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
             if self.root.is_file():
@@ -69,9 +73,13 @@ class RunFolder:
 
     def settings(self) -> Settings:
         """Return the settings this run was made with."""
+        self.require()
+        return load_settings(self.settings_file, {})
+
+    def require(self) -> None:
+        """Raise `SettingsError` if this is not the folder of a run or study."""
         if not self.settings_file.is_file():
             raise SettingsError("run", str(self.root), "is not the folder of a run")
-        return load_settings(self.settings_file, {})
 
 
 def training_key(trial: Trial, settings: Settings) -> str:

@@ -4,8 +4,9 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import tomli_w
 from pydantic import (
@@ -14,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -41,7 +43,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def split_list(value: object) -> object:
+def split_list(value: object) -> Any:
     """Split ``a,b:x=1,y=2`` at its commas, but not inside a spec's parameters or parentheses."""
     if not isinstance(value, str):
         return value
@@ -75,6 +77,32 @@ def _canonical_tuned(tuned: dict[str, dict[str, str]]) -> dict[str, dict[str, st
     }
 
 
+def _canonical_rules(rules: object) -> object:
+    """Read the values of each rule as the settings they are held against; one value is a list."""
+    if not isinstance(rules, list | tuple) or not all(isinstance(rule, dict) for rule in rules):
+        raise SettingsError("exclude", rules, "tables of settings, as in [[exclude]]")
+    return tuple(
+        {name: _canonical_values(name, value) for name, value in rule.items()} for rule in rules
+    )
+
+
+def _canonical_values(name: str, value: object) -> tuple[object, ...]:
+    plain = {key for key in option_fields() if is_axis(key)} | {"quantizers", "seeds"}
+    if name not in plain:
+        allowed = f"quantizers, seeds, or a setting with one value{nearest(name, plain)}"
+        raise SettingsError("exclude", name, allowed)
+    field = option_fields()[name][1]
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    try:
+        if get_origin(field.annotation) is tuple:
+            return _leaf_type(field).validate_python(values)  # type: ignore[no-any-return]
+        return tuple(_leaf_type(field).validate_python(one) for one in values)
+    except ValidationError as error:
+        reason = _as_settings_error(error)
+        raise SettingsError(f"exclude.{name}", value, str(reason).partition(": ")[2]) from error
+
+
+Rules = Annotated[tuple[dict[str, tuple[Any, ...]], ...], BeforeValidator(_canonical_rules)]
 Tuned = Annotated[
     dict[str, dict[str, str]], BeforeValidator(_load_tuned), AfterValidator(_canonical_tuned)
 ]
@@ -192,6 +220,7 @@ class Settings(_Section):
     training: TrainingSettings = TrainingSettings()
     audit: AuditSettings = AuditSettings()
     engine: EngineSettings = EngineSettings()
+    exclude: Rules = ()
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
@@ -219,6 +248,24 @@ class Settings(_Section):
         rounds = self.training.rounds
         return tuple(sorted({_round_number(name, rounds) for name in self.audit.observe}))
 
+    @property
+    def combinations(self) -> tuple[tuple[str, int], ...]:
+        """Quantizer and seed of every trial: all of them, but for those that a rule excludes."""
+        every = product(self.seeds, self.quantizers)
+        return tuple((q, seed) for seed, q in every if not self._excludes(q, seed))
+
+    def _excludes(self, quantizer: str, seed: int) -> bool:
+        trial: dict[str, object] = {"quantizers": quantizer, "seeds": seed}
+        return any(
+            all(trial.get(name, self.value(name)) in values for name, values in rule.items())
+            for rule in self.exclude
+        )
+
+    def value(self, name: str) -> object:
+        """Return the value of a setting by its leaf name."""
+        section = option_fields()[name][0]
+        return getattr(self if section is None else getattr(self, section), name)
+
 
 def _round_number(name: str, rounds: int) -> int:
     if name in _NAMED_ROUNDS:
@@ -238,36 +285,98 @@ def option_fields() -> dict[str, tuple[str | None, FieldInfo]]:
     options: dict[str, tuple[str | None, FieldInfo]] = {}
     for name, field in Settings.model_fields.items():
         section = _section_type(field)
-        if section is None:
-            options[name] = (None, field)
-        else:
+        if section is not None:
             options.update({leaf: (name, f) for leaf, f in section.model_fields.items()})
+        elif name != "exclude":
+            options[name] = (None, field)
     return options
 
 
-def load_settings(study: Path | None, overrides: Mapping[str, object]) -> Settings:
-    """Build the settings of a study from its TOML file and overrides by leaf name.
+def is_axis(name: str) -> bool:
+    """Return whether a setting may have several values: one that changes results and is no list."""
+    section, field = option_fields()[name]
+    return section != "engine" and get_origin(field.annotation) not in (tuple, dict)
+
+
+def read_tree(
+    study: Path | None, overrides: Mapping[str, object], *, smoke: bool = False
+) -> dict[str, Any]:
+    """Return the plain tree of a study: its TOML file, its smoke size, then the overrides.
 
     Parameters
     ----------
     study : Path or None
-        TOML file; sections and keys as in `Settings`. None: the defaults.
+        TOML file; sections and keys as in `Settings`, and a table ``smoke`` of values by leaf name.
+        None: the defaults.
     overrides : Mapping[str, object]
-        Values that win over the file, by leaf name, e.g. ``{"batch_size": "8"}``.
+        Values that win over the file, by leaf name, e.g. ``{"batch_size": "8"}``. Text with commas
+        is several values.
+    smoke : bool
+        Whether the values of ``smoke`` win over the rest of the file.
 
     Raises
     ------
     SettingsError
-        If the file cannot be read or parsed, a key is unknown, or a value is not allowed.
+        If the file cannot be read or parsed, or what a value overrides does not exist.
     """
     tree = {} if study is None else _read_toml(study)
-    options = option_fields()
+    small = tree.pop("smoke", {})
+    if not isinstance(small, dict):
+        raise SettingsError("smoke", small, "a table of settings")
+    if smoke and not small:
+        raise SettingsError("smoke", str(study), "this study has no [smoke] table")
+    unknown = sorted(small.keys() - option_fields().keys())
+    if unknown:
+        hint = nearest(unknown[0], option_fields())
+        raise SettingsError(f"smoke.{unknown[0]}", small[unknown[0]], f"no such setting{hint}")
+    for name, value in (small if smoke else {}).items():
+        set_leaf(tree, name, value)
     for name, value in overrides.items():
-        section = options[name][0]
-        target = tree if section is None else tree.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise SettingsError(str(section), target, "a table of settings")
-        target[name] = value
+        set_leaf(tree, name, _several(name, value))
+    return tree
+
+
+def set_leaf(tree: dict[str, Any], name: str, value: object) -> None:
+    """Set a value of a plain tree by the leaf name of its setting."""
+    section = option_fields()[name][0]
+    target = tree if section is None else tree.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise SettingsError(str(section), target, "a table of settings")
+    target[name] = value
+
+
+def axes_of(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the settings of a plain tree that have several values, in the order of `Settings`.
+
+    Raises
+    ------
+    SettingsError
+        If a list has no values.
+    """
+    axes: dict[str, list[Any]] = {}
+    for name, (section, _) in option_fields().items():
+        table = tree if section is None else tree.get(section)
+        value = table.get(name) if isinstance(table, dict) else None
+        if is_axis(name) and isinstance(value, list | tuple):
+            if not value:
+                raise SettingsError(name, [], "at least one value")
+            axes[name] = list(value)
+    return axes
+
+
+def load_settings(study: Path | None, overrides: Mapping[str, object]) -> Settings:
+    """Build the settings of a study without axes; `read_tree` says from what.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read or parsed, a key is unknown, a value is not allowed, or a
+        setting has several values.
+    """
+    tree = read_tree(study, overrides)
+    for name, values in axes_of(tree).items():
+        shown = ",".join(map(str, values))
+        raise SettingsError(name, shown, "one value is needed here, as in one point of a study")
     return parse_settings(tree)
 
 
@@ -281,7 +390,15 @@ def parse_settings(tree: Mapping[str, Any]) -> Settings:
 
 def dump_settings(settings: Settings) -> str:
     """Return the resolved settings as TOML that `load_settings` reads back to an equal tree."""
-    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+    return tomli_w.dumps(settings_tree(settings))
+
+
+def settings_tree(settings: Settings) -> dict[str, Any]:
+    """Return the resolved settings as a plain tree, as TOML can hold it."""
+    tree = settings.model_dump(mode="json", exclude_none=True)
+    if not settings.exclude:
+        del tree["exclude"]
+    return tree
 
 
 def _read_toml(path: Path, setting: str = "study") -> dict[str, Any]:
@@ -315,6 +432,23 @@ def _as_settings_error(error: ValidationError) -> SettingsError:
 
 def _plain(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _several(name: str, value: object) -> object:
+    """Read text with commas as the values of an axis; a path may have commas of its own."""
+    field = option_fields()[name][1]
+    if (
+        isinstance(value, str)
+        and "," in value
+        and is_axis(name)
+        and field.annotation != Path | None
+    ):
+        return split_list(value)
+    return value
+
+
+def _leaf_type(field: FieldInfo) -> "TypeAdapter[Any]":
+    return TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
 
 
 def _section_type(field: FieldInfo) -> type[_Section] | None:

@@ -79,9 +79,8 @@ class Trial:
 
 
 def trials_of(settings: Settings) -> list[Trial]:
-    """Return the trials of a study: every quantizer with every seed."""
+    """Return the trials of a run: every quantizer with every seed that no rule excludes."""
     return [
         Trial(quantizer, seed, settings.model, settings.data, settings.training.work)
-        for seed in settings.seeds
-        for quantizer in settings.quantizers
+        for quantizer, seed in settings.combinations
     ]

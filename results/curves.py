@@ -143,7 +143,8 @@ def _draw_labels(axes: Axes, points: pd.DataFrame) -> None:
         axes.text(mse, accuracy, name, fontsize=7.5, zorder=4)
         for mse, accuracy, name in zip(x, y, points["quantizer"], strict=True)
     ]
-    bars = [points[column] for column in ("mse_median_low", "mse_median_high", "naive_mse_median")]
+    ends = ("mse_median_low", "mse_median_high", "naive_mse_median")
+    bars = [points[column].fillna(points["mse_median"]) for column in ends]  # one victim has none
     adjust_text(
         texts,
         x=np.concatenate([x, *bars]),

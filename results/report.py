@@ -1,7 +1,7 @@
 """The page people look at: one self-contained, interactive HTML file on one or several runs."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from fl_sim.files import write_text
 from fl_sim.settings import dump_settings
+from fl_sim.study import read_study
 from results import charts
 from results.baselines import bar
 from results.pictures import BUDGET, affordable_victims, victim_cards
@@ -97,19 +98,28 @@ def write_report(run: RunReader, path: Path) -> None:
 
 
 def compare(roots: Sequence[Path], path: Path) -> None:
-    """Write one page over several runs; quantizers are named ``run / quantizer``.
+    """Write one page over several runs and studies; quantizers are named ``run / quantizer``.
 
     Raises
     ------
     SettingsError
-        If a folder is not that of a run.
+        If a folder is not that of a run or study.
     """
     names = [root.resolve().name for root in roots]
     if len(set(names)) < len(names):  # runs of one name in different folders
         names = [str(root) for root in roots]
-    pairs = zip(roots, names, strict=True)
-    studies = [Study(RunReader(root), f"{name} / ") for root, name in pairs]
-    _write(studies, " and ".join(names), path)
+    runs = {
+        " / ".join(filter(None, (name, point.name))): RunReader(folder.root)
+        for root, name in zip(roots, names, strict=True)
+        for study in [read_study(root)]
+        for point, folder in zip(study.points, study.folders(root), strict=True)
+    }
+    write_comparison(runs, " and ".join(names), path)
+
+
+def write_comparison(runs: Mapping[str, RunReader], title: str, path: Path) -> None:
+    """Write one page over several runs, by name."""
+    _write([Study(run, f"{name} / ") for name, run in runs.items()], title, path)
 
 
 def _write(studies: Sequence[Study], title: str, path: Path) -> None:

@@ -90,7 +90,7 @@ class RunReader:
     def results(self) -> pd.DataFrame:
         """Sum up the study, one row per quantizer: `results.tables.results_table`."""
         return results_table(
-            self.settings.quantizers,
+            list(dict.fromkeys(trial.quantizer for trial in self.trials)),
             history=self.history,
             scores=self.scores,
             baselines=self.baselines,

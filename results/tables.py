@@ -212,10 +212,18 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def print_results(results: pd.DataFrame, console: Console) -> None:
-    """Print the results as wide as the console is, and why what is not established is not."""
-    console.print(terminal_table(results, console.width))
-    for _, row in results[~results["established"]].iterrows():
-        console.print(f"* {row['quantizer']}: not established, {row['doubt']}", highlight=False)
+    """Print the results as wide as the console is, and why what is not established is not.
+
+    Those of a study with axes, whose columns come first, are one table for each of its points.
+    """
+    axes = list(results.columns[: results.columns.get_loc("quantizer")])
+    points = results.groupby(axes, sort=False) if axes else [((), results)]
+    for values, point in points:
+        if axes:
+            console.print(", ".join(map("{} = {}".format, axes, values)), highlight=False)
+        console.print(terminal_table(point, console.width))
+        for _, row in point[~point["established"]].iterrows():
+            console.print(f"* {row['quantizer']}: not established, {row['doubt']}", highlight=False)
 
 
 def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:

@@ -10,6 +10,7 @@ from fl_sim.files import StoreError
 from fl_sim.observations import load_observations, round_path
 from fl_sim.quantizers.entropy import entropy_coded_bytes
 from fl_sim.settings import SettingsError, dump_settings
+from fl_sim.study import load_study
 from results.run_reader import RunReader
 from results.run_report import random_victims, summarise
 from results.tables import VICTIM
@@ -147,6 +148,26 @@ def test_an_attack_that_diverged_is_counted_not_averaged(tmp_path):
     assert row["attack_failed_rate"] == 1
     assert row["verdict"] == "not established"
     assert row["identified_rate"] == 0
+
+
+def test_a_study_with_axes_is_summed_up_over_its_points(tmp_path):
+    (tmp_path / "study.toml").write_text(dump_settings(small_settings(seeds=[0])))
+    overrides = {"batch_size": "1,2", "quantizers": "none,sign", "attacks": "dlg", "rounds": "2"}
+    study = load_study(tmp_path / "study.toml", overrides)
+    folders = study.create(tmp_path / "run")
+    for point, folder in zip(study.points, folders, strict=True):
+        write_run(folder.root, point.settings, graded)
+    results = summarise(tmp_path / "run")
+    assert list(results.columns[:2]) == ["batch_size", "quantizer"]
+    rows = [(1, "none"), (1, "sign"), (2, "none"), (2, "sign")]
+    assert list(results[["batch_size", "quantizer"]].itertuples(index=False)) == rows
+    of_point = summarise(folders[1].root)
+    assert results["victims"].tolist()[2:] == of_point["victims"].tolist() == [16, 16]
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 2 * 2 * 3
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "batch_size=1 / none" in page
+    assert "batch_size=2 / sign" in page
+    assert (tmp_path / "run" / "curve.png").exists()
 
 
 def test_colour_images(tmp_path):
