@@ -1,33 +1,83 @@
-"""The Flower mod that turns the update in a client's reply into one packed payload."""
+"""Flower mods that turn what a client trained into one packed payload."""
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
-from fl_sim.messages import pack_reply, read_task, read_update
+from fl_sim.messages import is_train, pack_reply, read_round, read_task, read_update, state_facts
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.payload import Payload
 from fl_sim.seeding import Purpose, torch_rng
-from fl_sim.updates import flat_model
+from fl_sim.trials import trial_name
+from fl_sim.updates import Update, flat_model
+from fl_sim.weight_records import pack_weights, weight_change
 
 _RESIDUAL = "fl_sim.residual"
 
 
+class Quantize:
+    """Mod for any app whose clients reply with weights: ``ClientApp(mods=[Quantize("sign")])``.
+
+    What the client changed of its floating-point weights is encoded to one payload. BatchNorm's
+    running statistics and arrays of other types are **not** quantized and go as they are. The
+    server's strategy is wrapped in `server.dequantize.Dequantize` or
+    `server.curious.HonestButCurious`. Mods that must see weights, such as those of differential
+    privacy, come after this one in the list.
+
+    Parameters
+    ----------
+    spec : str
+        Quantizer, e.g. ``stochastic:bits=4``.
+    seed : int
+        Of randomized quantizers; with it, the round and the partition, every draw is repeatable.
+
+    Raises
+    ------
+    ValueError
+        If there is no such quantizer.
+    """
+
+    def __init__(self, spec: str, seed: int = 0) -> None:
+        self.spec = parse_quantizer(spec).spec
+        self.seed = seed
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Encode the weights of a reply to a train message; let all others pass."""
+        reply = call_next(message, context)
+        if not is_train(message) or reply.has_error():
+            return reply
+        update = weight_change(message, reply)
+        payload = _transmit(self.spec, self.seed, update, read_round(message), context)
+        return state_facts(pack_weights(reply, payload), message, _partition(context))
+
+
 def quantize_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Encode the update of the reply with the trial's quantizer.
+    """Encode the update of the reply with the quantizer of the trial in the message."""
+    reply = call_next(message, context)
+    trial, server_round = read_task(message)
+    update = read_update(reply, flat_model(trial.model_spec).layout)
+    payload = _transmit(trial.quantizer, trial.seed, update, server_round, context)
+    return state_facts(pack_reply(reply, payload), message, _partition(context))
+
+
+def _transmit(spec: str, seed: int, update: Update, server_round: int, context: Context) -> Payload:
+    """Encode an update.
 
     The residual of error feedback lives in ``context.state``, under the name of its trial, and is
     forgotten when another trial begins.
     """
-    reply = call_next(message, context)
-    trial, server_round = read_task(message)
-    update = read_update(reply, flat_model(trial.model_spec).layout)
-    partition = int(context.node_config["partition-id"])
-    generator = torch_rng(trial.seed, Purpose.QUANTIZER, server_round, partition)
-    residual = _load_residual(context, trial.name)
-    payload, residual = parse_quantizer(trial.quantizer).transmit(update, residual, generator)
-    _save_residual(context, trial.name, residual)
-    return pack_reply(reply, payload)
+    trial = trial_name(spec, seed)
+    generator = torch_rng(seed, Purpose.QUANTIZER, server_round, _partition(context))
+    residual = _load_residual(context, trial)
+    payload, residual = parse_quantizer(spec).transmit(update, residual, generator)
+    _save_residual(context, trial, residual)
+    return payload
+
+
+def _partition(context: Context) -> int:
+    """Return which partition a node holds; its id, where nobody told it."""
+    return int(context.node_config.get("partition-id", context.node_id))
 
 
 def _load_residual(context: Context, trial: str) -> Tensor | None:

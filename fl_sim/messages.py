@@ -1,5 +1,6 @@
 """Updates and payloads as Flower records: the only place that knows the record layout."""
 
+import secrets
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from fl_sim.quantizers.payload import Payload, PayloadError
 from fl_sim.trials import Trial
 from fl_sim.updates import Layout, Update
 
-_PAYLOAD_TYPE = "fl_sim.payload"
+PAYLOAD, PAYLOAD_TYPE = "payload", "fl_sim.payload"
 _VECTOR_TYPE = "fl_sim.float32"
+_NONCE, _PARTITION, _FACTS = "nonce", "partition-id", "facts"
 
 
 def arrays_of(weights: Tensor) -> ArrayRecord:
@@ -42,10 +44,35 @@ def train_instruction(node_id: int, arrays: ArrayRecord, config: ConfigRecord) -
     return Message(RecordDict({"arrays": arrays, "config": config}), node_id, MessageType.TRAIN)
 
 
+def set_nonce(config: ConfigRecord) -> str:
+    """Put a fresh random word in the config of a round; replies to that round repeat it."""
+    config[_NONCE] = nonce = secrets.token_hex(8)
+    return nonce
+
+
+def is_train(message: Message) -> bool:
+    """Tell whether a message asks for training."""
+    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+
+
 def read_task(message: Message) -> tuple[Trial, int]:
     """Return trial and round of a train instruction."""
-    config = message.content["config"]
-    return Trial.from_json(str(config["trial"])), int(config["server-round"])  # type: ignore[arg-type]
+    return Trial.from_json(str(_config(message)["trial"])), read_round(message)
+
+
+def read_round(message: Message) -> int:
+    """Return the round of a train instruction."""
+    return int(_config(message)["server-round"])  # type: ignore[arg-type]
+
+
+def _config(instruction: Message) -> ConfigRecord:
+    """Return the config of an instruction, whatever an app calls it."""
+    for config in instruction.content.config_records.values():
+        if _NONCE in config:
+            return config
+    raise ValueError(
+        "The server does not expect payloads; wrap its strategy in Dequantize or HonestButCurious."
+    )
 
 
 def read_weights(message: Message) -> Tensor:
@@ -69,10 +96,38 @@ def read_update(reply: Message, layout: Layout) -> Update:
 
 def pack_reply(reply: Message, payload: Payload) -> Message:
     """Put a packed payload in the place of a reply's update: what then crosses the wire."""
-    raw = payload.to_bytes()
-    array = Array("uint8", (len(raw),), _PAYLOAD_TYPE, raw)
-    reply.content["arrays"] = ArrayRecord({"payload": array})
+    reply.content["arrays"] = ArrayRecord({PAYLOAD: payload_array(payload)})
     return reply
+
+
+def payload_array(payload: Payload) -> Array:
+    """Return a payload as the bytes that travel."""
+    raw = payload.to_bytes()
+    return Array("uint8", (len(raw),), PAYLOAD_TYPE, raw)
+
+
+def state_facts(reply: Message, instruction: Message, partition: int) -> Message:
+    """Add to a reply which round it answers, by its nonce, and which partition it is from."""
+    facts = {_NONCE: str(_config(instruction)[_NONCE]), _PARTITION: partition}
+    reply.content[_FACTS] = ConfigRecord(facts)  # type: ignore[arg-type]
+    return reply
+
+
+def nonce_of(reply: Message) -> str | None:
+    """Return the nonce a reply repeats, if any."""
+    value = _facts(reply).get(_NONCE)
+    return value if isinstance(value, str) else None
+
+
+def partition_of(reply: Message) -> int | None:
+    """Return the partition a reply says it is from, if it says so with a number from 0 on."""
+    value = _facts(reply).get(_PARTITION)
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _facts(reply: Message) -> ConfigRecord:
+    record = reply.content.get(_FACTS) if reply.has_content() else None
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
 
 
 def read_payload(reply: Message, layout: Layout) -> Payload:
@@ -83,9 +138,11 @@ def read_payload(reply: Message, layout: Layout) -> Payload:
     PayloadError
         If the record is not laid out as one packed payload, or its bytes do not parse.
     """
-    record = reply.content.get("arrays")
-    array = record.get("payload") if isinstance(record, ArrayRecord) else None
-    if array is None or array.stype != _PAYLOAD_TYPE:
+    arrays = [
+        record[PAYLOAD] for record in reply.content.array_records.values() if PAYLOAD in record
+    ]
+    array = arrays[0] if len(arrays) == 1 else None
+    if array is None or array.stype != PAYLOAD_TYPE:
         raise PayloadError("The reply carries no packed payload.")
     return Payload.from_bytes(array.data, layout)
 
@@ -112,12 +169,13 @@ def partition_query(node_id: int) -> Message:
 
 def partition_reply(partition: int, query: Message) -> Message:
     """Answer a `partition_query`."""
-    return Message(RecordDict({"facts": ConfigRecord({"partition-id": partition})}), reply_to=query)
+    facts = ConfigRecord({_PARTITION: partition})
+    return Message(RecordDict({_FACTS: facts}), reply_to=query)
 
 
 def read_partition(reply: Message) -> int:
     """Return the partition a node said it holds."""
-    return int(reply.content.config_records["facts"]["partition-id"])  # type: ignore[arg-type]
+    return int(reply.content.config_records[_FACTS][_PARTITION])  # type: ignore[arg-type]
 
 
 def _array(data: Any, stype: str) -> Array:

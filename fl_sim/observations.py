@@ -1,8 +1,9 @@
 """What a server keeps of one client in one round, and its store on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,22 +50,54 @@ def round_path(root: Path, trial: str, server_round: int) -> Path:
     return root / trial / f"round-{server_round:05d}.safetensors"
 
 
+def save_round(
+    root: Path,
+    trial: str,
+    server_round: int,
+    model: ModelSpec | None,
+    work: LocalWork | None,
+    weights: Tensor,
+    payloads: Mapping[int, Payload],
+) -> None:
+    """Write what was seen of one round of one trial to one file, atomically.
+
+    Parameters
+    ----------
+    model, work
+        Public facts of all clients; what is None must be given to `load_observations`.
+    weights : Tensor
+        ``(size,)`` float32 weights all clients were given.
+    payloads : Mapping[int, Payload]
+        By partition.
+    """
+    tensors = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
+    facts = {
+        "trial": trial,
+        "round": server_round,
+        "model": model and asdict(model),
+        "work": work and asdict(work),
+    }
+    write_tensors(round_path(root, trial, server_round), {"weights": weights, **tensors}, facts)
+
+
 def save_observations(root: Path, observations: Sequence[Observation]) -> None:
     """Write the observations of one round of one trial to one file, atomically."""
     first = observations[0]
-    tensors = {f"payload.{o.partition}": _as_bytes(o.payload) for o in observations}
-    facts = {
-        "trial": first.trial,
-        "round": first.round,
-        "model": asdict(first.model),
-        "work": asdict(first.work),
-    }
-    path = round_path(root, first.trial, first.round)
-    write_tensors(path, {"weights": first.weights, **tensors}, facts)
+    payloads = {o.partition: o.payload for o in observations}
+    save_round(root, first.trial, first.round, first.model, first.work, first.weights, payloads)
 
 
-def load_observations(path: Path) -> list[Observation]:
+def load_observations(
+    path: Path, model: ModelSpec | None = None, work: LocalWork | None = None
+) -> list[Observation]:
     """Read the observations of one round, sorted by partition.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    model, work
+        Where the file does not say them; they win over what it says.
 
     Raises
     ------
@@ -73,9 +106,8 @@ def load_observations(path: Path) -> list[Observation]:
     """
     tensors, facts = read_tensors(path)
     try:
-        model = facts["model"]
-        spec = ModelSpec(model["name"], tuple(model["shape"]), model["classes"])
-        work = LocalWork(**facts["work"])
+        spec = model or _model(facts["model"])
+        done = work or LocalWork(**facts["work"])
         layout = flat_model(spec).layout
         weights = tensors.pop("weights")
         if weights.shape != (layout.size,) or weights.dtype != torch.float32:
@@ -86,12 +118,16 @@ def load_observations(path: Path) -> list[Observation]:
         }
         return [
             Observation(
-                facts["trial"], facts["round"], partition, spec, work, weights, payloads[partition]
+                facts["trial"], facts["round"], partition, spec, done, weights, payloads[partition]
             )
             for partition in sorted(payloads)
         ]
     except (KeyError, TypeError, ValueError, PayloadError) as error:
         raise StoreError(f"{path.name} in {path.parent} is not an observation: {error}") from error
+
+
+def _model(facts: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(facts["name"], tuple(facts["shape"]), facts["classes"])
 
 
 def _as_bytes(payload: Payload) -> Tensor:

@@ -11,6 +11,11 @@ from fl_sim.settings import DataSettings, Settings
 from fl_sim.updates import LocalWork
 
 
+def trial_name(quantizer: str, seed: int) -> str:
+    """Return what a quantizer with a seed is called: ``uniform-bits-4_seed-0``."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", quantizer).strip("-") + f"_seed-{seed}"
+
+
 @dataclass(frozen=True)
 class Trial:
     """One quantizer x one seed, with all a client needs to compute its update.
@@ -38,7 +43,7 @@ class Trial:
     @cached_property
     def name(self) -> str:
         """Name that is also a folder: ``uniform-bits-4_seed-0``."""
-        return re.sub(r"[^A-Za-z0-9.]+", "-", self.quantizer).strip("-") + f"_seed-{self.seed}"
+        return trial_name(self.quantizer, self.seed)
 
     @property
     def federation(self) -> Federation:

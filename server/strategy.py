@@ -1,10 +1,8 @@
-"""Strategies: averaging of quantized updates, and the honest-but-curious wrapper around it."""
+"""The strategy of a study: averaging of quantized updates."""
 
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -12,29 +10,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.messages import arrays_of, examples_of, read_payload, train_instruction, weights_of
-from fl_sim.observations import Observation, save_observations
-from fl_sim.quantizers import parse_quantizer
-from fl_sim.quantizers.payload import Payload, PayloadError
+from fl_sim.messages import arrays_of, train_instruction, weights_of
+from fl_sim.quantizers.payload import PayloadError
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.settings import TrainingSettings
 from fl_sim.trials import Trial
 from fl_sim.updates import flat_model
+from server.reception import Received, Reception
 
 log = logging.getLogger("fl_sim.server")
-
-
-class RoundFailedError(RuntimeError):
-    """A round in which no client sent an update that could be used."""
-
-
-@dataclass(frozen=True)
-class Received:
-    """One client's usable reply."""
-
-    partition: int
-    payload: Payload
-    examples: int
 
 
 def server_optimizer(weights: Tensor, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -73,8 +57,9 @@ class QuantizedAveraging(Strategy):
         self.settings = settings
         self.nodes = nodes
         self.weights = weights
-        self.partitions = {node: partition for partition, node in nodes.items()}
-        self.quantizer = parse_quantizer(trial.quantizer)
+        agreed = range(trial.work.images, trial.work.images + 1)
+        partitions = {node: partition for partition, node in nodes.items()}
+        self.reception = Reception(trial.name, trial.quantizer, agreed, partitions)
         self.layout = flat_model(trial.model_spec).layout
         self.optimizer = server_optimizer(weights, settings)
 
@@ -84,10 +69,15 @@ class QuantizedAveraging(Strategy):
         """Ask this round's sample of partitions, drawn by seed, for their updates."""
         del grid
         config["server-round"] = server_round
-        return [
+        self.reception.announce(config, self.layout)
+        return self.reception.asking(
             train_instruction(self.nodes[partition], arrays, config)
             for partition in self.sample(server_round)
-        ]
+        )
+
+    def flat(self, arrays: ArrayRecord) -> Tensor:
+        """Return the ``(size,)`` weights that are sent."""
+        return weights_of(arrays)
 
     def sample(self, server_round: int) -> list[int]:
         """Return the partitions of a round, ascending."""
@@ -105,56 +95,26 @@ class QuantizedAveraging(Strategy):
         RoundFailedError
             If no reply of the round could be used.
         """
-        expected = len(self.sample(server_round))
         total = torch.zeros(self.layout.size, dtype=torch.float64)
         used: list[Received] = []
-        for reply in sorted(replies, key=self._partition):  # sums must not depend on arrival
+        for reply, received in self.reception.usable(server_round, replies):
             try:
-                received = self._open(reply)
-                total.add_(self._decode(received.payload), alpha=received.examples)
-                used.append(received)
+                update = self.reception.decode(received.payload)
             except PayloadError as error:
-                self._report(server_round, reply, error)
+                self.reception.report(server_round, reply, error)
+                continue
+            total.add_(update.vector, alpha=received.examples)
+            used.append(received)
         if not used:
-            raise RoundFailedError(
-                f"Round {server_round} of trial {self.trial.name}: "
-                f"none of {expected} clients sent a usable update; see the warnings above."
-            )
+            raise self.reception.failure(server_round)
         self.weights.grad = (total / sum(received.examples for received in used)).float()
         self.optimizer.step()
         metrics: dict[str, int | float | list[int] | list[float]] = {
             "uplink-bytes": sum(received.payload.nbytes for received in used),
             "updates": len(used),
-            "dropped": expected - len(used),
+            "dropped": self.reception.expected - len(used),
         }
         return arrays_of(self.weights.detach().clone()), MetricRecord(metrics)
-
-    def _partition(self, reply: Message) -> int:
-        return self.partitions.get(reply.metadata.src_node_id, -1)
-
-    def _open(self, reply: Message) -> Received:
-        if reply.has_error():
-            reason = (reply.error.reason or "it gave no reason").strip()
-            raise PayloadError(f"the client failed: {reason}")
-        payload = read_payload(reply, self.layout)
-        if payload.spec != self.quantizer.spec:
-            raise PayloadError(f"it was quantized with {payload.spec!r}, not as agreed")
-        return Received(self._partition(reply), payload, examples_of(reply))
-
-    def _decode(self, payload: Payload) -> Tensor:
-        vector = self.quantizer.decode(payload).vector
-        if not torch.isfinite(vector).all():
-            raise PayloadError("it decodes to values that are not finite")
-        return vector
-
-    def _report(self, server_round: int, reply: Message, error: PayloadError) -> None:
-        log.warning(
-            "trial %s, round %d: dropped the reply of partition %d: %s",
-            self.trial.name,
-            server_round,
-            self._partition(reply),
-            error,
-        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -170,88 +130,3 @@ class QuantizedAveraging(Strategy):
     def summary(self) -> None:
         """Log what this strategy is made of."""
         log.debug("trial %s: %s", self.trial.name, self.settings)
-
-
-@dataclass
-class HonestButCurious(Strategy):
-    """A strategy that follows the protocol to the letter, and keeps what it sees.
-
-    It delegates everything to the strategy it wraps. At the observed rounds it keeps the weights
-    that were sent and the payloads that came back, and writes them below ``store``.
-
-    Parameters
-    ----------
-    strategy : Strategy
-        The strategy that trains.
-    trial : Trial
-        What is being trained; part of every observation.
-    partitions : Mapping[int, int]
-        Partition of each node id.
-    store : Path
-        Folder of the observations.
-    rounds : tuple[int, ...]
-        1-based rounds to keep.
-    """
-
-    strategy: Strategy
-    trial: Trial
-    partitions: Mapping[int, int]
-    store: Path
-    rounds: tuple[int, ...]
-    _sent: dict[int, Tensor] = field(default_factory=dict)
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Note the weights that go out, and delegate."""
-        if server_round in self.rounds:
-            self._sent[server_round] = weights_of(arrays)
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Keep the payloads that came back, and delegate."""
-        if server_round in self.rounds:
-            replies = list(replies)
-            self._observe(server_round, replies)
-        return self.strategy.aggregate_train(server_round, replies)
-
-    def _observe(self, server_round: int, replies: list[Message]) -> None:
-        weights = self._sent.pop(server_round)
-        seen = [self._observation(server_round, weights, reply) for reply in replies]
-        observations = [observation for observation in seen if observation is not None]
-        if observations:
-            save_observations(self.store, observations)
-
-    def _observation(
-        self, server_round: int, weights: Tensor, reply: Message
-    ) -> Observation | None:
-        """Return what one reply shows; nothing, if it is one that the wrapped strategy drops."""
-        trial = self.trial
-        if reply.has_error():
-            return None
-        try:
-            payload = read_payload(reply, flat_model(trial.model_spec).layout)
-        except PayloadError:
-            return None
-        partition = self.partitions[reply.metadata.src_node_id]
-        return Observation(
-            trial.name, server_round, partition, trial.model_spec, trial.work, weights, payload
-        )
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Delegate."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Delegate."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Delegate."""
-        self.strategy.summary()

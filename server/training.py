@@ -14,9 +14,10 @@ from fl_sim.runs import RunFolder
 from fl_sim.settings import Settings
 from fl_sim.trials import Trial
 from fl_sim.updates import Layout, flat_model
+from server.curious import HonestButCurious
 from server.evaluation import evaluate
 from server.imprint import ImprintingServer, has_imprint
-from server.strategy import HonestButCurious, QuantizedAveraging
+from server.strategy import QuantizedAveraging
 
 _NODES_TIMEOUT = 120.0  # seconds for all nodes of an engine to come up
 
@@ -80,10 +81,11 @@ def train_trial(
     kind = ImprintingServer if has_imprint(trial.model_spec) else QuantizedAveraging
     strategy = HonestButCurious(
         kind(trial, settings.training, nodes, weights),
-        trial,
-        {node: partition for partition, node in nodes.items()},
         folder.observations,
-        settings.observed_rounds,
+        trial=trial.name,
+        model=trial.model_spec,
+        work=trial.work,
+        rounds=settings.observed_rounds,
     )
     model, test = flat_model(trial.model_spec), trial.federation.splits.test
 

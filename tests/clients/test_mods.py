@@ -4,7 +4,14 @@ from clients.app import app
 from clients.local_training import compute_update
 from fl_sim.data import private_batch
 from fl_sim.engines import LocalGrid
-from fl_sim.messages import arrays_of, examples_of, read_payload, train_config, train_instruction
+from fl_sim.messages import (
+    arrays_of,
+    examples_of,
+    read_payload,
+    set_nonce,
+    train_config,
+    train_instruction,
+)
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.settings import load_settings
 from fl_sim.trials import trials_of
@@ -19,6 +26,7 @@ def trial_of(spec, **overrides):
 def ask(grid, trial, server_round, weights, node=0):
     config = train_config(trial)
     config["server-round"] = server_round
+    set_nonce(config)
     message = train_instruction(grid.get_node_ids()[node], arrays_of(weights), config)
     (reply,) = grid.send_and_receive([message])
     return reply
@@ -33,7 +41,7 @@ def test_a_client_sends_its_update_quantized_and_nothing_else():
     assert examples_of(reply) == 2
     assert list(reply.content.array_records["arrays"]) == ["payload"]
     assert list(reply.content.metric_records["metrics"]) == ["num-examples"]
-    assert reply.content.config_records == {}
+    assert set(reply.content.config_records["facts"]) == {"nonce", "partition-id"}
     expected = compute_update(trial, 1, 5, weights)
     decoded = parse_quantizer(payload.spec).decode(payload).vector
     assert float((decoded - expected).abs().max()) < float(expected.abs().max()) / 100

@@ -11,6 +11,7 @@ from fl_sim.messages import (
     read_task,
     read_update,
     read_weights,
+    set_nonce,
     train_config,
     train_instruction,
     update_reply,
@@ -31,6 +32,7 @@ def instruction():
     LocalGrid(None, 1)  # gives messages their identity, as an engine does
     trial = trials_of(Settings())[0]
     config = ConfigRecord({**train_config(trial), "server-round": 4})
+    set_nonce(config)
     return train_instruction(2, arrays_of(torch.arange(5.0)), config)
 
 

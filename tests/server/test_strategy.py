@@ -2,18 +2,20 @@ import logging
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 
 from clients.app import app
 from clients.local_training import compute_update
 from fl_sim.engines import LocalGrid
-from fl_sim.messages import arrays_of, pack_reply, train_config, update_reply, weights_of
+from fl_sim.messages import arrays_of, train_config, weights_of
 from fl_sim.observations import load_observations, round_path
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.settings import load_settings
 from fl_sim.trials import trials_of
 from fl_sim.updates import Update, flat_model
-from server.strategy import HonestButCurious, QuantizedAveraging, RoundFailedError
+from server.curious import HonestButCurious
+from server.reception import RoundFailedError
+from server.strategy import QuantizedAveraging
 from server.training import find_nodes, initial_weights
 
 
@@ -71,25 +73,6 @@ def test_the_sum_does_not_depend_on_the_order_of_arrival():
     assert torch.equal(weights_of(forward), weights_of(backward))
 
 
-def test_a_client_with_more_examples_weighs_more():
-    server = Server()
-    instructions, replies = server.instructions(), server.replies()
-    layout = flat_model(server.trial.model_spec).layout
-    quantizer = parse_quantizer("none")
-    ones = quantizer.encode(Update(torch.ones(layout.size), layout), torch.Generator())
-    zeros = quantizer.encode(Update(torch.zeros(layout.size), layout), torch.Generator())
-    for instruction, reply in zip(instructions, replies, strict=True):
-        instruction.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
-    nothing = torch.zeros(0)
-    made = [
-        pack_reply(update_reply(nothing, examples, instruction), payload)
-        for payload, examples, instruction in zip([ones, zeros], [3, 1], instructions, strict=False)
-    ]
-    arrays, _ = server.strategy.aggregate_train(1, made)
-    moved = weights_of(server.arrays) - weights_of(arrays)
-    torch.testing.assert_close(moved, torch.full_like(moved, 0.5 * 3 / 4), rtol=1e-4, atol=1e-4)
-
-
 def test_sampling_is_by_partition_and_seed():
     first, again = (
         Server(clients="10", fraction_train="0.3"),
@@ -121,13 +104,18 @@ def broken(reply, kind):
             Update(torch.ones(layout.size), layout), torch.Generator()
         )
         raw = Array("uint8", (payload.nbytes,), array.stype, payload.to_bytes())
-    examples = 0 if kind == "no examples" else 1
-    reply.content = RecordDict(
-        {
-            "arrays": ArrayRecord({"payload": raw}),
-            "metrics": MetricRecord({"num-examples": examples}),
-        }
-    )
+    examples = {"no examples": 0, "lies": 999}.get(kind, 1)
+    reply.content["arrays"] = ArrayRecord({"payload": raw})
+    reply.content["metrics"] = MetricRecord({"num-examples": examples})
+    facts = reply.content.config_records["facts"]
+    if kind == "replayed":
+        facts["nonce"] = "that of another round"
+    if kind == "poses":
+        facts["partition-id"] = 2
+    if kind == "silent":
+        del facts["partition-id"]
+    if kind == "uninvited":
+        reply.metadata.__dict__["_src_node_id"] = 99
     return reply
 
 
@@ -137,6 +125,11 @@ BREAKS = {
     "truncated": "checksum",
     "foreign": "'sign'",
     "no examples": "examples",
+    "lies": "claims 999 examples, but 1 to 1 are agreed",
+    "replayed": "answers another round",
+    "poses": "claims partition 2, which is not its own",
+    "silent": "does not say which partition",
+    "uninvited": "its node was not asked",
 }
 
 
@@ -149,9 +142,27 @@ def test_a_reply_that_cannot_be_used_is_dropped_counted_and_reported(kind, caplo
         arrays, metrics = server.strategy.aggregate_train(1, replies)
     assert (metrics["updates"], metrics["dropped"]) == (2, 1)
     assert BREAKS[kind] in caplog.text
-    assert "partition 1" in caplog.text
+    assert ("partition unknown" if kind == "uninvited" else "partition 1") in caplog.text
     expected = weights_of(server.arrays) - 0.5 * mean_of_updates(server, [0, 2]).float()
     torch.testing.assert_close(weights_of(arrays), expected)
+
+
+def test_a_client_that_replies_twice_counts_once(caplog):
+    server = Server()
+    replies = server.replies()
+    arrays, metrics = server.strategy.aggregate_train(1, [*replies, replies[2]])
+    assert (metrics["updates"], metrics["dropped"]) == (3, 0)
+    assert "already replied" in caplog.text
+    expected = weights_of(server.arrays) - 0.5 * mean_of_updates(server, [0, 1, 2]).float()
+    torch.testing.assert_close(weights_of(arrays), expected)
+
+
+def test_the_reply_to_an_old_round_is_refused():
+    server = Server()
+    old = server.replies(1)
+    server.instructions(2)
+    with pytest.raises(RoundFailedError):
+        server.strategy.aggregate_train(2, old)
 
 
 def test_a_payload_of_infinities_is_dropped():
@@ -176,8 +187,10 @@ def test_a_round_with_no_usable_reply_raises():
 
 def test_the_curious_server_keeps_weights_and_payloads_and_changes_nothing(tmp_path):
     plain, watched = Server("uniform:bits=4"), Server("uniform:bits=4")
-    nodes = {node: partition for partition, node in watched.nodes.items()}
-    curious = HonestButCurious(watched.strategy, watched.trial, nodes, tmp_path, (1,))
+    trial = watched.trial
+    curious = HonestButCurious(
+        watched.strategy, tmp_path, trial=trial.name, model=trial.model_spec, work=trial.work
+    )
     config = train_config(watched.trial)
     messages = curious.configure_train(1, watched.arrays, config, watched.grid)
     seen, _ = curious.aggregate_train(1, watched.grid.send_and_receive(messages))
@@ -193,7 +206,7 @@ def test_the_curious_server_keeps_weights_and_payloads_and_changes_nothing(tmp_p
 
 def test_only_the_observed_rounds_are_kept(tmp_path):
     server = Server()
-    curious = HonestButCurious(server.strategy, server.trial, {}, tmp_path, (5,))
+    curious = HonestButCurious(server.strategy, tmp_path, rounds=[5])
     config = train_config(server.trial)
     messages = curious.configure_train(1, server.arrays, config, server.grid)
     curious.aggregate_train(1, server.grid.send_and_receive(messages))

@@ -1,0 +1,101 @@
+"""The honest-but-curious server: a wrapper around any strategy that keeps what it sees."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fl_sim.models import ModelSpec
+from fl_sim.observations import save_round
+from fl_sim.quantizers.payload import Payload, PayloadError
+from fl_sim.updates import LocalWork
+from server.dequantize import Dequantize
+from server.strategy import QuantizedAveraging
+from server.wrapper import Wrapper
+
+
+class HonestButCurious(Wrapper):
+    """A strategy that follows the protocol to the letter, and keeps what it sees.
+
+    It delegates everything to the strategy it wraps. At the observed rounds it keeps the weights
+    that were sent and the payloads that came back, and writes them below ``store``, readable by
+    their owner only. `server.app_audit.audit` attacks them.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy that trains: one that reads payloads, or any of Flower's, which is wrapped in
+        `Dequantize`.
+    store : Path or str
+        Folder of the observations.
+    trial : str
+        Sub-folder of this training.
+    model : ModelSpec, optional
+        The architecture, where it is one of ours; else given to the audit.
+    work : LocalWork, optional
+        Public facts of what clients do in a round; can be given to the audit as well.
+    rounds : iterable of int, optional
+        1-based rounds to keep; all if absent.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        store: Path | str,
+        *,
+        trial: str = "flower",
+        model: ModelSpec | None = None,
+        work: LocalWork | None = None,
+        rounds: Iterable[int] | None = None,
+    ) -> None:
+        if not isinstance(strategy, QuantizedAveraging | Dequantize):
+            strategy = Dequantize(strategy)
+        self.reader = strategy
+        super().__init__(strategy)
+        self.store = Path(store)
+        self.trial = trial
+        self.model = model
+        self.work = work
+        self.rounds = None if rounds is None else frozenset(rounds)
+        self._given: dict[int, Tensor] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Note the weights that go out, and delegate."""
+        if self._observes(server_round):
+            self._given[server_round] = self.reader.flat(arrays)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Keep the payloads that came back, and delegate."""
+        if self._observes(server_round):
+            replies = list(replies)
+            self._keep(server_round, self._payloads(replies))
+        return super().aggregate_train(server_round, replies)
+
+    def _observes(self, server_round: int) -> bool:
+        return self.rounds is None or server_round in self.rounds
+
+    def _keep(self, server_round: int, payloads: dict[int, Payload]) -> None:
+        weights = self._given.pop(server_round)
+        if payloads:
+            save_round(
+                self.store, self.trial, server_round, self.model, self.work, weights, payloads
+            )
+
+    def _payloads(self, replies: Iterable[Message]) -> dict[int, Payload]:
+        """Return the payload of each partition, less what the wrapped strategy refuses anyway."""
+        payloads: dict[int, Payload] = {}
+        for reply in replies:
+            try:
+                received = self.reader.reception.open(reply)
+            except PayloadError:
+                continue
+            payloads.setdefault(received.partition, received.payload)
+        return payloads

@@ -1,0 +1,168 @@
+"""Where replies come in: what was agreed is opened, everything else is refused and reported."""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ConfigRecord, Message
+
+from fl_sim.messages import examples_of, nonce_of, partition_of, read_payload, set_nonce
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.payload import Payload, PayloadError
+from fl_sim.updates import Layout, Update
+
+log = logging.getLogger("fl_sim.server")
+
+ANY_COUNT = range(1, sys.maxsize)
+
+
+class RoundFailedError(RuntimeError):
+    """A round in which no client sent an update that could be used."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """One client's usable reply."""
+
+    partition: int
+    payload: Payload
+    examples: int
+
+
+class Reception:
+    """Opens the replies of one round at a time.
+
+    Refused are replies of nodes that were not asked or have already replied, to another round than
+    this one, from another partition than the node's, of another quantizer or number of examples
+    than agreed, and what does not parse as a payload of the model.
+
+    Parameters
+    ----------
+    name : str
+        Of the trial or app, for reports.
+    quantizer : str, optional
+        Spec that was agreed; any if absent.
+    examples : range
+        Numbers of examples a client may claim; they are what averages are weighted by.
+    partitions : dict[int, int], optional
+        Partition of each node id. If absent, the first one that a node claims is its own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        quantizer: str | None = None,
+        examples: range = ANY_COUNT,
+        partitions: dict[int, int] | None = None,
+    ) -> None:
+        self.name = name
+        self.quantizer = None if quantizer is None else parse_quantizer(quantizer)
+        self.examples = examples
+        self._fixed = partitions is not None
+        self._partitions = {} if partitions is None else dict(partitions)
+        self._layout = Layout(())
+        self._asked: set[int] = set()
+        self._nonce = ""
+
+    def announce(self, config: ConfigRecord, layout: Layout) -> None:
+        """Begin a round: replies must repeat a fresh nonce and hold updates of ``layout``."""
+        self._nonce, self._layout = set_nonce(config), layout
+
+    def asking(self, messages: Iterable[Message]) -> list[Message]:
+        """Note which nodes are asked."""
+        messages = list(messages)
+        self._asked = {message.metadata.dst_node_id for message in messages}
+        return messages
+
+    @property
+    def expected(self) -> int:
+        """Number of nodes asked in this round."""
+        return len(self._asked)
+
+    def open(self, reply: Message) -> Received:
+        """Return what a reply holds.
+
+        Raises
+        ------
+        PayloadError
+            If it is refused.
+        """
+        if reply.metadata.src_node_id not in self._asked:
+            raise PayloadError("its node was not asked")
+        if reply.has_error():
+            reason = (reply.error.reason or "it gave no reason").strip()
+            raise PayloadError(f"the client failed: {reason}")
+        if nonce_of(reply) != self._nonce:
+            raise PayloadError("it answers another round")
+        partition = self._own_partition(reply)
+        payload = read_payload(reply, self._layout)
+        if self.quantizer is not None and payload.spec != self.quantizer.spec:
+            raise PayloadError(f"it was quantized with {payload.spec!r}, not as agreed")
+        examples = examples_of(reply)
+        if examples not in self.examples:
+            allowed = f"{self.examples.start} to {self.examples.stop - 1}"
+            raise PayloadError(f"it claims {examples} examples, but {allowed} are agreed")
+        return Received(partition, payload, examples)
+
+    def usable(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> Iterator[tuple[Message, Received]]:
+        """Yield the replies that can be used, in the order of partitions, and report the others.
+
+        What the caller finds wrong with a reply it yielded is reported by `report`.
+        """
+        seen: set[int] = set()
+        for reply in sorted(replies, key=self._order):  # sums must not depend on arrival
+            try:
+                received = self.open(reply)
+                if received.partition in seen:
+                    raise PayloadError("it has already replied in this round")
+            except PayloadError as error:
+                self.report(server_round, reply, error)
+                continue
+            seen.add(received.partition)
+            yield reply, received
+
+    def decode(self, payload: Payload) -> Update:
+        """Decode a payload; raise `PayloadError` if that gives anything but finite numbers."""
+        try:
+            quantizer = self.quantizer or parse_quantizer(payload.spec)
+        except ValueError as error:
+            raise PayloadError(str(error)) from error
+        update = quantizer.decode(payload)
+        if not torch.isfinite(update.vector).all():
+            raise PayloadError("it decodes to values that are not finite")
+        return update
+
+    def report(self, server_round: int, reply: Message, error: PayloadError) -> None:
+        """Say that a reply is dropped, and why."""
+        partition = self._partitions.get(reply.metadata.src_node_id, "unknown")
+        text = "trial %s, round %d: dropped the reply of partition %s: %s"
+        log.warning(text, self.name, server_round, partition, error)
+
+    def failure(self, server_round: int) -> RoundFailedError:
+        """Return the error of a round in which nothing was usable."""
+        return RoundFailedError(
+            f"Round {server_round} of trial {self.name}: none of {self.expected} clients "
+            "sent a usable update; see the warnings above."
+        )
+
+    def _own_partition(self, reply: Message) -> int:
+        node = reply.metadata.src_node_id
+        claimed = partition_of(reply)
+        if claimed is None:
+            raise PayloadError("it does not say which partition it is from")
+        if not self._fixed and node not in self._partitions:
+            if claimed in self._partitions.values():
+                raise PayloadError(f"it claims partition {claimed}, which another node holds")
+            self._partitions[node] = claimed
+        if self._partitions.get(node) != claimed:
+            raise PayloadError(f"it claims partition {claimed}, which is not its own")
+        return claimed
+
+    def _order(self, reply: Message) -> tuple[int, int]:
+        node = reply.metadata.src_node_id
+        claimed = partition_of(reply)
+        return self._partitions.get(node, -1 if claimed is None else claimed), node
