@@ -150,8 +150,7 @@ def report(
                 "format", name, f"one of {', '.join(FORMATS)}{nearest(name, FORMATS)}"
             )
     _report(run)
-    for folder in read_study(run).folders(run):
-        export(folder.root, chosen)
+    export(run, chosen)
 
 
 @cli.command()

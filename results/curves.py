@@ -32,7 +32,12 @@ _NAIVE_GAP = 1.1  # a shorter arrow would be all head
 
 
 def draw_curve(results: pd.DataFrame, path: Path) -> None:
-    """Draw test accuracy against the strongest attack's median MSE, and write it atomically.
+    """Write `curve_figure` to a file, atomically; its suffix (png, svg, pdf) says the format."""
+    save_figure(curve_figure(results), path)
+
+
+def curve_figure(results: pd.DataFrame) -> Figure:
+    """Draw test accuracy against the strongest attack's median MSE.
 
     Error bars are 95 % bootstrap intervals of the median (across) and standard deviations over
     seeds (up). A hollow point is not established: a better attack may find more. A dotted arrow
@@ -43,8 +48,6 @@ def draw_curve(results: pd.DataFrame, path: Path) -> None:
     ----------
     results : DataFrame
         Of `results.tables.results_table`; quantizers without accuracy or attack are left out.
-    path : Path
-        File to write; its suffix (png, svg, pdf) says the format.
     """
     points = results.dropna(subset=["test_accuracy_mean", "mse_median"]).copy()
     for column in points.columns[points.columns.str.contains("mse")]:
@@ -72,7 +75,7 @@ def draw_curve(results: pd.DataFrame, path: Path) -> None:
         _draw_labels(axes, points)
     else:
         axes.text(0.5, 0.5, "nothing attacked yet", transform=axes.transAxes, ha="center")
-    save_figure(figure, path)
+    return figure
 
 
 def marker_areas(sizes: "pd.Series[float]") -> "pd.Series[float]":
@@ -84,13 +87,17 @@ def marker_areas(sizes: "pd.Series[float]") -> "pd.Series[float]":
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically; without dates, so that the same figure gives the same bytes."""
+    """Write a figure atomically; the suffix of the file says the format."""
+    write_bytes(path, render(figure, path.suffix.removeprefix(".")))
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """Return a figure as png, svg or pdf; without dates, so that equal figures are equal bytes."""
     stream = io.BytesIO()
-    kind = path.suffix.removeprefix(".")
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with rc_context({"svg.hashsalt": "fl_sim"}):
         figure.savefig(stream, format=kind, metadata=metadata.get(kind))
-    write_bytes(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def _set_limits(axes: Axes, points: pd.DataFrame) -> None:

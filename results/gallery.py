@@ -1,7 +1,6 @@
 """The gallery: the same random victims, as they are and as each quantizer's attack shows them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from results.curves import VERDICT_STYLE, save_figure
+from results.curves import VERDICT_STYLE
 
 _PITCH = 1.27  # inches from row to row, pictures being one inch wide
 
@@ -35,9 +34,7 @@ class GalleryRow(NamedTuple):
     errors: Sequence[float]
 
 
-def draw_gallery(
-    truth: Tensor, captions: Sequence[str], rows: Sequence[GalleryRow], path: Path
-) -> None:
+def gallery_figure(truth: Tensor, captions: Sequence[str], rows: Sequence[GalleryRow]) -> Figure:
     """Draw a row of truth and a row per quantizer, with the MSE under each picture.
 
     Parameters
@@ -48,8 +45,6 @@ def draw_gallery(
         What stands under each victim, e.g. its round and client.
     rows : sequence of GalleryRow
         Pictures of the same victims in the same order.
-    path : Path
-        File to write, atomically.
     """
     margin = 0.3 + 0.08 * max(len("not established"), *(len(row.label) for row in rows), 0)
     width, height = margin + len(truth) + 0.1, _PITCH * (len(rows) + 1) + 0.1
@@ -63,7 +58,7 @@ def draw_gallery(
         errors = ["failed" if not np.isfinite(e) else f"MSE {e:.2g}" for e in row.errors]
         label, colour = f"{row.label}\n{row.verdict}", VERDICT_STYLE[row.verdict][0]
         _draw_row(axes, number, label=label, colour=colour, images=row.images, captions=errors)
-    save_figure(figure, path)
+    return figure
 
 
 def picture(image: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":

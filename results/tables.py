@@ -116,10 +116,11 @@ def results_table(
         `COLUMNS`, then ``entropy_coded_bytes_per_update``, ``victims``, ``established``,
         ``doubt`` (why not), ``verdict`` (see `verdict`), ``correlation_median``,
         ``success_rate``, ``naive_attack`` and ``naive_mse_median`` (the weakest attack of the
-        suite), ``psnr_difference`` (paired, to ``none``, dB) and ``p_holm``, ``update_rmse``,
-        ``control`` and ``psnr_against_control`` (see `against_control`), ``pareto``, and
-        ``*_low`` and ``*_high``, the 95 % bootstrap intervals. A quantizer not yet trained or
-        attacked has missing values.
+        suite), ``psnr_difference`` (median of the victims, paired, to ``none``, dB) and
+        ``p_holm``, ``accuracy_difference`` (median of the seeds, paired, to ``none``),
+        ``update_rmse``, ``control`` and ``psnr_against_control`` (see `against_control`),
+        ``pareto``, and ``*_low`` and ``*_high``, the 95 % bootstrap intervals. A quantizer not
+        yet trained or attacked has missing values.
     """
     strongest = scores[scores["strongest"]]
     baseline = bar(baselines) if len(baselines) else np.nan
@@ -137,6 +138,7 @@ def results_table(
         for name in quantizers
     ]
     table = pd.DataFrame(rows).merge(_against_none(strongest, seed), how="left", on="quantizer")
+    table = table.merge(_accuracy_against_none(history, seed), how="left", on="quantizer")
     table = table.merge(against_control(table, strongest), how="left", on="quantizer")
     table["control"] = table["control"].fillna("")
     table["verdict"] = [verdict(row) for _, row in table.iterrows()]
@@ -199,6 +201,45 @@ def verdict(row: "pd.Series") -> str:
     if row["mse_median"] < row["baseline_mse"] or row["identified_rate"] > 0.1:
         return "partly leaks"
     return "nothing found" if row["established"] else "not established"
+
+
+def paper_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Lay the results out for a paper, as text: figures with their 95 % bootstrap intervals.
+
+    Parameters
+    ----------
+    results : DataFrame
+        Of `results_table`; columns before ``quantizer`` are axes of a study and come first.
+
+    Returns
+    -------
+    DataFrame
+        One row a quantizer. A star at the verdict says that its privacy figures are not
+        established.
+    """
+
+    def column(name: str, pattern: str, scale: float = 1) -> list[str]:
+        return [_with_interval(row, name, pattern, scale) for _, row in results.iterrows()]
+
+    axes = results.columns[: results.columns.get_loc("quantizer")]
+    stars = ["" if established else "*" for established in results["established"]]
+    return pd.DataFrame(
+        {
+            **{name: results[name].astype("str") for name in axes},
+            "quantizer": results["quantizer"],
+            "test %": column("test_accuracy_mean", "{:.1f}", 100),
+            "points to none": column("accuracy_difference", "{:+.1f}", 100),
+            "bytes": column("uplink_bytes_per_update", "{:,.0f}"),
+            "attack": results["strongest_attack"],
+            "MSE, median": column("mse_median", "{:.2g}"),
+            "MSE, exposed tenth": column("mse_p10", "{:.2g}"),
+            "identified %": column("identified_rate", "{:.0f}", 100),
+            "dB to none": column("psnr_difference", "{:+.1f}"),
+            "p (Holm)": column("p_holm", "{:.2g}"),
+            "Pareto": ["yes" if front else "no" for front in results["pareto"]],
+            "verdict": results["verdict"] + stars,
+        }
+    )
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
@@ -339,6 +380,15 @@ def _against_none(strongest: pd.DataFrame, seed: int) -> pd.DataFrame:
     return table.drop(columns=["pairs", "p"])
 
 
+def _accuracy_against_none(history: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Compare accuracies seed by seed: the same data, first weights and batches."""
+    last = history.sort_values("round").groupby(["quantizer", "seed"], as_index=False).last()
+    table = paired_differences(last, "accuracy", ["seed"], REFERENCE, seed)
+    names = {"median_difference": "", "low": "_low", "high": "_high"}
+    columns = {old: f"accuracy_difference{new}" for old, new in names.items()}
+    return table.rename(columns=columns)[["quantizer", *columns.values()]]
+
+
 def _pareto(table: pd.DataFrame) -> "pd.Series[bool]":
     """Mark the front in accuracy, exposed-tenth MSE and bytes.
 
@@ -366,6 +416,15 @@ def _most_frequent(names: "pd.Series[str]") -> str:
 
 def _number(value: float, pattern: str = "{:.3g}") -> str:
     return "–" if pd.isna(value) else pattern.format(value)
+
+
+def _with_interval(row: "pd.Series", name: str, pattern: str, scale: float) -> str:
+    """Return a figure, and its interval where it has one: ``0.18 [0.12, 0.25]``."""
+    text = _number(scale * row[name], pattern)
+    low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
+    if pd.isna(low):
+        return text
+    return f"{text} [{pattern.format(scale * low)}, {pattern.format(scale * high)}]"
 
 
 def _spread(centre: float, spread: float) -> str:

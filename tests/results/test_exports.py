@@ -23,13 +23,20 @@ def test_parquet_keeps_every_figure(graded_run):
 def test_tables_for_papers(graded_run):
     markdown, latex = export(graded_run, ["md", "tex"])
     lines = markdown.read_text().splitlines()
-    assert len(lines) == 2 + 3
-    assert lines[0].startswith("| quantizer | trials | test accuracy mean |")
-    assert lines[2].startswith("| none | 2 | 0.605 |")
-    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    assert lines[0].startswith("| quantizer | test % | points to none | bytes |")
+    assert lines[2].startswith("| none | 60.5 [60.0, 61.0] | – | 3")
+    assert lines[4].startswith("| sign | 55.5 [55.0, 56.0] | -5.0 [-5.0, -5.0] | ")
+    assert lines[4].endswith("| not established* |")
+    assert {line.count("|") for line in lines[:5]} == {13}
+    assert lines[5:] == [
+        "",
+        "\\* `sign`: not established, the attack failed to optimise on 100% of the victims.",
+    ]
     text = latex.read_text()
     assert text.count(r"\\") == 1 + 3
-    assert "uniform:bits=4 & 2 & 0.605" in text
+    assert r"& identified \% &" in text
+    assert "uniform:bits=4 & 60.5 [60.0, 61.0] & +0.0 [+0.0, +0.0]" in text
+    assert "not established*" in text
 
 
 def test_an_unknown_format_writes_nothing(graded_run, tmp_path):

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from results.gallery import GalleryRow, draw_gallery, picture
+from results.curves import save_figure
+from results.gallery import GalleryRow, gallery_figure, picture
 
 
 def test_pictures_are_clamped_before_they_become_bytes():
@@ -25,7 +26,7 @@ def test_each_row_shows_its_own_pictures(tmp_path, channels):
     black[1] = torch.nan
     rows = [GalleryRow("sign", "leaks", black, [1.0, 1.0, 1.0])]
     path = tmp_path / "gallery.png"
-    draw_gallery(truth, ["one", "two", "three"], rows, path)
+    save_figure(gallery_figure(truth, ["one", "two", "three"], rows), path)
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L"))
     height, width = pixels.shape
@@ -39,6 +40,6 @@ def test_each_row_shows_its_own_pictures(tmp_path, channels):
 def test_forty_quantizers_fit(tmp_path):
     truth = torch.rand(2, 1, 8, 8)
     rows = [GalleryRow(f"q{k}", "not established", truth, [0.1, 0.2]) for k in range(40)]
-    draw_gallery(truth, ["a", "b"], rows, tmp_path / "gallery.png")
+    save_figure(gallery_figure(truth, ["a", "b"], rows), tmp_path / "gallery.png")
     with Image.open(tmp_path / "gallery.png") as image:
         assert image.height == pytest.approx(120 * (1.27 * 41 + 0.1), abs=2)

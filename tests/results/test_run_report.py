@@ -11,8 +11,8 @@ from fl_sim.observations import load_observations, round_path
 from fl_sim.quantizers.entropy import entropy_coded_bytes
 from fl_sim.settings import SettingsError, dump_settings
 from fl_sim.study import load_study
-from results.run_reader import RunReader
-from results.run_report import random_victims, summarise
+from results.run_reader import RunReader, random_victims
+from results.run_report import summarise
 from results.tables import VICTIM
 from tests.results.conftest import graded, small_settings, write_run
 

@@ -9,6 +9,7 @@ from results.statistics import median
 from results.tables import (
     COLUMNS,
     mark_strongest,
+    paper_table,
     print_results,
     results_table,
     terminal_table,
@@ -192,6 +193,30 @@ def test_a_quantizer_is_compared_with_noise_of_its_own_size():
     assert made["control"].eq("").sum() == 3
     alone = table(study(NONE, SIGN, far), history(none=[0.9])).set_index("quantizer")
     assert alone["control"].eq("").all()  # none of equal size
+
+
+def test_accuracies_are_compared_seed_by_seed():
+    trained = history(none=[0.9, 0.5, 0.7], sign=[0.8, 0.4, 0.5], drive=[0.95, 0.5])
+    made = table(study(NONE, SIGN), trained, "none", "sign", "drive").set_index("quantizer")
+    assert made.loc["sign", "accuracy_difference"] == pytest.approx(-0.1)
+    assert made.loc["sign", "accuracy_difference_low"] == pytest.approx(-0.2)
+    assert made.loc["sign", "accuracy_difference_high"] == pytest.approx(-0.1)
+    assert made.loc["drive", "accuracy_difference"] == pytest.approx(0.025)  # of the shared seeds
+    assert np.isnan(made.loc["none", "accuracy_difference"])
+
+
+def test_the_table_of_a_paper_has_intervals_axes_and_stars():
+    made = table(study(NONE, SIGN.assign(masked=True)), history(none=[0.9], sign=[0.8]))
+    made.insert(0, "local_steps", 5)
+    shown = paper_table(made).set_index("quantizer")
+    assert list(shown["local_steps"]) == ["5", "5"]
+    low, high = made.loc[1, ["mse_median_low", "mse_median_high"]]
+    assert shown.loc["sign", "MSE, median"] == f"0.2 [{low:.2g}, {high:.2g}]"
+    assert shown.loc["sign", "test %"] == "80.0"  # one seed has no interval
+    assert shown.loc["sign", "points to none"] == "-10.0"
+    assert shown.loc["sign", "p (Holm)"] == f"{2 / 2**11:.2g}"
+    assert list(shown["Pareto"]) == ["yes", "no"]
+    assert list(shown["verdict"]) == ["leaks", "not established*"]
 
 
 def test_half_finished_studies_have_missing_values_not_errors():
