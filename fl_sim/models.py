@@ -144,6 +144,22 @@ def _resnet18(spec: ModelSpec) -> nn.Module:
     return model
 
 
+_MAX_SIDE, _MAX_CLASSES = 4096, 65536
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Raise `ValueError` unless a model of this spec exists and has a sane size."""
+    numbers = (*spec.shape, spec.classes)
+    if not isinstance(spec.name, str) or spec.name not in MODELS or len(spec.shape) != 3:
+        raise ValueError(f"there is no model {spec.name!r} for images of shape {spec.shape}")
+    if not all(type(n) is int and n >= 1 for n in numbers):
+        raise ValueError(
+            f"shape {spec.shape} and {spec.classes!r} classes must be whole and positive"
+        )
+    if max(spec.shape) > _MAX_SIDE or spec.classes > _MAX_CLASSES:
+        raise ValueError(f"shape {spec.shape} or {spec.classes} classes are too large")
+
+
 MODELS: dict[str, Callable[[ModelSpec], nn.Module]] = {
     "lenet_dlg": _lenet_dlg,
     "lenet": lambda spec: LeNet(spec, nn.Tanh),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fl_sim.files import StoreError, read_tensors, write_tensors
-from fl_sim.models import ModelSpec
+from fl_sim.models import ModelSpec, check_spec
 from fl_sim.quantizers.payload import Payload, PayloadError
-from fl_sim.updates import LocalWork, flat_model
+from fl_sim.updates import LocalWork, flat_model, layout_of_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,18 +108,17 @@ def load_observations(
     try:
         spec = model or _model(facts["model"])
         done = work or LocalWork(**facts["work"])
-        layout = flat_model(spec).layout
+        layout = layout_of_model(spec) if model is None else flat_model(model).layout
         weights = tensors.pop("weights")
         if weights.shape != (layout.size,) or weights.dtype != torch.float32:
             raise ValueError(f"weights of shape {tuple(weights.shape)} are not the model's")
         payloads = {
-            int(name.removeprefix("payload.")): Payload.from_bytes(raw.numpy().tobytes(), layout)
+            int(name.removeprefix("payload.")): Payload.from_bytes(_bytes_of(raw), layout)
             for name, raw in tensors.items()
         }
+        trial, server_round = _where(facts)
         return [
-            Observation(
-                facts["trial"], facts["round"], partition, spec, done, weights, payloads[partition]
-            )
+            Observation(trial, server_round, partition, spec, done, weights, payloads[partition])
             for partition in sorted(payloads)
         ]
     except (KeyError, TypeError, ValueError, PayloadError) as error:
@@ -127,7 +126,23 @@ def load_observations(
 
 
 def _model(facts: dict[str, Any]) -> ModelSpec:
-    return ModelSpec(facts["name"], tuple(facts["shape"]), facts["classes"])
+    spec = ModelSpec(facts["name"], tuple(facts["shape"]), facts["classes"])
+    check_spec(spec)
+    return spec
+
+
+def _where(facts: dict[str, Any]) -> tuple[str, int]:
+    """Return trial and round."""
+    trial, server_round = facts["trial"], facts["round"]
+    if not isinstance(trial, str) or type(server_round) is not int:
+        raise TypeError(f"trial {trial!r} and round {server_round!r}")
+    return trial, server_round
+
+
+def _bytes_of(raw: Tensor) -> bytes:
+    if raw.dtype != torch.uint8 or raw.dim() != 1:
+        raise TypeError(f"a payload as {raw.dtype} of {raw.dim()} dimensions")
+    return raw.numpy().tobytes()
 
 
 def _as_bytes(payload: Payload) -> Tensor:

@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from fl_sim.files import StoreError, read_tensors, write_tensors
@@ -87,9 +88,33 @@ def load_reconstructions(path: Path) -> tuple[list[Reconstruction], str]:
             )
             for number, entry in enumerate(facts["reconstructions"])
         ]
+        for one in made:
+            _check(one)
         return made, str(facts["key"])
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path.name} in {path.parent} holds no reconstructions") from error
 
 
+def _check(made: Reconstruction) -> None:
+    """Raise `TypeError` unless what was read is of the types that are written."""
+    for name, kind in _KINDS.items():
+        if type(getattr(made, name)) is not kind:
+            raise TypeError(f"{name} is not of type {kind.__name__}")
+    images, labels = made.images, made.labels
+    if images.dtype != torch.float32 or images.dim() != 4 or labels.dtype != torch.int64:
+        raise TypeError(f"images are {images.dtype}, labels {labels.dtype}")
+    if labels.shape != images.shape[:1] or made.status not in get_args(Status):
+        raise TypeError(f"{tuple(labels.shape)} labels, status {made.status!r}")
+
+
 _TENSORS = {"images", "labels"}
+_KINDS = {
+    "trial": str,
+    "round": int,
+    "partition": int,
+    "attack": str,
+    "loss": float,
+    "status": str,
+    "objective": str,
+    "evaluations": int,
+}

@@ -4,8 +4,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import prod
-from typing import Literal, NamedTuple
+from math import isfinite, prod
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.nn.utils import vector_to_parameters
 from fl_sim.models import ModelSpec, build_model
 
 UpdateKind = Literal["gradient", "delta"]
+
+_MAX_IMAGES = 1 << 20
 
 
 class Segment(NamedTuple):
@@ -108,10 +110,30 @@ class LocalWork:
     local_batches: int = 1
     fixed_batch: bool = False
 
+    def __post_init__(self) -> None:
+        counts = (self.batch_size, self.local_steps, self.local_batches)
+        if not all(type(count) is int and 1 <= count <= _MAX_IMAGES for count in counts):
+            raise ValueError(
+                f"Batch size, steps and batches {counts} must be from 1 to {_MAX_IMAGES}."
+            )
+        if self.images > _MAX_IMAGES:
+            raise ValueError(f"{self.images} images in one update are more than {_MAX_IMAGES}.")
+        if self.kind not in get_args(UpdateKind) or not isinstance(self.fixed_batch, bool):
+            raise ValueError(f"An update is a gradient or a delta, not {self.kind!r}.")
+        if not isinstance(self.learning_rate, float | int) or not isfinite(self.learning_rate):
+            raise ValueError(f"A learning rate of {self.learning_rate!r} is not a finite number.")
+
     @property
     def images(self) -> int:
         """Number of private images that enter one update."""
         return self.batch_size * self.local_batches
+
+
+@lru_cache(maxsize=8)
+def layout_of_model(spec: ModelSpec) -> Layout:
+    """Return the layout of a model without the memory of its weights."""
+    with torch.device("meta"):
+        return Layout.of(build_model(spec))
 
 
 class FlatModel:

@@ -135,7 +135,10 @@ class Quantizer(ABC):
     def _check(self, payload: Payload) -> None:
         if payload.spec != self.spec:
             raise PayloadError(f"A payload of {payload.spec!r} reached quantizer {self.spec!r}.")
-        expected = self.body_size(payload.layout)
+        try:
+            expected = self.body_size(payload.layout)
+        except ValueError as error:  # a quantizer of other tensors than the model has
+            raise PayloadError(str(error)) from error
         if len(payload.body) != expected:
             raise PayloadError(
                 f"The body of {self.spec!r} has {len(payload.body)} bytes, not {expected}."
