@@ -12,6 +12,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
@@ -34,9 +35,13 @@ class LocalGrid(Grid):
         Answers every message.
     clients : int
         Number of nodes; node ``i + 2`` holds partition ``i``.
+    run_config : UserConfig, optional
+        What ``flwr run`` would give to the clients.
     """
 
-    def __init__(self, client_app: ClientApp, clients: int) -> None:
+    def __init__(
+        self, client_app: ClientApp, clients: int, run_config: UserConfig | None = None
+    ) -> None:
         self._client_app = client_app
         self._contexts = {
             partition + _SERVER_NODE + 1: Context(
@@ -44,7 +49,7 @@ class LocalGrid(Grid):
                 node_id=partition + _SERVER_NODE + 1,
                 node_config={"partition-id": partition, "num-partitions": clients},
                 state=RecordDict(),
-                run_config={},
+                run_config=run_config or {},
             )
             for partition in range(clients)
         }

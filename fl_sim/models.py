@@ -170,6 +170,11 @@ MODELS: dict[str, Callable[[ModelSpec], nn.Module]] = {
 }
 
 
+def register_model(name: str, build: Callable[[], nn.Module]) -> None:
+    """Make somebody else's model one that can be attacked, under a name of its own."""
+    MODELS[name] = lambda _: build()
+
+
 def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
     """Build a model whose initial weights are a pure function of ``seed``.
 

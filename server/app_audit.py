@@ -1,0 +1,92 @@
+"""Audit of somebody else's Flower app: attack what `HonestButCurious` kept of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from attacker.presets import build_attack
+from fl_sim.files import StoreError
+from fl_sim.models import ModelSpec, register_model
+from fl_sim.observations import Observation, load_observations
+from fl_sim.public_images import PublicImages
+from fl_sim.reconstructions import Reconstruction
+from fl_sim.updates import LocalWork, flat_model
+
+
+def audit(
+    store: Path | str,
+    model: Callable[[], nn.Module],
+    *,
+    shape: tuple[int, int, int],
+    classes: int,
+    work: LocalWork | None = None,
+    trial: str = "flower",
+    attacks: Sequence[str] = ("suite",),
+    public: PublicImages | None = None,
+    seed: int = 0,
+) -> list[Reconstruction]:
+    """Reconstruct the private images behind every payload in a store.
+
+    Parameters
+    ----------
+    store : Path or str
+        Folder that `HonestButCurious` wrote.
+    model : callable
+        Builds the model that was trained: a differentiable module without buffers (a BatchNorm
+        has some) that maps images ``(n, C, H, W)`` in [0, 1] to logits and is trained with
+        cross-entropy.
+    shape : tuple[int, int, int]
+        Channels, height and width of an image.
+    classes : int
+        Number of labels.
+    work : LocalWork, optional
+        What a client does in a round; may be left out where `HonestButCurious` was told.
+    trial : str
+        Sub-folder of the training.
+    attacks : sequence of str
+        Presets, optionally edited; see ``run_simulation.py attacks``.
+    public : PublicImages, optional
+        Images like the private ones that anyone can have, for learned attacks.
+    seed : int
+        Of the attacks' random starts.
+
+    Returns
+    -------
+    list of Reconstruction
+        Of every attack that applies, by round and partition; `results.scoring.score_batch` scores
+        one against the truth, which an auditor of his own app knows.
+
+    Raises
+    ------
+    StoreError
+        If nothing was stored, or what was stored is not of this model.
+    ValueError
+        If there is no such attack, or the model has buffers.
+    """
+    chosen = {name: build_attack(name) for name in attacks}
+    observations = _load(Path(store) / trial, _spec(model, shape, classes), work)
+    made: list[Reconstruction] = []
+    for name, attack in chosen.items():
+        if attack.applies(observations):
+            found = attack.reconstruct(observations, seed=seed, public=public)
+            made += [replace(one, attack=name) for one in found]
+    return made
+
+
+def _spec(model: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int) -> ModelSpec:
+    buffers = [name for name, _ in model().named_buffers()]
+    if buffers:
+        raise ValueError(f"A model without buffers is needed, but this one has {buffers[0]!r}.")
+    name = f"{model.__module__}:{model.__qualname__}"
+    register_model(name, model)
+    flat_model.cache_clear()
+    return ModelSpec(name, shape, classes)
+
+
+def _load(folder: Path, spec: ModelSpec, work: LocalWork | None) -> list[Observation]:
+    paths = sorted(folder.glob("round-*.safetensors"))
+    if not paths:
+        raise StoreError(f"There are no observations in {folder}.")
+    return [one for path in paths for one in load_observations(path, spec, work)]
