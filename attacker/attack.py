@@ -27,7 +27,7 @@ from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
 from fl_sim.quantizers.cell import Cell
 from fl_sim.reconstructions import Reconstruction, Status
-from fl_sim.updates import one_hot
+from fl_sim.updates import convolutions_for, one_hot
 
 Progress = Callable[[int, int], None]
 
@@ -236,11 +236,12 @@ def _objective(
         points = points.detach().requires_grad_()
         images, targets = candidates.split(points, index)
         losses = on_floored.prior(images)
-        for one, cell in zip(left.rounds, cells, strict=True):
-            updates = one.candidate(images, targets)
-            match = on_floored.match(_resized(updates, cell) if resize else updates, cell)
-            losses = losses + match / len(cells)
-        (gradients,) = torch.autograd.grad(losses.sum(), points)
+        with convolutions_for(images):
+            for one, cell in zip(left.rounds, cells, strict=True):
+                updates = one.candidate(images, targets)
+                match = on_floored.match(_resized(updates, cell) if resize else updates, cell)
+                losses = losses + match / len(cells)
+            (gradients,) = torch.autograd.grad(losses.sum(), points)
         return losses.detach(), gradients
 
     return evaluate

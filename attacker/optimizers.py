@@ -176,8 +176,9 @@ class _State:
     last_progress: Tensor  # (B,) evaluation at which the loss last fell noticeably
     milestone: Tensor  # (B,) the loss then
     pairs: Tensor  # (B, 2, m, D) history of steps s and changes y, stored circularly
-    gram: Tensor  # (B, 2, m, m) float64 s_i . y_j and y_i . y_j
-    age: Tensor  # (B, m) order of arrival, -1 where empty
+    gram: Tensor  # (B, 2, m, m) float64 s_i . y_j of no newer s, and y_i . y_j; oldest first
+    held: Tensor  # (B,) pairs in the history
+    oldest: Tensor  # (B,) where the oldest of them is stored
 
     @classmethod
     def at(
@@ -203,8 +204,10 @@ class _State:
             milestone=losses.clone(),
             pairs=points.new_zeros(count, 2, history, size),
             gram=points.new_zeros(count, 2, history, history, dtype=torch.float64),
-            age=torch.full((count, history), -1, device=points.device),
+            held=torch.zeros_like(problems),
+            oldest=torch.zeros_like(problems),
         )
+        state._forget(~flags)
         state._search(torch.ones_like(flags), -gradients)
         return state
 
@@ -242,7 +245,7 @@ class _State:
         self.low_gradient = _where(lowest, gradients, self.low_gradient)
         self.zooming = self.zooming | too_high | rising
 
-        self.t = torch.where(expanding, _expand(previous, seen), _interpolate(self.low, self.high))
+        self.t = _next_trial(expanding, previous, seen, self.low, self.high)
         self._settle(accepted, trial, losses, gradients)
 
     def _settle(self, accepted: Tensor, trial: Tensor, losses: Tensor, gradients: Tensor) -> None:
@@ -263,20 +266,26 @@ class _State:
         self.loss = torch.where(arrived, loss, self.loss)
 
         stuck = over & ~moved
-        self.failed = self.failed | (stuck & self._fresh())
-        self.age = _where(stuck, -1, self.age)  # forget the history, try the gradient
+        self.failed = self.failed | (stuck & (self.held == 0))
+        self._forget(stuck)  # try the gradient
         self._search(arrived | stuck, self._quasi_newton(arrived, step, change))
 
-    def _fresh(self) -> Tensor:
-        """Tell which problems have no history."""
-        return (self.age < 0).all(dim=1)
+    def _forget(self, which: Tensor) -> None:
+        """Empty the histories of some problems; a missing pair is a row of the identity."""
+        rows = which.nonzero().squeeze(1)
+        if not len(rows):
+            return
+        self.held[rows] = 0
+        self.oldest[rows] = 0
+        self.gram[rows] = 0
+        self.gram[:, 0].diagonal(dim1=1, dim2=2)[rows] = 1
 
     def _search(self, which: Tensor, direction: Tensor) -> None:
         """Start a new line search in the problems ``which``, downhill in any case."""
         slope = (self.gradient * direction).sum(dim=1)
         norms = self.gradient.norm(dim=1) * direction.norm(dim=1)
-        self.age = _where(which & ~(slope < -1e-8 * norms), -1, self.age)
-        fresh = self._fresh()
+        self._forget(which & ~(slope < -1e-8 * norms))
+        fresh = self.held == 0
         direction = _where(fresh, -self.gradient, direction)
         slope = torch.where(fresh, -self.gradient.square().sum(dim=1), slope)
         first = (1 / self.gradient.abs().sum(dim=1).clamp_min(1e-30)).clamp_max(1.0)
@@ -299,47 +308,60 @@ class _State:
         """
         curved = (step * change).sum(dim=1) > 1e-10 * change.square().sum(dim=1)
         rows = (which & curved).nonzero().squeeze(1)
-        slot = self.age[rows].argmin(dim=1)  # an empty one, else the oldest
+        place, slot = self._make_room(rows)
         self.pairs[rows, 0, slot] = step[rows]
         self.pairs[rows, 1, slot] = change[rows]
-        self.age[rows, slot] = self.age[rows].amax(dim=1) + 1
 
-        used = int((self.age >= 0).sum(dim=1).max())
+        used = int(self.held.max())
         if not used:
             return -self.gradient
         pairs = self.pairs[:, :, :used].flatten(1, 2)
         both = torch.stack([change, self.gradient], dim=1)
         products = torch.bmm(both, pairs.transpose(1, 2)).double().reshape(-1, 2, 2, used)
-        self.gram[rows, :, :used, slot] = products[rows, 0]
-        self.gram[rows, 1, slot, :used] = products[rows, 0, 1]
+        ages = torch.arange(used, device=rows.device)
+        order = (self.oldest[:, None] + ages) % self.pairs.shape[2]
+        order = torch.where(ages < self.held[:, None], order, ages)
+        order = order[:, None, None].expand_as(products)
+        products = products.gather(3, order) * (ages < self.held[:, None])[:, None, None]
+        self.gram[rows, :, :used, place] = products[rows, 0]
+        self.gram[rows, 1, place, :used] = products[rows, 0, 1]
 
         gamma, along = self._compact(products[:, 1], used)
-        along = along.to(pairs.dtype).flatten(1)[:, None]
+        along = torch.empty_like(along).scatter_(2, order[:, 0], along)
         scaled = gamma.to(pairs.dtype)[:, None] * self.gradient
-        return -(scaled + torch.bmm(along, pairs).squeeze(1))
+        return -(scaled + torch.bmm(along.to(pairs.dtype).flatten(1)[:, None], pairs).squeeze(1))
+
+    def _make_room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, for a new pair of the problems ``rows``, its place by age and where to store it.
+
+        A full history loses its oldest pair.
+        """
+        capacity = self.pairs.shape[2]
+        full = rows[self.held[rows] == capacity]
+        if len(full):
+            self.gram[full, :, :-1, :-1] = self.gram[full, :, 1:, 1:]
+            self.oldest[full] = (self.oldest[full] + 1) % capacity
+            self.held[full] -= 1
+        place = self.held[rows]
+        self.held[rows] += 1
+        return place, (self.oldest[rows] + place) % capacity
 
     def _compact(self, products: Tensor, used: int) -> tuple[Tensor, Tensor]:
         """Return gamma and the weights of s and y in ``H g = gamma g + ...``; ``(B, 2, used)``.
 
-        ``products`` are S g and Y g. Slots are put in order of age, so that s_i . y_j of no newer
-        s is an upper triangle; empty slots come first and stand as rows of the identity.
+        ``products`` are S g and Y g, oldest first.
         """
-        order = self.age[:, :used].argsort(dim=1)
-        held = self.age[:, :used].gather(1, order) >= 0
-        mask = held[:, :, None] & held[:, None, :]
-        sy, yy = (_permuted(self.gram[:, i, :used, :used], order) * mask for i in (0, 1))
-        sg, yg = (products[:, i].gather(1, order) * held for i in (0, 1))
-        diagonal = sy.diagonal(dim1=1, dim2=2)
-        upper = sy.triu() + torch.diag_embed((~held).to(sy.dtype))
-        newest = yy[:, -1, -1]
-        gamma = torch.where(newest > 0, diagonal[:, -1] / newest.clamp_min(1e-300), 1.0)
+        upper, yy = self.gram[:, :, :used, :used].unbind(dim=1)
+        sg, yg = products.unbind(dim=1)
+        diagonal = upper.diagonal(dim1=1, dim2=2)
+        newest = (self.held - 1).clamp_min(0)[:, None]
+        size = yy.diagonal(dim1=1, dim2=2).gather(1, newest)
+        gamma = torch.where(size > 0, diagonal.gather(1, newest) / size.clamp_min(1e-300), 1.0)
 
         v = torch.linalg.solve_triangular(upper, sg[:, :, None], upper=True)
-        w = diagonal[:, :, None] * v + gamma[:, None, None] * (yy @ v - yg[:, :, None])
+        w = diagonal[:, :, None] * v + gamma[:, :, None] * (yy @ v - yg[:, :, None])
         u = torch.linalg.solve_triangular(upper.transpose(1, 2), w, upper=False)
-        ordered = torch.stack([u, -gamma[:, None, None] * v], dim=1).squeeze(3) * held[:, None]
-        back = order[:, None].expand_as(ordered)
-        return gamma, torch.empty_like(ordered).scatter_(2, back, ordered)
+        return gamma.squeeze(1), torch.stack([u, -gamma[:, :, None] * v], dim=1).squeeze(3)
 
 
 def _leads_past(slopes: Tensor, state: _State) -> Tensor:
@@ -352,24 +374,20 @@ def _where(mask: Tensor, yes: Tensor | int, no: Tensor) -> Tensor:
     return torch.where(mask[:, None], yes, no)
 
 
-def _permuted(gram: Tensor, order: Tensor) -> Tensor:
-    """Reorder rows and columns of each ``(m, m)`` matrix."""
-    count = order.shape[1]
-    rows = gram.gather(1, order[:, :, None].expand(-1, -1, count))
-    return rows.gather(2, order[:, None, :].expand(-1, count, -1))
+def _next_trial(
+    expanding: Tensor, previous: Tensor, seen: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Return the next trial step of every search.
 
-
-def _expand(previous: Tensor, seen: Tensor) -> Tensor:
-    """Next trial of a search that still runs downhill: between a little and ten times further."""
-    near = seen[:, 0] + 0.01 * (seen[:, 0] - previous[:, 0])
-    return _cubic(previous, seen, near, 10 * seen[:, 0])
-
-
-def _interpolate(low: Tensor, high: Tensor) -> Tensor:
-    """Next trial inside a bracket, kept a tenth of its width away from both ends."""
+    One that still runs downhill goes between a little and ten times further; one with a bracket
+    stays inside, a tenth of its width away from both ends.
+    """
     left = torch.minimum(low[:, 0], high[:, 0])
     width = (high[:, 0] - low[:, 0]).abs()
-    return _cubic(low, high, left + 0.1 * width, left + 0.9 * width)
+    near = seen[:, 0] + 0.01 * (seen[:, 0] - previous[:, 0])
+    least = torch.where(expanding, near, left + 0.1 * width)
+    most = torch.where(expanding, 10 * seen[:, 0], left + 0.9 * width)
+    return _cubic(_where(expanding, previous, low), _where(expanding, seen, high), least, most)
 
 
 def _cubic(one: Tensor, other: Tensor, least: Tensor, most: Tensor) -> Tensor:

@@ -121,6 +121,8 @@ class Problems:
         targets : Tensor
             ``(b, n, classes)`` target probabilities.
         """
+        if self.work.kind == "gradient":
+            return self.flat_model.gradients(self.weights, images, targets)
 
         def one(images: Tensor, targets: Tensor) -> Tensor:
             return local_update(self.flat_model, self.work, self.weights, images, targets)

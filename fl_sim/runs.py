@@ -12,7 +12,7 @@ from fl_sim.settings import Settings, SettingsError, dump_settings, load_setting
 from fl_sim.trials import Trial
 
 # Raise when a change of code changes what training or attacks produce from the same settings.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,28 @@
 """What a client computes: one differentiable function, shared by the client and the attacker."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import isfinite, prod
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import vector_to_parameters
 
+from fl_sim.example_gradients import example_gradients, supports
 from fl_sim.models import ModelSpec, build_model
 
 UpdateKind = Literal["gradient", "delta"]
 
 _MAX_IMAGES = 1 << 20
+# Pixels up to which a set of images counts as few: preparing a layer's work then takes longer than
+# the work, which the benchmarks of docs/performance.md show.
+_FEW = 1024
 
 
 class Segment(NamedTuple):
@@ -136,6 +141,26 @@ def layout_of_model(spec: ModelSpec) -> Layout:
         return Layout.of(build_model(spec))
 
 
+def few_pixels(images: Tensor) -> bool:
+    """Tell whether images ``(..., C, H, W)`` are small and few."""
+    return images.numel() <= _FEW * images.shape[-3]
+
+
+@contextmanager
+def convolutions_for(images: Tensor) -> Iterator[None]:
+    """Compute convolutions of these images, backward ones included, in the faster of two ways.
+
+    oneDNN, which PyTorch uses on a CPU, takes 30 us to prepare each.
+    """
+    one_dnn: Any = torch.backends.mkldnn
+    usual = one_dnn.enabled
+    one_dnn.enabled = usual and not few_pixels(images)
+    try:
+        yield
+    finally:
+        one_dnn.enabled = usual
+
+
 class FlatModel:
     """A model as a pure function of one flat weight vector."""
 
@@ -163,8 +188,18 @@ class FlatModel:
         """Return the same gradient of the same loss by plain autograd: faster, a plain value."""
         parameters = self._eager_parameters
         vector_to_parameters(weights, parameters)
-        loss = cross_entropy(self._eager_module(images), targets)
-        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)])
+        with convolutions_for(images):
+            loss = cross_entropy(self._eager_module(images), targets)
+            gradients = torch.autograd.grad(loss, parameters)
+        return torch.cat([g.reshape(-1) for g in gradients])
+
+    def gradients(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient of each of b batches ``(b, n, C, H, W)``: ``(b, size)``."""
+        if few_pixels(images) and supports(self.module):
+            parameters = self.layout.unflatten(weights)
+            return example_gradients(self.module, parameters, images, targets)
+        each: Tensor = vmap(self.gradient, in_dims=(None, 0, 0))(weights, images, targets)
+        return each
 
 
 @lru_cache(maxsize=8)
