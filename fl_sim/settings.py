@@ -198,7 +198,7 @@ class EngineSettings(_Section):
     engine: Literal["local", "ray"] = Field("local", description="In-process, or Flower on Ray.")
     ray_address: str = Field("local", description="Address of a Ray cluster, or a fresh local one.")
     workers: int = Field(
-        0, ge=0, description="Processes that attack side by side; 0: one per core."
+        0, ge=0, description="Processes that train and attack side by side; 0: one per core."
     )
 
 

@@ -1,5 +1,6 @@
 """A study from the server's side: check it, train its trials on an engine, attack what was seen."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from clients.app import app as client_app
@@ -11,6 +12,7 @@ from fl_sim.study import Study
 from fl_sim.trials import Trial, trials_of
 from server.app import build_server_app, finished_history, write_history
 from server.audit import AttackJob, audit_jobs, check_attacks, run_jobs
+from server.workers import run_tasks
 
 
 def check_study(study: Study) -> None:
@@ -27,29 +29,59 @@ def check_study(study: Study) -> None:
             _ = trial.federation
 
 
+@dataclass(frozen=True)
+class TrainingJob:
+    """One trial of one point of a study, to be trained on its own."""
+
+    trial: Trial
+    settings: Settings
+    folder: RunFolder
+
+
 def train(study: Study, root: Path) -> None:
     """Train the trials that are not finished, then gather ``history.csv`` of each point.
 
-    All trials of a point are trained in one server app, so that an engine starts once for it.
+    On Ray all trials of a point are trained in one server app, so that an engine starts once for
+    it. The in-process engine takes no time to start: there trials are trained side by side.
     """
+    pairs = list(zip(study.points, study.folders(root), strict=True))
     total = sum(len(p.settings.combinations) * p.settings.training.rounds for p in study.points)
+    engine = study.points[0].settings.engine
     with progress_bar("Training", total) as advance:
-        for point, folder in zip(study.points, study.folders(root), strict=True):
-            _train_point(point.settings, folder, advance)
+        jobs = [job for point, folder in pairs for job in _jobs(point.settings, folder, advance)]
+        if engine.engine == "local" and engine.workers != 1 and len(jobs) > 1:
+            for job, _ in run_tasks(train_alone, jobs, engine):
+                advance(job.settings.training.rounds, job.trial.name)
+        else:
+            for point, folder in pairs:
+                _train_point(point.settings, folder, advance)
+    for point, folder in pairs:
+        write_history(point.settings, folder)
+
+
+def _jobs(settings: Settings, folder: RunFolder, advance: Advance) -> list[TrainingJob]:
+    """Return the trials that are not finished; those that are advance the bar."""
+    every = [TrainingJob(trial, settings, folder) for trial in trials_of(settings)]
+    jobs = [job for job in every if finished_history(folder, job.trial, settings) is None]
+    advance((len(every) - len(jobs)) * settings.training.rounds)
+    return jobs
+
+
+def train_alone(job: TrainingJob) -> None:
+    """Train one trial on an in-process engine of its own."""
+    only = {"quantizers": (job.trial.quantizer,), "seeds": (job.trial.seed,)}
+    settings = job.settings.model_copy(update=only)
+    server_app = build_server_app(settings, job.folder, lambda _: None)
+    run_apps(server_app, client_app, settings.data.clients, settings.engine)
 
 
 def _train_point(settings: Settings, folder: RunFolder, advance: Advance) -> None:
-    trials = trials_of(settings)
-    waiting = [t for t in trials if finished_history(folder, t, settings) is None]
-    advance((len(trials) - len(waiting)) * settings.training.rounds)
-
     def on_round(trial: Trial) -> None:
         advance(1, trial.name)
 
-    if waiting:  # else no engine need start
+    if _jobs(settings, folder, lambda *_: None):  # else no engine need start
         server_app = build_server_app(settings, folder, on_round)
         run_apps(server_app, client_app, settings.data.clients, settings.engine)
-    write_history(settings, folder)
 
 
 def attack(study: Study, root: Path) -> None:

@@ -109,9 +109,10 @@ def test_a_study_leaves_its_tables_and_pictures(small_run):
 
 
 @pytest.mark.slow
-def test_both_engines_give_the_same_bytes(monkeypatch, small_run, tmp_path):
-    out = tmp_path / "ray"
-    assert command(monkeypatch, *SMALL, "--engine", "ray", "--out", out) == 0
+@pytest.mark.parametrize("elsewhere", [("--engine", "ray"), ("--workers", "2")], ids=str)
+def test_both_engines_give_the_same_bytes(monkeypatch, small_run, tmp_path, elsewhere):
+    out = tmp_path / "elsewhere"
+    assert command(monkeypatch, *SMALL, *elsewhere, "--out", out) == 0
     for kind in ("results.csv", "scores.csv", "history.csv", "observations/*/*"):
         expected = sorted(path.relative_to(small_run) for path in small_run.glob(kind))
         assert expected
