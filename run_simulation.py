@@ -1,31 +1,35 @@
 """The command line: train, attack and report a study; thin, the work is done by the packages."""
 
 import inspect
-import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import click
+import rich
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
+from fl_sim.files import StoreError
+from fl_sim.logs import log_file
 from fl_sim.runs import RunFolder
 from fl_sim.settings import SettingsError, load_settings, nearest, option_fields, split_list
-from fl_sim.study import load_study, read_study
+from fl_sim.study import Study, load_study, read_study
 
 cli = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
 )
-errors = Console(stderr=True)
 
 DEFAULT_STUDY = Path(__file__).parent / "studies" / "default.toml"
+LOG = "log.jsonl"
 DEFAULT_SWEEP = ("tv=1e-4,1e-3,1e-2,1e-1",)
 
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors only, and no progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show every event of the log.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run or study, e.g. runs/default.")]
 
 
@@ -67,6 +71,9 @@ def run(
     study: Annotated[Path | None, typer.Option(help="TOML file of a study.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; runs/<study> if absent.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The study's size for seconds.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do finished work again.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     *,
     overrides: dict[str, str],
 ) -> None:
@@ -79,10 +86,16 @@ def run(
     from server import study as server  # noqa: PLC0415 - torch and Flower, not for --help
 
     server.check_study(asked)
-    asked.create(root)
-    server.train(asked, root)
-    server.attack(asked, root)
-    _report(root)
+    with _writing(asked, root, quiet, verbose):
+        folders = asked.create(root)
+        for folder in folders if force else []:
+            folder.forget()
+        server.train(asked, root)
+        server.attack(asked, root)
+        _report(root)
+    failed = sum(len(server.unfinished_trials(f.settings(), f)) for f in folders)
+    if failed:
+        raise UnfinishedError(f"{failed} trials failed, see {root / LOG}")
 
 
 @cli.command()
@@ -91,6 +104,8 @@ def attack(
     attacks: Annotated[str, typer.Option(help="Attacks to add, by preset name.")] = "",
     tuned: Annotated[str, typer.Option(help="File that `tune` wrote.")] = "",
     workers: Annotated[str, typer.Option(help="Processes side by side; 0: one per core.")] = "0",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Attack again what a run observed, with further attacks."""
     from server import study as server  # noqa: PLC0415
@@ -102,9 +117,10 @@ def attack(
     overrides = {name: value for name, value in given.items() if value}
     study = load_study(RunFolder(run).settings_file, overrides)
     server.check_study(study)
-    study.create(run)
-    server.attack(study, run)
-    _report(run)
+    with _writing(study, run, quiet, verbose):
+        study.create(run)
+        server.attack(study, run)
+        _report(run)
 
 
 @cli.command()
@@ -117,17 +133,20 @@ def tune(
     ] = None,
     victims: Annotated[str, typer.Option(help="Held-out victims in each observed round.")] = "8",
     workers: Annotated[str, typer.Option(help="Processes side by side; 0: one per core.")] = "0",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Tune attacks for each quantizer on public images; RUN/tuned.toml is for --tuned."""
     from results.scoring import score_batch  # noqa: PLC0415
     from server import tuning  # noqa: PLC0415
 
-    folder = RunFolder(run)
-    folder.settings()
+    folder, study = RunFolder(run), read_study(run)
     given = {"workers": workers, "victims": victims, "attacks": attacks}
     overrides = {name: value for name, value in given.items() if value}
     settings = load_settings(folder.settings_file, overrides)
-    tried = tuning.tune(settings, folder, tuning.parse_sweep(sweep or DEFAULT_SWEEP), score_batch)
+    swept = tuning.parse_sweep(sweep or DEFAULT_SWEEP)
+    with _writing(study, run, quiet, verbose):
+        tried = tuning.tune(settings, folder, swept, score_batch)
     print(tried.to_string(index=False, float_format="{:.2f}".format))
     print(f"written to {folder.tuned_file}")
 
@@ -139,6 +158,8 @@ def report(
         str,
         typer.Option("--format", help="Write figures and tables as png,svg,pdf,parquet,md,tex."),
     ] = "",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Make tables, curves and pictures of a run again."""
     from results.exports import FORMATS, export  # noqa: PLC0415
@@ -149,8 +170,9 @@ def report(
             raise SettingsError(
                 "format", name, f"one of {', '.join(FORMATS)}{nearest(name, FORMATS)}"
             )
-    _report(run)
-    export(run, chosen)
+    with _writing(read_study(run), run, quiet, verbose):
+        _report(run)
+        export(run, chosen)
 
 
 @cli.command()
@@ -190,6 +212,20 @@ def attacks() -> None:
     print("suite: the best by one yardstick of", ", ".join(SUITE))
 
 
+@contextmanager
+def _writing(study: Study, root: Path, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Write below ``root`` alone, with a log; sum up at the end what it holds beside errors."""
+    rich.reconfigure(stderr=True, quiet=quiet)
+    with (
+        study.locked(root),
+        log_file(root / LOG, quiet=quiet, verbose=verbose) as counted,
+    ):
+        yield
+    if counted and not quiet:
+        summary = ", ".join(f"{count} {event}" for event, count in counted.most_common())
+        print(f"{root / LOG}: {summary}", file=sys.stderr)
+
+
 def _report(root: Path) -> None:
     from results.run_report import summarise  # noqa: PLC0415
     from results.tables import print_results  # noqa: PLC0415
@@ -197,11 +233,15 @@ def _report(root: Path) -> None:
     print_results(summarise(root), Console())
 
 
+class UnfinishedError(RuntimeError):
+    """A study of which not everything could be done."""
+
+
 def main() -> None:
-    """Run the command line; bad input is one line on standard error and exit status 2."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors)]
-    )
+    """Run the command line; a failure is one line on standard error.
+
+    The exit status is 2 for bad input, 1 for what failed on the way, 130 when interrupted.
+    """
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -210,9 +250,20 @@ def main() -> None:
         _refuse(error.format_message())
     except SettingsError as error:
         _refuse(str(error))
+    except StoreError as error:
+        _fail(f"{error}; to train its trial again, delete it")
+    except UnfinishedError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error}; what was finished stays, the same command resumes")
     except (KeyboardInterrupt, click.exceptions.Abort):
-        errors.print("interrupted; the same command resumes", style="yellow")
+        print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)
+
+
+def _fail(line: str) -> None:
+    print("error:", " ".join(line.split()), file=sys.stderr)
+    sys.exit(1)
 
 
 def _refuse(line: str) -> None:

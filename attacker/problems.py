@@ -124,8 +124,10 @@ class Problems:
         if self.work.kind == "gradient":
             return self.flat_model.gradients(self.weights, images, targets)
 
+        model = self.flat_model  # to build it draws numbers, which vmap refuses
+
         def one(images: Tensor, targets: Tensor) -> Tensor:
-            return local_update(self.flat_model, self.work, self.weights, images, targets)
+            return local_update(model, self.work, self.weights, images, targets)
 
         return vmap(one)(images, targets)
 

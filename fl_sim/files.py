@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
         if not private:
             temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -60,9 +64,26 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, An
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote; raise `StoreError` where it is not readable."""
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, _facts(file)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read the facts alone; raise `StoreError` where the file is truncated or not readable."""
+    with _opened(path) as file:
+        return _facts(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise StoreError(f"{path.name} in {path.parent} cannot be read: {error}") from error
+
+
+def _facts(file: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+    return facts

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from rich import get_console
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -17,7 +18,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(title: str, total: int, console: Console | None = None) -> Iterator[Advance]:
-    """Show a bar of ``total`` steps on standard error while the block runs."""
+    """Show a bar of ``total`` steps on rich's console while the block runs."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,7 +26,7 @@ def progress_bar(title: str, total: int, console: Console | None = None) -> Iter
         TimeRemainingColumn(),
         TextColumn("{task.fields[doing]}"),
     )
-    with Progress(*columns, console=console or Console(stderr=True)) as progress:
+    with Progress(*columns, console=console or get_console()) as progress:
         task = progress.add_task(title, total=total, doing="")
 
         def advance(steps: int = 1, doing: str | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fl_sim.files import StoreError, read_tensors, write_tensors
+from fl_sim.files import StoreError, read_facts, read_tensors, write_tensors
 
 Status = Literal["converged", "stalled", "diverged"]
 
@@ -105,6 +105,20 @@ def _check(made: Reconstruction) -> None:
         raise TypeError(f"images are {images.dtype}, labels {labels.dtype}")
     if labels.shape != images.shape[:1] or made.status not in get_args(Status):
         raise TypeError(f"{tuple(labels.shape)} labels, status {made.status!r}")
+
+
+def reconstruction_key(path: Path) -> str:
+    """Return the key of a file that `save_reconstructions` wrote, from its header alone.
+
+    Raises
+    ------
+    StoreError
+        If the file is truncated or not a reconstruction.
+    """
+    try:
+        return str(read_facts(path)["key"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path.name} in {path.parent} holds no reconstructions") from error
 
 
 _TENSORS = {"images", "labels"}

@@ -1,18 +1,24 @@
 """The folder of a run: where each output lies, and whether it still stands."""
 
-import hashlib
 import json
+import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl_sim.files import write_text
+from fl_sim.fingerprint import code_version, fingerprint
 from fl_sim.settings import Settings, SettingsError, dump_settings, load_settings
 from fl_sim.trials import Trial
 
-# Raise when a change of code changes what training or attacks produce from the same settings.
-RESULTS_VERSION = 2
+log = logging.getLogger("fl_sim.runs")
+
+# The modules whose code, and the packages whose versions, determine what each step produces.
+_TRAINING = ("clients.app", "server.training"), ("torch", "numpy", "flwr", "flwr-datasets")
+_ATTACK = ("server.audit",), ("torch", "numpy")
+_SCORES = ("results.scoring", "results.gates"), ("torch", "numpy", "scipy", "scikit-image")
 
 
 @dataclass(frozen=True)
@@ -46,30 +52,35 @@ class RunFolder:
         """What the attacks made of it."""
         return self.root / "reconstructions"
 
+    @property
+    def scores(self) -> Path:
+        """Scores of each reconstructed file."""
+        return self.root / "scores"
+
     def trial_file(self, trial: Trial) -> Path:
         """Return the history of one finished trial; it is written last, so it marks the end."""
         return self.root / "training" / f"{trial.name}.json"
 
-    def create(self, settings: Settings) -> None:
-        """Make the folder and write the resolved settings; raise as `write_settings` does."""
-        self.write_settings(dump_settings(settings))
-
-    def write_settings(self, text: str) -> None:
-        """Make the folder and write ``settings.toml``.
-
-        Raises
-        ------
-        SettingsError
-            If the path is a file, or cannot be written.
-        """
+    def trained(self, trial: Trial) -> tuple[str, list[Any]] | None:
+        """Return key and history of a finished trial; None if it is missing or cannot be read."""
+        path = self.trial_file(trial)
+        if not path.exists():
+            return None
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            write_text(self.settings_file, text)
-        except OSError as error:
-            reason = f"cannot be written ({error.strerror})"
-            if self.root.is_file():
-                reason = "is a file; a folder is needed"
-            raise SettingsError("out", str(self.root), reason) from error
+            record = json.loads(path.read_text())
+            return record["key"], record["history"]
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s cannot be read; the trial is trained again", path)
+            return None
+
+    def forget(self) -> None:
+        """Delete what was trained, attacked and scored, so that all of it is made again."""
+        for made in (self.root / "training", self.observations, self.reconstructions, self.scores):
+            shutil.rmtree(made, ignore_errors=True)
+
+    def create(self, settings: Settings) -> None:
+        """Make the folder and write the resolved settings."""
+        write_text(self.settings_file, dump_settings(settings))
 
     def settings(self) -> Settings:
         """Return the settings this run was made with."""
@@ -85,22 +96,32 @@ class RunFolder:
 def training_key(trial: Trial, settings: Settings) -> str:
     """Fingerprint all that determines a trial's history and observations."""
     training = settings.training.model_dump(mode="json", exclude={"timeout"})
-    return _fingerprint(
-        {"trial": trial.to_json(), "training": training, "rounds": settings.observed_rounds}
-    )
+    inputs = {"trial": trial.to_json(), "training": training, "rounds": settings.observed_rounds}
+    return _key(inputs, code_version(*_TRAINING))
 
 
-def attack_key(trial: Trial, settings: Settings, attack: str) -> str:
-    """Fingerprint all that determines an attack's reconstructions of a trial."""
-    return _fingerprint(
-        {
-            "training": training_key(trial, settings),
-            "attack": settings.audit.spec(attack, trial.quantizer),
-            "victims": settings.audit.victims,
-        }
-    )
+def attack_key(trial: Trial, settings: Settings, attack: str, training: str = "") -> str:
+    """Fingerprint all that determines an attack's reconstructions of a trial.
+
+    ``training`` is the key of what is attacked, where other code than this may have made it.
+    """
+    inputs = {
+        "training": training or training_key(trial, settings),
+        "attack": settings.audit.spec(attack, trial.quantizer),
+        "victims": settings.audit.victims,
+    }
+    return _key(inputs, code_version(*_ATTACK))
 
 
-def _fingerprint(tree: Mapping[str, Any]) -> str:
-    text = json.dumps({"version": RESULTS_VERSION, **tree}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def score_key(attack: str) -> str:
+    """Fingerprint all that determines the scores of the reconstructions with the key ``attack``."""
+    return _key({"attack": attack}, code_version(*_SCORES))
+
+
+def same_inputs(key: str, other: str) -> bool:
+    """Return whether two keys are of the same inputs, be it of other code."""
+    return key.partition("-")[0] == other.partition("-")[0]
+
+
+def _key(inputs: Mapping[str, Any], code: str) -> str:
+    return f"{fingerprint(inputs)}-{code}"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import tomli_w
 
+from fl_sim.files import write_text
+from fl_sim.lock import locked
 from fl_sim.runs import RunFolder
 from fl_sim.settings import (
     Settings,
@@ -70,17 +73,15 @@ class Study:
         """Return the folder of each point; ``root`` itself in a study without axes."""
         return [RunFolder(root / point.name) for point in self.points]
 
-    def create(self, root: Path) -> list[RunFolder]:
-        """Make the folders, write the resolved settings into each, and return those of the points.
+    def locked(self, root: Path) -> AbstractContextManager[None]:
+        """Be the only writer below ``root`` and the folders of the points; see `locked`."""
+        return locked(list(dict.fromkeys([root, *(f.root for f in self.folders(root))])))
 
-        Raises
-        ------
-        SettingsError
-            If a folder is a file, or cannot be written.
-        """
+    def create(self, root: Path) -> list[RunFolder]:
+        """Make the folders, write the resolved settings into each, and return those of points."""
         folders = self.folders(root)
         if self.axes:
-            RunFolder(root).write_settings(self.toml)
+            write_text(RunFolder(root).settings_file, self.toml)
         for point, folder in zip(self.points, folders, strict=True):
             folder.create(point.settings)
         return folders

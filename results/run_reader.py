@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from fl_sim.data import private_batch
-from fl_sim.files import StoreError
+from fl_sim.files import StoreError, write_bytes
 from fl_sim.observations import Observation, load_observations, round_path
 from fl_sim.quantizers.entropy import entropy_coded_bytes
-from fl_sim.reconstructions import Reconstruction, load_reconstructions, reconstruction_path
-from fl_sim.runs import RunFolder, attack_key
+from fl_sim.reconstructions import (
+    Reconstruction,
+    load_reconstructions,
+    reconstruction_key,
+    reconstruction_path,
+)
+from fl_sim.runs import RunFolder, attack_key, same_inputs, score_key, training_key
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.trials import Trial, trials_of
 from fl_sim.updates import flat_model
@@ -34,6 +39,16 @@ _HISTORY_COLUMNS = ["quantizer", "seed", "round", "accuracy", "loss"]
 _HISTORY_COLUMNS += ["uplink_bytes", "updates", "dropped"]
 
 
+class Reconstructed(NamedTuple):
+    """The file that one attack on one observed round of one trial left, and its key."""
+
+    trial: Trial
+    round: int
+    attack: str
+    path: Path
+    key: str
+
+
 class Attacked(NamedTuple):
     """One attack on one observed round of one trial; observations and guesses are paired."""
 
@@ -47,13 +62,21 @@ class Attacked(NamedTuple):
 class RunReader:
     """What one run wrote, and the truth it does not hold.
 
+    Parameters
+    ----------
+    root : Path
+        Folder of the run.
+    keep : bool
+        Whether scores are written below the folder, so that none is computed twice.
+
     Raises
     ------
     SettingsError
         If the folder is not that of a run.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, keep: bool = False) -> None:
+        self.keep = keep
         self.folder = RunFolder(root)
         self.settings = self.folder.settings()
         self.trials = trials_of(self.settings)
@@ -79,7 +102,8 @@ class RunReader:
         ``status`` and ``evaluations`` of the attack, those of `results.gates.examine`, and
         ``strongest`` (see `results.tables.mark_strongest`).
         """
-        frames = [self._score(attacked) for attacked in self.attacked()]
+        frames = [self._scores_of(made) for made in self.reconstructed()]
+        frames = [frame for frame in frames if len(frame)]
         if not frames:
             return pd.DataFrame(columns=_SCORE_COLUMNS).astype(_SCORE_TYPES)
         scores = pd.concat(frames, ignore_index=True)
@@ -134,38 +158,53 @@ class RunReader:
         return {quantizer: fmean(coded) for quantizer, coded in sizes.items()}
 
     def observed(self) -> Iterator[tuple[Trial, int, list[Observation]]]:
-        """Yield what the server saw, round by round of each trial."""
-        for trial in self.trials:
+        """Yield what the server saw, round by round of each finished trial."""
+        for trial in self.trained:
             for server_round in self.settings.observed_rounds:
-                path = round_path(self.folder.observations, trial.name, server_round)
-                if path.exists():
-                    yield trial, server_round, load_observations(path)
+                yield trial, server_round, self.observations(trial, server_round)
+
+    def observations(self, trial: Trial, server_round: int) -> list[Observation]:
+        """Return what the server saw in a round."""
+        return load_observations(round_path(self.folder.observations, trial.name, server_round))
+
+    @cached_property
+    def trained(self) -> dict[Trial, str]:
+        """The finished trials of these settings, with their keys."""
+        found = {}
+        for trial in self.trials:
+            key, _ = self.folder.trained(trial) or ("", [])
+            if same_inputs(key, training_key(trial, self.settings)):
+                found[trial] = key
+        return found
+
+    def reconstructed(self) -> Iterator[Reconstructed]:
+        """Yield the file of every attack that has been carried out on what was observed."""
+        other_code = 0
+        for trial, training in self.trained.items():
+            for server_round in self.settings.observed_rounds:
+                for attack in self.settings.audit.attacks:
+                    root = self.folder.reconstructions
+                    path = reconstruction_path(root, trial.name, attack, server_round)
+                    expected = attack_key(trial, self.settings, attack, training)
+                    key = _standing_key(path, expected)
+                    other_code += bool(key) and key != attack_key(trial, self.settings, attack)
+                    if key:
+                        yield Reconstructed(trial, server_round, attack, path, key)
+        if other_code:
+            log.warning("%s: other code made %d of the attacks", self.folder.root, other_code)
 
     def attacked(self) -> Iterator[Attacked]:
-        """Yield every attack of the study that has been carried out and still stands."""
-        for trial, server_round, observations in self.observed():
-            of_partition = {seen.partition: seen for seen in observations}
-            for attack in self.settings.audit.attacks:
-                guesses = self.reconstructions(trial, attack, server_round)
-                if guesses:
-                    seen = [of_partition[guess.partition] for guess in guesses]
-                    yield Attacked(trial, server_round, attack, seen, guesses)
+        """Yield every attack that has been carried out, with what it attacked and made."""
+        for made in self.reconstructed():
+            attacked = self._load(made)
+            if attacked.guesses:
+                yield attacked
 
-    def reconstructions(self, trial: Trial, attack: str, server_round: int) -> list[Reconstruction]:
-        """Return what an attack made of a round; nothing where it is missing or stale."""
-        root = self.folder.reconstructions
-        path = reconstruction_path(root, trial.name, attack, server_round)
-        if not path.exists():
-            return []
-        try:
-            guesses, key = load_reconstructions(path)
-        except StoreError as error:
-            log.warning("%s; it is left out", error)
-            return []
-        if key != attack_key(trial, self.settings, attack):
-            log.warning("%s of %s: other settings or code made it; left out", attack, trial.name)
-            return []
-        return guesses
+    def _load(self, made: Reconstructed) -> Attacked:
+        guesses, _ = load_reconstructions(made.path)
+        seen = {o.partition: o for o in self.observations(made.trial, made.round)}
+        observations = [seen[guess.partition] for guess in guesses]
+        return Attacked(made.trial, made.round, made.attack, observations, guesses)
 
     def victim(self, row: "pd.Series") -> Tensor:
         """Return the private image ``(C, H, W)`` of a row of scores."""
@@ -187,6 +226,22 @@ class RunReader:
             for a in self.attacked()
         }
 
+    def _scores_of(self, made: Reconstructed) -> pd.DataFrame:
+        """Return the scores of one file, from the store where they are there and still stand."""
+        path = self.folder.scores / made.path.relative_to(self.folder.reconstructions)
+        key, path = score_key(made.key), path.with_suffix(".parquet")
+        stored = read_scores(path, key)
+        if stored is not None:
+            return stored
+        attacked = self._load(made)
+        scores = self._score(attacked) if attacked.guesses else pd.DataFrame()
+        if self.keep:
+            write_scores(path, scores, key)
+            facts = {"trial": made.trial.name, "attack": made.attack, "round": made.round}
+            facts |= {"folder": str(self.folder.root), "event": "scored"}
+            log.info("scored %s", path, extra=facts)
+        return scores
+
     def _score(self, attacked: Attacked) -> pd.DataFrame:
         trial, server_round, guesses = attacked.trial, attacked.round, attacked.guesses
         batches = [self.truth(trial, server_round, guess.partition) for guess in guesses]
@@ -206,6 +261,40 @@ class RunReader:
         scores.insert(3, "partition", scores.pop("partition"))
         scores.insert(4, "attack", attacked.attack)
         return scores
+
+
+def write_scores(path: Path, scores: pd.DataFrame, key: str) -> None:
+    """Write the scores of one file of reconstructions, with the key of what made them."""
+    scores.attrs["key"] = key
+    write_bytes(path, scores.to_parquet(index=False))
+    scores.attrs.clear()
+
+
+def read_scores(path: Path, key: str) -> pd.DataFrame | None:
+    """Return what `write_scores` wrote, exactly; None where it is missing, broken or stale."""
+    if not path.exists():
+        return None
+    try:
+        scores = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, it is made again: %s", path, error)
+        return None
+    return scores if scores.attrs.pop("key", "") == key else None
+
+
+def _standing_key(path: Path, expected: str) -> str:
+    """Return the key of a file of reconstructions, or nothing where it is missing or stale."""
+    if not path.exists():
+        return ""
+    try:
+        key = reconstruction_key(path)
+    except StoreError as error:
+        log.warning("%s; it is left out", error)
+        return ""
+    if not same_inputs(key, expected):
+        log.warning("%s: other settings or data made it; left out", path)
+        return ""
+    return key
 
 
 def random_victims(scores: pd.DataFrame, count: int) -> pd.DataFrame:

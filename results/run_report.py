@@ -33,7 +33,7 @@ def summarise(root: Path) -> pd.DataFrame:
     SettingsError
         If the folder is not that of a run or study.
     """
-    study = StudyReader(root)
+    study = StudyReader(root, keep=True)
     for run in study.runs.values():
         _summarise_run(run)
     if study.study.axes:

@@ -23,6 +23,13 @@ GALLERY_VICTIMS = 8
 class StudyReader:
     """What a run or a study wrote; one that is not finished is read as far as it got.
 
+    Parameters
+    ----------
+    root : Path
+        Folder of the run or study.
+    keep : bool
+        As for `RunReader`.
+
     Attributes
     ----------
     runs : dict[str, RunReader]
@@ -35,11 +42,11 @@ class StudyReader:
         If the folder is not that of a run or study.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, keep: bool = False) -> None:
         self.root = root
         self.study = read_study(root)
         folders = zip(self.study.points, self.study.folders(root), strict=True)
-        self.runs = {point.name: RunReader(folder.root) for point, folder in folders}
+        self.runs = {point.name: RunReader(folder.root, keep=keep) for point, folder in folders}
 
     @cached_property
     def results(self) -> pd.DataFrame:

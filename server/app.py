@@ -7,16 +7,17 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_sim.files import write_text
+from fl_sim.files import StoreError, read_facts, write_text
+from fl_sim.observations import round_path
 from fl_sim.runs import RunFolder, training_key
 from fl_sim.settings import Settings, load_settings
 from fl_sim.trials import Trial, trials_of
+from server.reception import RoundFailedError
 from server.training import HistoryRow, find_nodes, train_trial
 
 log = logging.getLogger("fl_sim.server")
@@ -41,31 +42,46 @@ def build_server_app(settings: Settings, folder: RunFolder, on_round: OnRound) -
 
 
 def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnRound) -> None:
-    """Train the trials that are not finished, one after the other."""
+    """Train the trials that are not finished, one after the other; one that fails stops no other.
+
+    What has been made of a trial before is void once it is trained again.
+    """
     torch.set_num_threads(1)  # small tensors; and the same sums on every machine
     nodes: dict[int, int] = {}
     for trial in trials_of(settings):
         if finished_history(folder, trial, settings) is not None:
             continue
         nodes = nodes or find_nodes(grid, settings.data.clients)
-        history = train_trial(grid, trial, settings, folder, nodes, partial(on_round, trial))
+        folder.trial_file(trial).unlink(missing_ok=True)
+        facts = {"trial": trial.name, "folder": str(folder.root)}
+        log.info("training %s", trial.name, extra=facts | {"event": "training"})
+        try:
+            history = train_trial(grid, trial, settings, folder, nodes, partial(on_round, trial))
+        except RoundFailedError as error:
+            log.error("%s", error, extra=facts | {"event": "failed"})
+            continue
         record = {"key": training_key(trial, settings), "history": history}
         write_text(folder.trial_file(trial), json.dumps(record))
+        log.info("trained %s", trial.name, extra=facts | {"event": "trained"})
 
 
 def finished_history(
     folder: RunFolder, trial: Trial, settings: Settings
 ) -> list[HistoryRow] | None:
-    """Return the history of a trial that is finished and still stands, else None."""
-    path = folder.trial_file(trial)
-    if not path.exists():
+    """Return the history of a trial that is finished and still stands, else None.
+
+    It stands if the same settings and code made it, and what was observed is there as a whole.
+    """
+    trained = folder.trained(trial)
+    if trained is None or trained[0] != training_key(trial, settings):
         return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        return record["history"] if record["key"] == training_key(trial, settings) else None
-    except (ValueError, KeyError, TypeError):
-        log.warning("%s cannot be read; the trial is trained again", path)
-        return None
+    for server_round in settings.observed_rounds:
+        try:
+            read_facts(round_path(folder.observations, trial.name, server_round))
+        except StoreError as error:
+            log.warning("%s; the trial is trained again", error)
+            return None
+    return trained[1]
 
 
 def write_history(settings: Settings, folder: RunFolder) -> None:

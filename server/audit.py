@@ -12,7 +12,7 @@ from fl_sim.observations import Observation, load_observations, round_path
 from fl_sim.public_images import PublicImages
 from fl_sim.reconstructions import (
     Reconstruction,
-    load_reconstructions,
+    reconstruction_key,
     reconstruction_path,
     save_reconstructions,
 )
@@ -51,7 +51,7 @@ class AttackJob:
         if not self.target.exists():
             return False
         try:
-            return load_reconstructions(self.target)[1] == self.key
+            return reconstruction_key(self.target) == self.key
         except StoreError as error:
             log.warning("%s; it is made again", error)
             return False
@@ -114,7 +114,22 @@ def run_jobs(
             waiting.append(job)
     for job, made in run_tasks(run_job, waiting, engine):
         save_reconstructions(job.target, made, job.key)
+        _log_outcome(job, made)
         done(job)
+
+
+def _log_outcome(job: AttackJob, made: Sequence[Reconstruction]) -> None:
+    """Log that an attack is done, and where it fell short."""
+    facts = {"trial": job.trial.name, "attack": job.attack, "rounds": job.rounds}
+    facts["folder"] = str(job.folder.root)
+    log.info("attacked %s", job.target, extra=facts | {"event": "attacked"})
+    for status in ("stalled", "diverged"):
+        short = [one.partition for one in made if one.status == status]
+        if short:
+            log.warning(
+                *("%s %s on %d of %d clients", job.attack, status, len(short), len(made)),
+                extra=facts | {"event": status, "partitions": short, "routine": True},
+            )
 
 
 def run_job(job: AttackJob) -> list[Reconstruction]:
@@ -122,7 +137,8 @@ def run_job(job: AttackJob) -> list[Reconstruction]:
     observations = [o for r in job.rounds for o in _observations(job, r)]
     attack = build_attack(job.spec)
     if not attack.applies(observations):
-        log.warning("attack %s does not apply to trial %s", job.attack, job.trial.name)
+        facts = {"event": "does not apply", "routine": True}
+        log.warning("%s does not apply to %s", job.attack, job.trial.name, extra=facts)
         return []
     public = _public_images(job.trial)
     made = attack.reconstruct(observations, seed=job.trial.seed, public=public)

@@ -95,6 +95,7 @@ class HonestButCurious(Wrapper):
         for reply in replies:
             try:
                 received = self.reader.reception.open(reply)
+                self.reader.reception.decode(received.payload)
             except PayloadError:
                 continue
             payloads.setdefault(received.partition, received.payload)

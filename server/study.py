@@ -47,24 +47,22 @@ def train(study: Study, root: Path) -> None:
     pairs = list(zip(study.points, study.folders(root), strict=True))
     total = sum(len(p.settings.combinations) * p.settings.training.rounds for p in study.points)
     engine = study.points[0].settings.engine
+    waiting = [
+        TrainingJob(trial, point.settings, folder)
+        for point, folder in pairs
+        for trial in unfinished_trials(point.settings, folder)
+    ]
     with progress_bar("Training", total) as advance:
-        jobs = [job for point, folder in pairs for job in _jobs(point.settings, folder, advance)]
-        if engine.engine == "local" and engine.workers != 1 and len(jobs) > 1:
-            for job, _ in run_tasks(train_alone, jobs, engine):
+        advance(total - sum(job.settings.training.rounds for job in waiting))
+        if engine.engine == "local" and engine.workers != 1 and len(waiting) > 1:
+            for job, _ in run_tasks(train_alone, waiting, engine):
                 advance(job.settings.training.rounds, job.trial.name)
         else:
             for point, folder in pairs:
-                _train_point(point.settings, folder, advance)
+                if any(job.folder == folder for job in waiting):  # else no engine need start
+                    _train_point(point.settings, folder, advance)
     for point, folder in pairs:
         write_history(point.settings, folder)
-
-
-def _jobs(settings: Settings, folder: RunFolder, advance: Advance) -> list[TrainingJob]:
-    """Return the trials that are not finished; those that are advance the bar."""
-    every = [TrainingJob(trial, settings, folder) for trial in trials_of(settings)]
-    jobs = [job for job in every if finished_history(folder, job.trial, settings) is None]
-    advance((len(every) - len(jobs)) * settings.training.rounds)
-    return jobs
 
 
 def train_alone(job: TrainingJob) -> None:
@@ -79,15 +77,24 @@ def _train_point(settings: Settings, folder: RunFolder, advance: Advance) -> Non
     def on_round(trial: Trial) -> None:
         advance(1, trial.name)
 
-    if _jobs(settings, folder, lambda *_: None):  # else no engine need start
-        server_app = build_server_app(settings, folder, on_round)
-        run_apps(server_app, client_app, settings.data.clients, settings.engine)
+    server_app = build_server_app(settings, folder, on_round)
+    run_apps(server_app, client_app, settings.data.clients, settings.engine)
+
+
+def unfinished_trials(settings: Settings, folder: RunFolder) -> list[Trial]:
+    """Return the trials of a run that have yet to be trained, or trained again."""
+    return [t for t in trials_of(settings) if finished_history(folder, t, settings) is None]
 
 
 def attack(study: Study, root: Path) -> None:
-    """Run the attacks that are not finished on what the trials' server observed."""
-    pairs = zip(study.points, study.folders(root), strict=True)
-    jobs = [job for point, folder in pairs for job in audit_jobs(point.settings, folder)]
+    """Run the attacks that are not finished on what the server of finished trials observed."""
+    jobs = [
+        job
+        for point, folder in zip(study.points, study.folders(root), strict=True)
+        for unfinished in [unfinished_trials(point.settings, folder)]
+        for job in audit_jobs(point.settings, folder)
+        if job.trial not in unfinished
+    ]
     with progress_bar("Attacking", len(jobs)) as advance:
 
         def done(job: AttackJob) -> None:

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.context import BaseContext
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from fl_sim.logs import collected, replay
 from fl_sim.settings import EngineSettings
 
 Task = TypeVar("Task")
@@ -46,13 +48,36 @@ def run_tasks(
 def _over_processes(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
 ) -> Iterator[tuple[Task, Result]]:
-    with ProcessPoolExecutor(workers, _context(function), torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(function, task): task for task in tasks}
+    with ProcessPoolExecutor(workers, _context(function), _begin) as pool:
+        futures = {pool.submit(_logged, function, task): task for task in tasks}
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                result, events = future.result()
+                replay(events)
+                yield futures[future], result
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """Set a worker up: one torch thread, and an end with the process it works for, if killed."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _logged(
+    function: Callable[[Task], Result], task: Task
+) -> tuple[Result, list[logging.LogRecord]]:
+    """Call a function, and return with its result the events it logged."""
+    with collected() as events:
+        return function(task), events
 
 
 def _context(function: Callable[[Task], Result]) -> BaseContext:
@@ -78,15 +103,17 @@ def _on_ray(
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
     @ray.remote(num_cpus=1)
-    def call(task: Task) -> Result:
+    def call(task: Task) -> tuple[Result, list[logging.LogRecord]]:
         torch.set_num_threads(1)
-        return function(task)
+        return _logged(function, task)
 
     try:
         pending = {call.remote(task): task for task in tasks}
         while pending:
             (done,), _ = ray.wait(list(pending))
-            yield pending.pop(done), ray.get(done)
+            result, events = ray.get(done)
+            replay(events)
+            yield pending.pop(done), result
     finally:
         if started:
             ray.shutdown()

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fl_sim.data import private_batch
+from fl_sim.files import write_text
 from fl_sim.models import build_model
 from fl_sim.observations import Observation, save_observations
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.reconstructions import Reconstruction, reconstruction_path, save_reconstructions
-from fl_sim.runs import RunFolder, attack_key
+from fl_sim.runs import RunFolder, attack_key, training_key
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.settings import Settings, parse_settings
 from fl_sim.trials import Trial, trials_of
@@ -68,6 +69,8 @@ def write_run(root: Path, settings: Settings, guess: Guess) -> RunFolder:
                 made = [_guess_at(trial, one, attack, guess) for one in seen]
                 path = reconstruction_path(folder.reconstructions, trial.name, attack, server_round)
                 save_reconstructions(path, made, attack_key(trial, settings, attack))
+        record = {"key": training_key(trial, settings), "history": []}
+        write_text(folder.trial_file(trial), json.dumps(record))
         lines += [_history_line(trial, r, seen) for r in range(settings.training.rounds + 1)]
     folder.history_file.write_text("\n".join(lines) + "\n")
     return folder

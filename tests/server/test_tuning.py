@@ -4,6 +4,7 @@ import torch
 import run_simulation
 from fl_sim.runs import RunFolder
 from fl_sim.settings import SettingsError, load_settings
+from fl_sim.study import load_study
 from fl_sim.trials import trials_of
 from results.scoring import score_batch
 from server import study, tuning
@@ -15,17 +16,17 @@ ATTACK = "cell:iterations=8,warmup=0,restarts=0"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny trained study, not attacked."""
-    settings = load_settings(
+    small = load_study(
         None,
         {
             **{"quantizers": "none,sign", "attacks": ATTACK, "victims": "2", "workers": "1"},
             **{"clients": "2", "rounds": "2", "limit": "200", "observe": "first,last"},
         },
     )
-    folder = RunFolder(tmp_path_factory.mktemp("run"))
-    folder.create(settings)
-    study.train(settings, folder)
-    return settings, folder
+    root = tmp_path_factory.mktemp("run")
+    (folder,) = small.create(root)
+    study.train(small, root)
+    return small.points[0].settings, folder
 
 
 def rows(images):
@@ -99,7 +100,7 @@ def test_the_best_variant_wins_and_is_what_the_audit_then_runs(run, tmp_path):
     again = RunFolder(tmp_path)
     again.create(tuned)
     assert again.settings() == tuned  # the winners are frozen in the settings, not in a file
-    study.check_study(tuned)
+    study.check_study(load_study(folder.settings_file, {"tuned": str(folder.tuned_file)}))
     jobs = {(job.trial.quantizer, job.attack): job.spec for job in audit_jobs(tuned, folder)}
     assert jobs[("none", ATTACK)] == best
     keys = [
@@ -112,9 +113,8 @@ def test_the_best_variant_wins_and_is_what_the_audit_then_runs(run, tmp_path):
 def test_a_tuned_attack_that_does_not_parse_is_refused(tmp_path):
     path = tmp_path / "tuned.toml"
     path.write_text('[cell]\nsign = "cell:tvv=1"\n')
-    settings = load_settings(None, {"tuned": str(path)})
     with pytest.raises(SettingsError, match="tuned = .*tvv"):
-        study.check_study(settings)
+        study.check_study(load_study(None, {"tuned": str(path)}))
     with pytest.raises(SettingsError, match="tuned = .*cannot be read"):
         load_settings(None, {"tuned": str(tmp_path / "none.toml")})
 
