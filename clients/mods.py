@@ -81,8 +81,10 @@ def _partition(context: Context) -> int:
 
 
 def _load_residual(context: Context, trial: str) -> Tensor | None:
-    record = context.state.array_records.get(_RESIDUAL)
-    return None if record is None or trial not in record else torch.tensor(record[trial].numpy())
+    record = context.state.get(_RESIDUAL)
+    if not isinstance(record, ArrayRecord) or trial not in record:
+        return None
+    return torch.tensor(record[trial].numpy())
 
 
 def _save_residual(context: Context, trial: str, residual: Tensor | None) -> None:

@@ -1,7 +1,6 @@
 """Updates and payloads as Flower records: the only place that knows the record layout."""
 
 import secrets
-from typing import Any
 
 import torch
 from flwr.app import (
@@ -26,7 +25,7 @@ _NONCE, _PARTITION, _FACTS = "nonce", "partition-id", "facts"
 
 def arrays_of(weights: Tensor) -> ArrayRecord:
     """Wrap flat ``(size,)`` weights."""
-    return ArrayRecord({"weights": _array(weights.numpy(), _VECTOR_TYPE)})
+    return ArrayRecord({"weights": _array(weights)})
 
 
 def weights_of(arrays: ArrayRecord) -> Tensor:
@@ -67,9 +66,9 @@ def read_round(message: Message) -> int:
 
 def _config(instruction: Message) -> ConfigRecord:
     """Return the config of an instruction, whatever an app calls it."""
-    for config in instruction.content.config_records.values():
-        if _NONCE in config:
-            return config
+    for record in instruction.content.values():  # Flower's views by type are copies
+        if isinstance(record, ConfigRecord) and _NONCE in record:
+            return record
     raise ValueError(
         "The server does not expect payloads; wrap its strategy in Dequantize or HonestButCurious."
     )
@@ -83,7 +82,7 @@ def read_weights(message: Message) -> Tensor:
 def update_reply(vector: Tensor, examples: int, instruction: Message) -> Message:
     """Return a client's reply with its update as computed; only the quantizing mod sees it."""
     content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
-        "arrays": ArrayRecord({"update": _array(vector.numpy(), _VECTOR_TYPE)}),
+        "arrays": ArrayRecord({"update": _array(vector)}),
         "metrics": MetricRecord({"num-examples": examples}),
     }
     return Message(RecordDict(content), reply_to=instruction)
@@ -139,7 +138,9 @@ def read_payload(reply: Message, layout: Layout) -> Payload:
         If the record is not laid out as one packed payload, or its bytes do not parse.
     """
     arrays = [
-        record[PAYLOAD] for record in reply.content.array_records.values() if PAYLOAD in record
+        record[PAYLOAD]
+        for record in reply.content.values()
+        if isinstance(record, ArrayRecord) and PAYLOAD in record
     ]
     array = arrays[0] if len(arrays) == 1 else None
     if array is None or array.stype != PAYLOAD_TYPE:
@@ -178,9 +179,9 @@ def read_partition(reply: Message) -> int:
     return int(reply.content.config_records[_FACTS][_PARTITION])  # type: ignore[arg-type]
 
 
-def _array(data: Any, stype: str) -> Array:
-    """Wrap a NumPy array's raw bytes: Flower's own serialization parses a header every time."""
-    return Array(str(data.dtype), tuple(data.shape), stype, data.tobytes())
+def _array(vector: Tensor) -> Array:
+    """Wrap raw float32 bytes: Flower's own serialization parses a header every time."""
+    return Array("float32", tuple(vector.shape), _VECTOR_TYPE, vector.numpy().tobytes())
 
 
 def _vector(array: Array) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import vector_to_parameters
 
 from fl_sim.example_gradients import example_gradients, supports
 from fl_sim.models import ModelSpec, build_model
@@ -167,9 +166,13 @@ class FlatModel:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.module = build_model(spec).requires_grad_(False)
-        self._eager_module = build_model(spec)
-        self._eager_parameters = list(self._eager_module.parameters())
         self.layout = Layout.of(self.module)
+        self._eager_module = build_model(spec)
+        self._eager_weights = torch.empty(self.layout.size)  # what the parameters are views of
+        views = self.layout.unflatten(self._eager_weights)
+        for name, parameter in self._eager_module.named_parameters():
+            parameter.data = views[name]
+        self._eager_parameters = list(self._eager_module.parameters())
 
     def logits(self, weights: Tensor, images: Tensor) -> Tensor:
         """Map ``(size,)`` weights and ``(n, C, H, W)`` images to ``(n, classes)`` logits."""
@@ -186,11 +189,10 @@ class FlatModel:
 
     def eager_gradient(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the same gradient of the same loss by plain autograd: faster, a plain value."""
-        parameters = self._eager_parameters
-        vector_to_parameters(weights, parameters)
+        self._eager_weights.copy_(weights)
         with convolutions_for(images):
             loss = cross_entropy(self._eager_module(images), targets)
-            gradients = torch.autograd.grad(loss, parameters)
+            gradients = torch.autograd.grad(loss, self._eager_parameters)
         return torch.cat([g.reshape(-1) for g in gradients])
 
     def gradients(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
