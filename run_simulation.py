@@ -188,6 +188,25 @@ def compare(
 
 
 @cli.command()
+def purge(
+    run: RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete what a run holds of people: observations, reconstructions, pictures; keep tables."""
+    from fl_sim import purge as private  # noqa: PLC0415
+
+    RunFolder(run).settings()
+    paths = private.private_paths(run)
+    for path in paths:
+        print(path)
+    if paths and (yes or typer.confirm("Delete all of these for good?", err=True)):
+        private.purge(paths)
+        print(f"{len(paths)} deleted")
+    elif not paths:
+        print("nothing to delete")
+
+
+@cli.command()
 def quantizers() -> None:
     """List the quantizers: spec, size, unbiased or not, error, source."""
     from fl_sim.quantizers.catalogue import catalogue  # noqa: PLC0415

@@ -115,3 +115,4 @@ def main(grid: Grid, context: Context) -> None:
     folder.create(settings)
     train_study(grid, settings, folder, on_round=lambda *_: None)
     write_history(settings, folder)
+    print(f"results are in {folder.root.resolve()}")

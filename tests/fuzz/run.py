@@ -12,11 +12,14 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 CASES = Path(__file__).parent / "cases"
 SECONDS = 5
 MEMORY = 256 * 2**20
+SLICE = 300
 
 
 def fuzz(target: str, seconds: int, corpus: Path) -> None:
@@ -36,9 +39,23 @@ def fuzz(target: str, seconds: int, corpus: Path) -> None:
         "-max_len=4096",
         f"-artifact_prefix={found}/",
     ]
-    atheris.Setup([sys.argv[0], str(corpus), *options], targets.TARGETS[target])
-    resource.setrlimit(resource.RLIMIT_AS, (_mapped() + MEMORY, resource.RLIM_INFINITY))
+    atheris.Setup([sys.argv[0], str(corpus), *options], _bounded(targets.TARGETS[target]))
     atheris.Fuzz()
+
+
+def _bounded(answer: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Let no case allocate more than `MEMORY`; what the fuzzer itself gathers does not count."""
+    executions = 0
+
+    def bounded(data: bytes) -> None:
+        nonlocal executions
+        if executions % 256 == 0:
+            limit = _mapped() + MEMORY
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        executions += 1
+        answer(data)
+
+    return bounded
 
 
 def _mapped() -> int:
@@ -48,18 +65,24 @@ def _mapped() -> int:
 
 
 def _run(target: str, seconds: int) -> tuple[int, int]:
-    """Fuzz one target in a process of its own; return its executions and exit status."""
+    """Fuzz one target in processes of their own; return executions and the last exit status.
+
+    One process after the other on one corpus, since a fuzzer's own memory grows with executions.
+    """
+    executions, status, deadline = 0, 0, time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as corpus:
-        command = [sys.executable, "-m", "tests.fuzz.run", "--target", target]
-        command += ["--inside", corpus, "--seconds", str(seconds)]
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, errors="replace"
-        )
-    counts = re.findall(r"^#(\d+)|Done (\d+) runs", done.stderr, flags=re.MULTILINE)
-    executions = max((int(a or b) for a, b in counts), default=0)
-    if done.returncode:
-        print(done.stderr[-4000:], file=sys.stderr)
-    return executions, done.returncode
+        while not status and (left := round(deadline - time.monotonic())) > 0:
+            command = [sys.executable, "-m", "tests.fuzz.run", "--target", target]
+            command += ["--inside", corpus, "--seconds", str(min(left, SLICE))]
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, errors="replace"
+            )
+            counts = re.findall(r"^#(\d+)|Done (\d+) runs", done.stderr, flags=re.MULTILINE)
+            executions += max((int(a or b) for a, b in counts), default=0)
+            status = done.returncode
+            if status:
+                print(done.stderr[-4000:], file=sys.stderr)
+    return executions, status
 
 
 def main() -> int:
