@@ -1,15 +1,10 @@
 """The same apps on an in-process engine or on Flower's simulation engine on Ray."""
 
 import logging
-import os
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import uuid4
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig

@@ -4,7 +4,6 @@ Where the system allows it everything runs in a network namespace with loopback 
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.offline import PREFIX, can_isolate
+
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart"
 DEPLOY = ROOT / "examples" / "deployment" / "deploy.sh"
-ISOLATED = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,18 +29,11 @@ IN_PROCESS = ["--quantizers", "stochastic:bits=4", "--clients", "2", "--rounds",
 IN_PROCESS += ["--batch-size", "2", "--attacks", "analytic"]
 
 
-def can_isolate():
-    tools = shutil.which("unshare") and shutil.which("ip")
-    if not tools:
-        return False
-    return subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode == 0
-
-
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
     """Run a command offline with a Flower home of its own; end what it leaves running."""
     home = tmp_path_factory.mktemp("flwr")
-    prefix = ISOLATED if can_isolate() else []
+    prefix = PREFIX if can_isolate() else []
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
