@@ -93,9 +93,10 @@ def run(
         server.train(asked, root)
         server.attack(asked, root)
         _report(root)
+    total = sum(len(point.settings.combinations) for point in asked.points)
     failed = sum(len(server.unfinished_trials(f.settings(), f)) for f in folders)
     if failed:
-        raise UnfinishedError(f"{failed} trials failed, see {root / LOG}")
+        raise UnfinishedError(f"{failed} of {total} trials failed, see {root / LOG}")
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 import logging
 import traceback
 from collections.abc import Iterable, Iterator
+from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -49,6 +50,7 @@ class LocalGrid(Grid):
             for partition in range(clients)
         }
         self._pending: dict[str, Message] = {}
+        self._late: dict[int, Thread] = {}
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = _SERVER_NODE
 
     def get_node_ids(self) -> list[int]:
@@ -72,9 +74,30 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Push messages and yield their replies; nothing can be late in one process."""
-        del timeout
-        return self.pull_messages(self.push_messages(messages))
+        """Push messages and yield their replies.
+
+        A client is given ``timeout`` seconds for its reply. One that is late is missing, and is not
+        asked again while it is still at work: nothing can stop it in one process.
+        """
+        for message_id in self.push_messages(messages):
+            reply = self._await(self._pending.pop(message_id), timeout)
+            if reply is not None:
+                yield reply
+
+    def _await(self, message: Message, timeout: float | None) -> Message | None:
+        if timeout is None:
+            return self._answer(message)
+        node = message.metadata.dst_node_id
+        if node in self._late and self._late[node].is_alive():
+            return None
+        replies: list[Message] = []
+        work = Thread(target=lambda: replies.append(self._answer(message)), daemon=True)
+        work.start()
+        work.join(timeout)
+        if work.is_alive():
+            self._late[node] = work
+            return None
+        return replies[0]
 
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]

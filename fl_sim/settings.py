@@ -159,7 +159,7 @@ class TrainingSettings(_Section):
         0.003, ge=0, description="Step size of the server; 0 sends the same weights every round."
     )
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the server's SGD.")
-    timeout: float = Field(600.0, gt=0, description="Seconds to wait for the replies of a round.")
+    timeout: float = Field(600.0, gt=0, description="Seconds to wait for a client's reply.")
 
     @property
     def work(self) -> LocalWork:

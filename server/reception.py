@@ -114,7 +114,11 @@ class Reception:
         What the caller finds wrong with a reply it yielded is reported by `report`.
         """
         seen: set[int] = set()
-        for reply in sorted(replies, key=self._order):  # sums must not depend on arrival
+        replies = sorted(replies, key=self._order)  # sums must not depend on arrival
+        silent = self._asked - {reply.metadata.src_node_id for reply in replies}
+        for partition in sorted(str(self._partitions.get(node, "unknown")) for node in silent):
+            self._log(server_round, partition, "partition %s did not reply in time", partition)
+        for reply in replies:
             try:
                 received = self.open(reply)
                 if received.partition in seen:
@@ -139,8 +143,14 @@ class Reception:
     def report(self, server_round: int, reply: Message, error: PayloadError) -> None:
         """Say that a reply is dropped, and why."""
         partition = self._partitions.get(reply.metadata.src_node_id, "unknown")
-        text = "trial %s, round %d: dropped the reply of partition %s: %s"
-        log.warning(text, self.name, server_round, partition, error)
+        text = "dropped the reply of partition %s: %s"
+        self._log(server_round, partition, text, partition, error)
+
+    def _log(self, server_round: int, partition: object, text: str, *values: object) -> None:
+        facts = {"event": "dropped", "trial": self.name, "round": server_round}
+        text = f"trial %s, round %d: {text}"
+        extra = facts | {"partition": partition}
+        log.warning(text, self.name, server_round, *values, extra=extra)
 
     def failure(self, server_round: int) -> RoundFailedError:
         """Return the error of a round in which nothing was usable."""

@@ -1,7 +1,9 @@
 """Training of one trial on a Flower grid, with its history as the result."""
 
+import logging
 import time
 from collections.abc import Callable
+from math import isfinite
 from typing import TypedDict
 
 import torch
@@ -18,6 +20,8 @@ from server.curious import HonestButCurious
 from server.evaluation import evaluate
 from server.imprint import ImprintingServer, has_imprint
 from server.strategy import QuantizedAveraging
+
+log = logging.getLogger("fl_sim.server")
 
 _NODES_TIMEOUT = 120.0  # seconds for all nodes of an engine to come up
 
@@ -93,6 +97,10 @@ def train_trial(
         if server_round:
             on_round()
         accuracy, loss = evaluate(model, weights_of(arrays), test)
+        if not isfinite(loss):
+            facts = {"event": "not finite", "trial": trial.name, "round": server_round}
+            text = "trial %s, round %d: the test loss is not finite"
+            log.warning(text, trial.name, server_round, extra=facts)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     result = strategy.start(

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -187,3 +188,13 @@ def test_labels_are_read_from_the_update_and_not_from_its_rotation(quantizer):
     attack = build_attack("cell:iterations=2,restarts=0")
     found = attack.reconstruct(observe(images, labels, quantizer), seed=0)
     assert [int(r.labels) for r in found] == labels.tolist()
+
+
+def test_a_delta_is_attacked_in_a_process_that_has_not_seen_its_model_yet(recwarn):
+    work = LocalWork("delta", local_steps=2, local_batches=2)
+    images, labels = digits(2)
+    seen = observe(images, labels, work=work)
+    flat_model.cache_clear()  # to build a model draws numbers, which vmap refuses
+    (made,) = build_attack("dlg:iterations=2,restarts=0").reconstruct(seen, seed=0)
+    assert math.isfinite(made.loss)
+    assert [str(w.message) for w in recwarn if "failed" in str(w.message)] == []
