@@ -5,6 +5,7 @@ from torch import Tensor
 
 from attacker.labels import recover_labels
 from attacker.problems import Problems
+from attacker.synthetic import synthetic_images
 from fl_sim.public_images import PublicImages
 from fl_sim.quantizers.cell import Cell
 from fl_sim.seeding import Purpose, torch_rng
@@ -18,7 +19,6 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 _CHUNK = 100
 _IMAGES_PER_PIXEL = 4  # more examples of small pictures teach nothing
-_SLOPE = 1.3  # amplitude spectra of natural scenes fall about as 1 / frequency
 
 
 def invert_by_ridge(problems: Problems, images: Tensor, seed: int) -> Tensor:
@@ -36,7 +36,7 @@ def invert_by_ridge(problems: Problems, images: Tensor, seed: int) -> Tensor:
     problems : Problems
         B problems of one image each.
     images : Tensor
-        ``(N, C, H, W)`` examples: public images, or `synthetic_images`.
+        ``(N, C, H, W)`` examples: `public_examples` or `synthetic_examples`.
     seed : int
         Seed of the quantizer's randomness on the examples.
 
@@ -60,30 +60,9 @@ def public_examples(public: PublicImages) -> Tensor:
     return public.images[: _enough(MOST_PUBLIC, public.images[0])]
 
 
-def synthetic_images(shape: tuple[int, int, int], seed: int) -> Tensor:
-    """Return pictures of no thing with the statistics of all: ``(N, C, H, W)`` in [0, 1].
-
-    Gaussian fields whose amplitude falls with a power of the frequency, as in natural scenes
-    (Field 1987), mostly grey, of random brightness and contrast. They are the auxiliary data of
-    an attacker who has none.
-    """
-    channels, height, width = shape
-    count = _enough(MOST_SYNTHETIC, torch.empty(shape))
-    rng = torch_rng(seed, Purpose.ATTACK)
-    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
-    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
-
-    def fields(layers: int) -> Tensor:
-        noise = torch.fft.rfft2(torch.randn(count, layers, height, width, generator=rng))
-        field: Tensor = torch.fft.irfft2(noise / frequency**_SLOPE, s=(height, width))
-        return field / field.std(dim=(2, 3), keepdim=True)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=rng)
-
-    pattern = 0.9 * fields(1) + 0.3 * fields(channels)
-    tint = 0.05 * torch.randn(count, channels, 1, 1, generator=rng)
-    return (uniform(0.25, 0.75) + tint + uniform(0.1, 0.3) * pattern).clamp(0, 1)
+def synthetic_examples(shape: tuple[int, int, int], seed: int) -> Tensor:
+    """Return as many synthetic images as a regression uses, ``(N, C, H, W)``."""
+    return synthetic_images(shape, _enough(MOST_SYNTHETIC, torch.empty(shape)), seed)
 
 
 def _enough(most: int, image: Tensor) -> int:

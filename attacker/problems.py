@@ -23,8 +23,6 @@ Bundle = Sequence[Observation]
 Rounds = Literal["single", "averaged", "joint"]
 ROUNDS: tuple[str, ...] = get_args(Rounds)
 
-_NOISE_IMAGES = 64
-
 
 @dataclass(frozen=True, eq=False)
 class Problems:
@@ -141,14 +139,6 @@ class Problems:
         if self.work.kind == "delta":
             return piece / (self.work.learning_rate * self.work.local_steps)
         return piece
-
-    @cached_property
-    def mean_prediction(self) -> Tensor:
-        """Mean predicted probabilities ``(classes,)`` at noise images, a guess at the clients'."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(_NOISE_IMAGES, *self.model.shape, generator=generator)
-        with torch.no_grad():
-            return self.flat_model.logits(self.weights, noise).softmax(dim=-1).mean(dim=0)
 
 
 def varied(bundle: Bundle) -> bool:

@@ -13,7 +13,7 @@ from attacker.closed_forms import (
     is_recursive,
 )
 from attacker.imprint import has_imprint, invert_imprint
-from attacker.learned import invert_by_ridge, public_examples, synthetic_images
+from attacker.learned import invert_by_ridge, public_examples, synthetic_examples
 from attacker.problems import Problems
 from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
@@ -90,7 +90,7 @@ def _public(problems: Problems, seed: Seed) -> Tensor:
 
 
 def _synthetic(problems: Problems, seed: Seed) -> Tensor:
-    examples = synthetic_images(problems.model.shape, seed.seed)
+    examples = synthetic_examples(problems.model.shape, seed.seed)
     return invert_by_ridge(problems, examples, seed.seed)
 
 
