@@ -39,6 +39,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "active_imprint": {"start": "imprint", "iterations": 1},
     "learned": {"start": "public", "iterations": 1},
     "learned_cell": {**_CELL, "start": "public", "iterations": 30},
+    "inversion_network": {"start": "public_network", "iterations": 1},
+    "inversion_network_cell": {**_CELL, "start": "public_network", "iterations": 30},
     "synthetic": {"start": "synthetic", "iterations": 1},
     "synthetic_cell": {**_CELL, "start": "synthetic", "iterations": 30},
     "averaging": {

@@ -13,11 +13,19 @@ from attacker.closed_forms import (
     is_recursive,
 )
 from attacker.imprint import has_imprint, invert_imprint
-from attacker.learned import invert_by_ridge, public_examples, synthetic_examples
+from attacker.learned import (
+    invert_by_network,
+    invert_by_ridge,
+    public_examples,
+    synthetic_examples,
+)
 from attacker.problems import Problems
 from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
 from fl_sim.seeding import Purpose, torch_rng
+
+Invert = Callable[[Problems, Tensor, int], Tensor]
+"""Maps problems, example images ``(N, C, H, W)`` and a seed to images ``(B, 1, C, H, W)``."""
 
 # Streams of one problem's random numbers; the last element of their key.
 _IMAGES, _LABELS = 0, 1
@@ -84,14 +92,19 @@ def _grey(problems: Problems, seed: Seed) -> Tensor:
     return 0.5 + 0.1 * _normal(problems, seed)
 
 
-def _public(problems: Problems, seed: Seed) -> Tensor:
-    assert seed.public is not None
-    return invert_by_ridge(problems, public_examples(seed.public), seed.seed)
+def _public(invert: Invert) -> Callable[[Problems, Seed], Tensor]:
+    def images(problems: Problems, seed: Seed) -> Tensor:
+        assert seed.public is not None
+        return invert(problems, public_examples(seed.public), seed.seed)
+
+    return images
 
 
-def _synthetic(problems: Problems, seed: Seed) -> Tensor:
-    examples = synthetic_examples(problems.model.shape, seed.seed)
-    return invert_by_ridge(problems, examples, seed.seed)
+def _synthetic(invert: Invert) -> Callable[[Problems, Seed], Tensor]:
+    def images(problems: Problems, seed: Seed) -> Tensor:
+        return invert(problems, synthetic_examples(problems.model.shape, seed.seed), seed.seed)
+
+    return images
 
 
 def _draw(problems: Problems, seed: Seed, stream: int, shape: tuple[int, ...]) -> Tensor:
@@ -130,6 +143,10 @@ STARTS: dict[str, Start] = {
         lambda o: o.work.local_steps == 1 and has_imprint(o.model),
         random=False,
     ),
-    "synthetic": Start(_synthetic, _single_image, random=False),
-    "public": Start(_public, _single_image, needs_public=True, random=False),
+    "synthetic": Start(_synthetic(invert_by_ridge), _single_image, random=False),
+    "synthetic_network": Start(_synthetic(invert_by_network), _single_image, random=False),
+    "public": Start(_public(invert_by_ridge), _single_image, needs_public=True, random=False),
+    "public_network": Start(
+        _public(invert_by_network), _single_image, needs_public=True, random=False
+    ),
 }

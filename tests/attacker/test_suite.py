@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attacker.learned import _Regression, _trained
 from attacker.presets import build_attack
 from attacker.suite import Suite
 from fl_sim.attack_loss import YARDSTICK
@@ -83,3 +84,45 @@ def test_a_learned_attack_says_that_it_lacks_public_images():
     with pytest.warns(RuntimeWarning, match="needs public images"):
         found = build_attack("learned").reconstruct(observe(images, labels), seed=0)
     assert found[0].status == "diverged"
+
+
+def test_a_network_learns_to_undo_what_blurs_pictures(monkeypatch):
+    monkeypatch.setattr("attacker.learned._STEPS", 60)
+    images, _ = digits(200)
+    blurred = 0.5 * images + 0.1
+    network = _trained(blurred[50:], images[50:], seed=0)
+    with torch.no_grad():
+        refined = network(blurred[:50])
+    error, before = ((x - images[:50]).square().mean() for x in (refined, blurred[:50]))
+    assert error < 0.1 * before
+
+
+@pytest.mark.parametrize("start", ["public_network", "synthetic_network"])
+def test_the_network_is_a_function_of_the_seed_alone(monkeypatch, start):
+    monkeypatch.setattr("attacker.learned._STEPS", 5)
+    images, labels = digits(108)
+    public = PublicImages(images[8:], labels[8:])
+    seen = observe(images[:2], labels[:2], "sign")
+    attack = build_attack(f"inversion_network:start={start}")
+    one, same = (attack.reconstruct(seen, seed=0, public=public) for _ in range(2))
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    other = attack.reconstruct(seen, seed=1, public=public)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(one, same, strict=True))
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(one, other, strict=True))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_prediction_without_an_example_is_that_of_a_regression_on_the_others(monkeypatch):
+    monkeypatch.setattr("attacker.learned.RIDGES", (0.1,))
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(12, 5, generator=generator)
+    images = torch.randn(12, 1, 2, 2, generator=generator)
+    regression = _Regression.of(codes, images)
+    centered, values = regression.centered, (images - images.mean(dim=0)).flatten(1)
+    kernel = centered @ centered.T
+    kernel += 0.1 * kernel.diagonal().mean() * torch.eye(12)
+    others = torch.arange(12) != 3
+    weights = torch.linalg.solve(kernel[others][:, others], values[others])
+    expected = kernel[3, others] @ weights + images.mean(dim=0).flatten()
+    assert torch.allclose(regression.without_each()[3].flatten(), expected, atol=1e-5)
