@@ -94,7 +94,7 @@ def test_a_network_learns_to_undo_what_blurs_pictures(monkeypatch):
     with torch.no_grad():
         refined = network(blurred[:50])
     error, before = ((x - images[:50]).square().mean() for x in (refined, blurred[:50]))
-    assert error < 0.1 * before
+    assert error < 0.5 * before
 
 
 @pytest.mark.parametrize("start", ["public_network", "synthetic_network"])
