@@ -31,6 +31,13 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class _File(logging.StreamHandler):  # type: ignore[type-arg]
+    """Raises what goes wrong, such as a full disk, where logging would print and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, ARG002
+        raise  # noqa: PLE0704 - logging calls it while it handles the error
+
+
 @contextmanager
 def log_file(path: Path, *, quiet: bool = False, verbose: bool = False) -> Iterator[Counter[str]]:
     """Append events to ``path`` while the block runs, and show warnings on standard error.
@@ -53,7 +60,7 @@ def log_file(path: Path, *, quiet: bool = False, verbose: bool = False) -> Itera
     """
     counted: Counter[str] = Counter()
     with path.open("a", encoding="utf-8") as stream:
-        file = logging.StreamHandler(stream)
+        file = _File(stream)
         file.setFormatter(JsonLines())
         shown = RichHandler(console=Console(stderr=True), show_path=False)
         shown.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)

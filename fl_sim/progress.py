@@ -26,7 +26,8 @@ def progress_bar(title: str, total: int, console: Console | None = None) -> Iter
         TimeRemainingColumn(),
         TextColumn("{task.fields[doing]}"),
     )
-    with Progress(*columns, console=console or get_console()) as progress:
+    shown = console or get_console()
+    with Progress(*columns, console=shown, disable=shown.quiet) as progress:
         task = progress.add_task(title, total=total, doing="")
 
         def advance(steps: int = 1, doing: str | None = None) -> None:
