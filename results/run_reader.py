@@ -27,6 +27,7 @@ from fl_sim.trials import Trial, trials_of
 from fl_sim.updates import flat_model
 from results.baselines import score_baselines
 from results.gates import SUCCESS_MSE, Truth, examine
+from results.perceptual import lpips_at_hand
 from results.scoring import score_batches
 from results.tables import OBSERVATION, VICTIM, mark_strongest, results_table
 
@@ -230,6 +231,7 @@ class RunReader:
         """Return the scores of one file, from the store where they are there and still stand."""
         path = self.folder.scores / made.path.relative_to(self.folder.reconstructions)
         key, path = score_key(made.key), path.with_suffix(".parquet")
+        key += "+lpips" * lpips_at_hand()
         stored = read_scores(path, key)
         if stored is not None:
             return stored

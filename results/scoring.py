@@ -12,6 +12,8 @@ from scipy.spatial.distance import cdist
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from results.perceptual import lpips
+
 Array = NDArray[np.float64]
 
 SSIM_WINDOW = 7
@@ -20,7 +22,7 @@ SSIM_WINDOW = 7
 MSE_FLOOR = 1e-15
 """Mean squared error of a float32 rounding of the pixels; PSNR is capped there, at 150 dB."""
 
-WORST = {"mse": 1.0, "psnr": 0.0, "ssim": 0.0, "correlation": 0.0}
+WORST = {"mse": 1.0, "psnr": 0.0, "ssim": 0.0, "correlation": 0.0, "lpips": 1.0}
 """Scores of a failed image: the largest error two pictures can have, and no likeness at all."""
 
 
@@ -117,7 +119,7 @@ def score_images(
     -------
     pandas.DataFrame
         Columns ``mse``, ``psnr`` (dB), ``ssim``, ``correlation``, ``rank``, ``identified``,
-        ``failed``.
+        ``failed``; ``lpips`` where `results.perceptual` has its weights.
     """
     _require_same_shape(images, true_images)
     failed = ~_finite(images)
@@ -131,7 +133,11 @@ def score_images(
             "correlation": correlation(guess, truth),
         }
     )
-    scores.loc[failed, list(WORST)] = list(WORST.values())
+    distance = lpips(torch.from_numpy(np.nan_to_num(guess)), torch.from_numpy(truth))
+    if distance is not None:
+        scores["lpips"] = distance
+    for name in scores.columns:
+        scores.loc[failed, name] = WORST[name]
     rank = np.full(len(scores), np.nan)
     if gallery is not None:
         rank = identification_rank(guess, truth, _unit_range(gallery)).astype(np.float64)
