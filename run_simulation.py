@@ -196,15 +196,15 @@ def purge(
     """Delete what a run holds of people: observations, reconstructions, pictures; keep tables."""
     from fl_sim import purge as private  # noqa: PLC0415
 
-    RunFolder(run).settings()
-    paths = private.private_paths(run)
-    for path in paths:
-        print(path)
-    if paths and (yes or typer.confirm("Delete all of these for good?", err=True)):
-        private.purge(paths)
-        print(f"{len(paths)} deleted")
-    elif not paths:
-        print("nothing to delete")
+    with read_study(run).locked(run):
+        paths = private.private_paths(run)
+        for path in paths:
+            print(path)
+        if not paths:
+            print("nothing to delete")
+        elif yes or typer.confirm("Delete all of these for good?", err=True):
+            private.purge(paths)
+            print(f"{len(paths)} deleted")
 
 
 @cli.command()

@@ -1,5 +1,6 @@
 """A study from the server's side: check it, train its trials on an engine, attack what was seen."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,12 @@ from fl_sim.study import Study
 from fl_sim.trials import Trial, trials_of
 from server.app import build_server_app, finished_history, write_history
 from server.audit import AttackJob, audit_jobs, check_attacks, run_jobs
+from server.lost_workers import WorkerLostError
 from server.workers import run_tasks
+
+log = logging.getLogger("fl_sim.server")
+
+_ENGINES = 4  # that may be started, one after the other, where workers are lost
 
 
 def check_study(study: Study) -> None:
@@ -74,11 +80,20 @@ def train_alone(job: TrainingJob) -> None:
 
 
 def _train_point(settings: Settings, folder: RunFolder, advance: Advance) -> None:
+    """Train the trials of a point in one server app; in another if its engine loses a worker."""
+
     def on_round(trial: Trial) -> None:
         advance(1, trial.name)
 
-    server_app = build_server_app(settings, folder, on_round)
-    run_apps(server_app, client_app, settings.data.clients, settings.engine)
+    for left in reversed(range(_ENGINES)):
+        server_app = build_server_app(settings, folder, on_round)
+        try:
+            run_apps(server_app, client_app, settings.data.clients, settings.engine)
+            break
+        except WorkerLostError as error:
+            if not left:
+                raise
+            log.warning("%s; the engine starts again on what is left of it", error)
 
 
 def unfinished_trials(settings: Settings, folder: RunFolder) -> list[Trial]:

@@ -19,7 +19,9 @@ from fl_sim.updates import Layout, flat_model
 from server.curious import HonestButCurious
 from server.evaluation import evaluate
 from server.imprint import ImprintingServer, has_imprint
+from server.lost_workers import MissLostWorkers
 from server.strategy import QuantizedAveraging
+from server.wrapper import Wrapper
 
 log = logging.getLogger("fl_sim.server")
 
@@ -83,7 +85,7 @@ def train_trial(
     """
     weights = initial_weights(trial)
     kind = ImprintingServer if has_imprint(trial.model_spec) else QuantizedAveraging
-    strategy = HonestButCurious(
+    strategy: Wrapper = HonestButCurious(
         kind(trial, settings.training, nodes, weights),
         folder.observations,
         trial=trial.name,
@@ -91,6 +93,8 @@ def train_trial(
         work=trial.work,
         rounds=settings.observed_rounds,
     )
+    if settings.engine.engine == "ray":
+        strategy = MissLostWorkers(strategy)
     model, test = flat_model(trial.model_spec), trial.federation.splits.test
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
