@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from results.scoring import (
     correlation,
@@ -13,6 +13,7 @@ from results.scoring import (
     match,
     psnr,
     score_batch,
+    score_batches,
     score_images,
     ssim,
 )
@@ -188,3 +189,52 @@ def test_labels_recovered_counts_with_multiplicity(guessed, truth, share):
 def test_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(2, 1, 8, 8\).*\(3, 1, 8, 8\)"):
         score_batch(pictures(2), torch.zeros(2), pictures(3), torch.zeros(3))
+
+
+def test_rows_name_their_batch_image_and_guess_first():
+    truth = torch.stack([pictures(2), pictures(2, seed=1)])
+    labels = torch.tensor([[0, 1], [2, 3]])
+    scores = score_batches(truth.flip(1), labels.flip(1), truth, labels)
+    assert list(scores.columns[:3]) == ["batch", "image", "guess"]
+    assert scores[["batch", "image", "guess"]].to_numpy().tolist() == [
+        [0, 0, 1],
+        [0, 1, 0],
+        [1, 0, 1],
+        [1, 1, 0],
+    ]
+    assert scores["label_hit"].all()
+
+
+def test_without_a_gallery_ranks_are_missing_numbers():
+    ranks = score_images(pictures(2), pictures(2))["rank"]
+    assert ranks.isna().all()
+    assert ranks.dtype == np.float64
+
+
+def halves(*values: tuple[float, float]) -> torch.Tensor:
+    """Pictures whose upper and lower half each have one value."""
+    return torch.tensor(values)[:, None, :, None].repeat_interleave(4, dim=2).expand(-1, 1, 8, 8)
+
+
+def test_guesses_are_matched_by_squared_error_not_by_distance():
+    truth = halves((0, 0), (0.5, 0))
+    guesses = halves((0.5, 0.05), (0.9, 0.3))  # exchanged, distances would sum to less
+    assert list(match(guesses, truth)) == [0, 1]
+
+
+@pytest.mark.parametrize(("shape", "window"), [((3, 32, 32), 7), ((1, 9, 5), 5), ((1, 4, 9), 3)])
+def test_the_window_of_ssim_is_seven_or_the_largest_odd_one_that_fits(shape, window):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, *shape))
+    expected = structural_similarity(
+        x, y, win_size=window, data_range=1, channel_axis=0, use_sample_covariance=False
+    )
+    assert ssim(x[None], y[None]) == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1 / 3])
+def test_a_constant_picture_of_any_size_and_colour_identifies_nobody(value):
+    truth = np.random.default_rng(0).random((1, 3, 32, 32))
+    constant = np.full_like(truth, value)
+    assert correlation(constant, truth)[0] == 0
+    assert identification_rank(constant, truth, truth[:, ::-1])[0] == 2

@@ -59,6 +59,23 @@ def test_one_cluster_has_no_interval_and_equal_ones_have_an_empty_one():
     assert bootstrap_interval([[0.5]] * 5, median) == (0.5, 0.5)
 
 
+def test_two_clusters_are_enough():
+    assert bootstrap_interval([[0.0], [1.0]], mean) == (0, 1)
+
+
+def test_a_thousand_resamples_are_drawn_of_as_many_clusters_as_there_are():
+    shapes = []
+
+    def recorded(values, axis):
+        assert axis == -1
+        shapes.append(values.shape)
+        return mean(values, axis)
+
+    bootstrap_interval(np.random.default_rng(0).random((6, 2)), recorded)
+    assert sum(shape[0] for shape in shapes if len(shape) == 2) == 1000
+    assert {shape[-1] for shape in shapes} == {12}
+
+
 def test_holm_of_the_textbook():
     assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm(np.array([0.9, 0.8])) == pytest.approx([1, 1])
@@ -91,6 +108,29 @@ def test_differences_are_taken_victim_by_victim():
     assert table.loc["worse", "p_holm"] == pytest.approx(2 * table.loc["worse", "p"])
     assert table.loc["same", ["median_difference", "p"]].tolist() == [0, 1]
     assert table["pairs"].tolist() == [12, 12]
+
+
+def test_the_seed_reaches_the_interval_of_a_difference():
+    scores = scores_of(none=[0.0] * 99, sign=np.random.default_rng(0).normal(size=99).tolist())
+    first, same, other = (
+        paired_differences(scores, "psnr", ["victim"], seed=seed)[["low", "high"]].to_numpy()
+        for seed in (1, 1, 5)
+    )
+    assert (first == same).all()
+    assert (first != other).any()
+    assert paired_differences(scores, "psnr", ["victim"]).equals(
+        paired_differences(scores, "psnr", ["victim"], seed=0)
+    )
+
+
+def test_victims_that_one_side_lacks_are_left_out():
+    scores = scores_of(none=[1.0, 2.0, 3.0], sign=[5.0])
+    row = paired_differences(scores, "psnr", ["victim"]).iloc[0]
+    assert (row["pairs"], row["median_difference"]) == (1, 4)
+    scores = pd.concat([scores_of(none=[1.0]), scores_of(sign=[5.0]).assign(victim=7)])
+    row = paired_differences(scores, "psnr", ["victim"]).iloc[0]
+    assert row["pairs"] == 0
+    assert row[["median_difference", "low", "high", "p", "p_holm"]].isna().all()
 
 
 def test_without_a_reference_there_is_nothing_to_compare():
