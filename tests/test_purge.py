@@ -34,7 +34,7 @@ def purge(folder, *options, answer=""):
 
 
 def kept(folder):
-    return [path for path in folder.rglob("*") if path.is_file()]
+    return [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
 
 
 def test_purge_deletes_what_is_private_and_keeps_the_tables(folder):
