@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from attacker.presets import build_attack
-from fl_sim.data.datasets import load_splits
+from fl_sim.data.datasets import Images, load_splits
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.observations import Observation
 from fl_sim.public_images import PublicImages
@@ -28,6 +29,8 @@ SPEC = ModelSpec("lenet_dlg", (3, 32, 32), 10)
 GALLERY = 1000
 DLG = "dlg:iterations=600,restarts=1"
 COSINE = "inverting_gradients:iterations=1200"
+TUNED = "cell:tv=3e-4"
+LEARNED = ("learned", "learned_cell", "inversion_network", "inversion_network_cell")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ BATCHES = tuple(LocalWork(batch_size=size) for size in (4, 8))
 LABELS_ONLY = ("idlg:iterations=1,warmup=0,restarts=0",)
 TRIALS = (
     Trial(1, "none", ("dlg", "rgap", "scaled", "synthetic_cell")),
-    Trial(3, "sign", (DLG, COSINE, "cell", "synthetic", "synthetic_cell", "learned_cell")),
-    Trial(3, "scaled_sign", (DLG, COSINE, "cell", "synthetic_cell")),
+    Trial(3, "sign", (DLG, COSINE, "cell", TUNED, "synthetic", "synthetic_cell", *LEARNED)),
+    Trial(3, "scaled_sign", (DLG, COSINE, "cell", TUNED, "synthetic_cell")),
     Trial(3, "uniform:bits=2", (COSINE, "scaled", "cell", "synthetic_cell")),
     Trial(2, "uniform:levels=16", (DLG, "scaled", "synthetic_cell")),
     Trial(2, "stochastic:levels=16", (DLG, "scaled", "synthetic_cell")),
@@ -56,7 +59,7 @@ TRIALS = (
     Trial(4, "absmax:bits=2", (DLG, "scaled", "synthetic_cell")),
     Trial(4, "topk:keep=0.1", (DLG, "scaled", "cell", "synthetic_cell")),
     Trial(4, "qsgd:levels=4,norm=l2", (DLG, "scaled", "synthetic_cell")),
-    Trial(4, "error_feedback(sign)", ("cell",), rounds=16),
+    Trial(4, "error_feedback(sign)", (DLG, "cell", "synthetic_cell"), rounds=16),
     Trial(4, "error_feedback(scaled_sign)", (DLG, "averaging"), rounds=16),
     Trial(4, "stochastic:bits=2", (DLG, "averaging"), rounds=16),
     Trial(6, "none", ("scaled:iterations=200,restarts=0",), work=LocalWork("delta", 1, 0.1, 5, 1)),
@@ -64,11 +67,7 @@ TRIALS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
-    parser.add_argument("--victims", type=int, default=24)
-    parser.add_argument("--skip", type=int, default=0, help="victims of the draw to leave out")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argument_parser(__doc__)
     parser.add_argument("--lines", type=int, nargs="*", default=[1, 2, 3, 4, 5, 6])
     parser.add_argument(
         "--trial", nargs="+", metavar=("QUANTIZER", "ATTACK"), help="these instead of the table's"
@@ -79,20 +78,34 @@ def main() -> None:
     if arguments.trial:
         quantizer, *attacks = arguments.trial
         trials = [Trial(0, quantizer, tuple(attacks), arguments.rounds)]
-    torch.set_num_threads(1)
-    data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
-    splits = load_splits(data, arguments.seed)
-    public = PublicImages(splits.public.pixels(), splits.public.labels)
-    order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
+    test, public = load(arguments)
     print(f"`python -m benchmarks.attack_table {' '.join(sys.argv[1:])}`\n")
     print(" | ".join(["", "line", "quantizer", "images", *COLUMNS, ""]).strip())
     print("|" + "---|" * (len(COLUMNS) + 3), flush=True)
     for trial in trials:
         first, last = arguments.skip, arguments.skip + arguments.victims
-        chosen = order[first * trial.work.images : last * trial.work.images]
-        victims = splits.test.take(chosen)
+        victims = test.take(np.arange(first * trial.work.images, last * trial.work.images))
         for row in rows(trial, victims.pixels(), victims.labels, public, arguments.seed):
             print("| " + " | ".join(row) + " |", flush=True)
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of which victims are attacked."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
+    parser.add_argument("--victims", type=int, default=24)
+    parser.add_argument("--skip", type=int, default=0, help="victims of the draw to leave out")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def load(arguments: argparse.Namespace) -> tuple[Images, PublicImages]:
+    """Return the test images in the order in which victims are drawn, and the public ones."""
+    torch.set_num_threads(1)
+    data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
+    splits = load_splits(data, arguments.seed)
+    order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
+    return splits.test.take(order), PublicImages(splits.public.pixels(), splits.public.labels)
 
 
 COLUMNS = (
@@ -106,10 +119,11 @@ def rows(
 ) -> Iterator[list[str]]:
     """Yield the table's rows of one trial: medians over the victims, then shares."""
     head = [str(trial.line), f"`{trial.quantizer}`" + _setting(trial), str(trial.work.images)]
-    gallery = public.images[-GALLERY:]
     seen = list(observe(trial, images, labels, seed))
     if trial.work.images == 1:
-        constant = score_images(mean_colour(images, public.images), images, gallery)
+        constant = score_images(
+            mean_colour(images, public.images), images, public.images[-GALLERY:]
+        )
         yield [*head, "(mean colour)", *medians(constant), "", "", "", ""]
     for name in trial.attacks:
         attack = build_attack(name)
@@ -117,17 +131,29 @@ def rows(
             chosen = [o for o in seen if o.round == 1]  # a residual spoils all later rounds
         else:
             chosen = seen
-        started = time.process_time()
-        made = attack.reconstruct(chosen, seed=seed, public=public)
-        spent = time.process_time() - started
-        made.sort(key=lambda one: one.partition)
-        scores = score(made, images, labels, gallery)
-        stalled = sum(one.status != "converged" for one in made)
-        evaluations = sum(one.evaluations for one in made) / len(made)
-        yield [
-            *(*head, f"`{name}`", *medians(scores), f"{scores.labels_recovered.mean():.0%}"),
-            *(f"{stalled}/{len(made)}", f"{evaluations:.0f}", f"{spent:.0f}"),
-        ]
+        yield [*head, *attacked(name, chosen, images, labels, public, seed)]
+
+
+def attacked(
+    name: str,
+    seen: Sequence[Observation],
+    images: Tensor,
+    labels: Tensor,
+    public: PublicImages,
+    seed: int,
+) -> list[str]:
+    """Run an attack and return the cells of `COLUMNS`."""
+    started = time.process_time()
+    made = build_attack(name).reconstruct(seen, seed=seed, public=public)
+    spent = time.process_time() - started
+    made.sort(key=lambda one: one.partition)
+    scores = score(made, images, labels, public.images[-GALLERY:])
+    stalled = sum(one.status != "converged" for one in made)
+    evaluations = sum(one.evaluations for one in made) / len(made)
+    return [
+        *(f"`{name}`", *medians(scores), f"{scores.labels_recovered.mean():.0%}"),
+        *(f"{stalled}/{len(made)}", f"{evaluations:.0f}", f"{spent:.0f}"),
+    ]
 
 
 def observe(trial: Trial, images: Tensor, labels: Tensor, seed: int) -> Iterator[Observation]:

@@ -1,14 +1,103 @@
-"""Faults of released attack code that no other test here names; each must stay impossible."""
+"""Faults found in released attack code; each must stay impossible."""
 
+import ast
 import inspect
+from pathlib import Path
 
+import pytest
 import torch
 
 from attacker.attack import Attack
 from attacker.presets import build_attack
+from results.scoring import score_batch
 from tests.attacker.observing import digits, observe
 
 SHORT = "cell:iterations=40,warmup=0,restarts=0"
+
+TESTS = Path(__file__).parent.parent
+FAULTS = {
+    "joint labels: the random start is returned": (
+        "attacker/test_attack.py",
+        "test_the_joint_attack_returns_the_label_it_optimised_not_the_one_it_started_from",
+    ),
+    "best iterate off by one: the loss before a step, the picture after it": (
+        "attacker/test_optimizers.py",
+        "test_the_loss_returned_is_that_of_the_point_returned",
+    ),
+    "restarts chosen by distance to the truth": (
+        "attacker/test_attack.py",
+        "test_restarts_are_chosen_by_attack_loss",
+    ),
+    "assignment applied in the wrong direction": (
+        "results/test_scoring.py",
+        "test_a_perfect_batch_in_another_order_scores_zero_and_hits_every_label",
+    ),
+    "converged reported for a large loss": (
+        "attacker/test_attack.py",
+        "test_a_poor_run_is_stalled_never_converged",
+    ),
+    "mean over runs that diverged": (
+        "results/test_run_report.py",
+        "test_an_attack_that_diverged_is_counted_not_averaged",
+    ),
+    "PSNR of unclamped pixels": (
+        "results/test_scoring.py",
+        "test_clamping_beforehand_changes_nothing_and_scores_stay_in_range",
+    ),
+    "PSNR on another scale": (
+        "results/test_scoring.py",
+        "test_psnr_agrees_with_scikit_image_and_is_capped",
+    ),
+    "bytes of a picture wrap around": (
+        "results/test_gallery.py",
+        "test_pictures_are_clamped_before_they_become_bytes",
+    ),
+    "the mean absolute error reported as MSE": (
+        "attacker/test_faults.py",
+        "test_the_mse_is_that_of_the_pixels_neither_absolute_nor_the_loss_of_the_attack",
+    ),
+    "the attack's loss reported as MSE": (
+        "attacker/test_faults.py",
+        "test_the_mse_is_that_of_the_pixels_neither_absolute_nor_the_loss_of_the_attack",
+    ),
+    "noise redrawn at every evaluation": (
+        "attacker/test_faults.py",
+        "test_the_noise_of_a_randomized_quantizer_is_not_redrawn_while_attacking",
+    ),
+    "the unquantized update attacked by a mix-up": (
+        "attacker/test_faults.py",
+        "test_the_attack_uses_the_payload_not_the_update_behind_it",
+    ),
+    "running mean over clients with a fixed 1 / N": (
+        "server/test_strategy.py",
+        "test_fedsgd_steps_along_the_mean_gradient",
+    ),
+    "a picture that never required a gradient": (
+        "attacker/test_faults.py",
+        "test_the_image_moves_from_its_start",
+    ),
+    "exceptions swallowed": (
+        "attacker/test_attack.py",
+        "test_one_broken_payload_does_not_lose_the_others",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_has_its_test(fault):
+    file, name = FAULTS[fault]
+    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_mse_is_that_of_the_pixels_neither_absolute_nor_the_loss_of_the_attack():
+    images, labels = digits(1)
+    (found,) = build_attack(SHORT).reconstruct(observe(images, labels, "sign"), seed=0)
+    scores = score_batch(found.images, found.labels, images, labels)
+    difference = found.images.clamp(0, 1) - images
+    assert scores["mse"].item() == pytest.approx(float(difference.square().mean()), rel=1e-5)
+    assert scores["mse"].item() != pytest.approx(float(difference.abs().mean()), rel=0.1)
+    assert scores["mse"].item() != pytest.approx(found.loss, rel=0.1)
 
 
 def test_the_truth_is_not_among_the_arguments():
