@@ -70,7 +70,7 @@ FAULTS = {
     ),
     "running mean over clients with a fixed 1 / N": (
         "server/test_strategy.py",
-        "test_fedsgd_steps_along_the_mean_gradient",
+        "test_a_reply_that_cannot_be_used_is_dropped_counted_and_reported",
     ),
     "a picture that never required a gradient": (
         "attacker/test_faults.py",
