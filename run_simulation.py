@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +65,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+LogTo = Annotated[str, typer.Option(help="Log figures below the run for tensorboard or mlflow.")]
+
+
 @cli.callback(invoke_without_command=True)
 @with_settings
 def run(
@@ -72,6 +76,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Output folder; runs/<study> if absent.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The study's size for seconds.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Do finished work again.")] = False,
+    log_to: LogTo = "",
     quiet: Quiet = False,
     verbose: Verbose = False,
     *,
@@ -81,6 +86,7 @@ def run(
     if context.invoked_subcommand is not None:
         return
     path = study or DEFAULT_STUDY
+    _check_tool(log_to)
     asked = load_study(path, overrides, smoke=smoke)
     root = out or Path("runs") / (path.stem + ("-smoke" if smoke else ""))
     from server import study as server  # noqa: PLC0415 - torch and Flower, not for --help
@@ -93,6 +99,7 @@ def run(
         server.train(asked, root)
         server.attack(asked, root)
         _report(root)
+        _log(asked, root, log_to)
     total = sum(len(point.settings.combinations) for point in asked.points)
     failed = sum(len(server.unfinished_trials(f.settings(), f)) for f in folders)
     if failed:
@@ -159,6 +166,7 @@ def report(
         str,
         typer.Option("--format", help="Write figures and tables as png,svg,pdf,parquet,md,tex."),
     ] = "",
+    log_to: LogTo = "",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -171,9 +179,12 @@ def report(
             raise SettingsError(
                 "format", name, f"one of {', '.join(FORMATS)}{nearest(name, FORMATS)}"
             )
-    with _writing(read_study(run), run, quiet, verbose):
+    _check_tool(log_to)
+    study = read_study(run)
+    with _writing(study, run, quiet, verbose):
         _report(run)
         export(run, chosen)
+        _log(study, run, log_to)
 
 
 @cli.command()
@@ -244,6 +255,24 @@ def _writing(study: Study, root: Path, quiet: bool, verbose: bool) -> Iterator[N
     if counted and not quiet:
         summary = ", ".join(f"{count} {event}" for event, count in counted.most_common())
         print(f"{root / LOG}: {summary}", file=sys.stderr)
+
+
+def _check_tool(tool: str) -> None:
+    from results.loggers import LOGGERS  # noqa: PLC0415
+
+    if not tool:
+        return
+    if tool not in LOGGERS:
+        raise SettingsError("log_to", tool, f"one of {', '.join(LOGGERS)}{nearest(tool, LOGGERS)}")
+    if find_spec(tool) is None:
+        raise SettingsError("log_to", tool, f'is not installed; pip install ".[{tool}]"')
+
+
+def _log(study: Study, root: Path, tool: str) -> None:
+    from results.loggers import log_run  # noqa: PLC0415
+
+    for folder in study.folders(root) if tool else []:
+        print(log_run(folder.root, tool))
 
 
 def _report(root: Path) -> None:
