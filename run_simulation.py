@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_sim.files import StoreError
+from fl_sim.lock import holder
 from fl_sim.logs import log_file
+from fl_sim.provenance import Session, describe, read_sessions
 from fl_sim.runs import RunFolder
 from fl_sim.settings import SettingsError, load_settings, nearest, option_fields, split_list
 from fl_sim.study import Study, load_study, read_study
@@ -27,6 +29,7 @@ cli = typer.Typer(
 
 DEFAULT_STUDY = Path(__file__).parent / "studies" / "default.toml"
 LOG = "log.jsonl"
+STEPS = ("trained", "attacked", "scored")
 DEFAULT_SWEEP = ("tv=1e-4,1e-3,1e-2,1e-1",)
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors only, and no progress.")]
@@ -93,15 +96,13 @@ def run(
 
     server.check_study(asked)
     with _writing(asked, root, quiet, verbose):
-        folders = asked.create(root)
-        for folder in folders if force else []:
-            folder.forget()
-        server.train(asked, root)
-        server.attack(asked, root)
-        _report(root)
+        if force:
+            for folder in asked.folders(root):
+                folder.forget()
+        _work(asked, root, training=True)
         _log(asked, root, log_to)
     total = sum(len(point.settings.combinations) for point in asked.points)
-    failed = sum(len(server.unfinished_trials(f.settings(), f)) for f in folders)
+    failed = sum(len(server.unfinished_trials(f.settings(), f)) for f in asked.folders(root))
     if failed:
         raise UnfinishedError(f"{failed} of {total} trials failed, see {root / LOG}")
 
@@ -126,9 +127,57 @@ def attack(
     study = load_study(RunFolder(run).settings_file, overrides)
     server.check_study(study)
     with _writing(study, run, quiet, verbose):
-        study.create(run)
-        server.attack(study, run)
-        _report(run)
+        _work(study, run, training=False)
+
+
+@cli.command()
+def reproduce(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="New folder; RUN-again if absent.")] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a run again from its settings, and compare every table, observation and picture."""
+    from results.reproduction import differences, outputs  # noqa: PLC0415
+
+    study = read_study(run)
+    again = out or run.with_name(f"{run.resolve().name}-again")
+    if again.exists():
+        raise SettingsError("out", str(again), "exists already; a new folder is needed")
+    with _writing(study, again, quiet, verbose):
+        _work(study, again, training=True)
+    found = differences(run, again)
+    if found:
+        print(*found, sep="\n")
+        raise UnfinishedError(f"{len(found)} of {len(outputs(run, again))} files differ")
+    print(f"identical: {len(outputs(run))} files of {run} and {again}")
+
+
+@cli.command()
+def status(run: RunArgument) -> None:
+    """Show what of a run is done, what the same command would still do, and who is at it."""
+    from results.status import progress  # noqa: PLC0415
+
+    frame = progress(run)
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("point", "quantizer", *STEPS):
+        table.add_column(column, justify="right" if column in STEPS else "left", overflow="fold")
+    for _, row in frame.iterrows():
+        counts = (f"{row[step]} of {row['of_' + step]}" for step in STEPS)
+        table.add_row(row["point"], row["quantizer"], *counts)
+    if not frame["point"].any():
+        table.columns.pop(0)
+    console = Console()
+    console.print(table)
+    left = {step: int((frame[f"of_{step}"] - frame[step]).sum()) for step in STEPS}
+    todo = ", ".join(f"{count} to be {step}" for step, count in left.items() if count)
+    console.print(f"Left: {todo or 'nothing'}.", highlight=False)
+    sessions = read_sessions(read_study(run).folders(run)[0])
+    if sessions:
+        console.print(f"Last session: {describe(sessions[-1])}", highlight=False)
+    at_work = holder(run)
+    if at_work:
+        console.print(f"At work: {at_work}.", highlight=False)
 
 
 @cli.command()
@@ -273,6 +322,19 @@ def _log(study: Study, root: Path, tool: str) -> None:
 
     for folder in study.folders(root) if tool else []:
         print(log_run(folder.root, tool))
+
+
+def _work(study: Study, root: Path, *, training: bool) -> None:
+    """Do what is left of a study, and report."""
+    from server import study as server  # noqa: PLC0415
+
+    session = Session(study.create(root))
+    if training:
+        with session.phase("training"):
+            server.train(study, root)
+    with session.phase("attacking"):
+        server.attack(study, root)
+    _report(root)
 
 
 def _report(root: Path) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_sim.files import write_text
+from fl_sim.files import StoreError, read_facts, write_text
 from fl_sim.fingerprint import code_version, fingerprint
+from fl_sim.observations import round_path
 from fl_sim.settings import Settings, SettingsError, dump_settings, load_settings
 from fl_sim.trials import Trial
 
@@ -36,6 +37,11 @@ class RunFolder:
     def tuned_file(self) -> Path:
         """What attacks were tuned to; the setting ``tuned`` reads it."""
         return self.root / "tuned.toml"
+
+    @property
+    def provenance_file(self) -> Path:
+        """With what code, on what machine and in what time it was made."""
+        return self.root / "provenance.json"
 
     @property
     def history_file(self) -> Path:
@@ -72,6 +78,22 @@ class RunFolder:
         except (ValueError, KeyError, TypeError):
             log.warning("%s cannot be read; the trial is trained again", path)
             return None
+
+    def finished(self, trial: Trial, settings: Settings) -> list[Any] | None:
+        """Return the history of a trial that is finished and still stands, else None.
+
+        It stands if the same settings and code made it, and what was observed is there whole.
+        """
+        key, history = self.trained(trial) or ("", [])
+        if key != training_key(trial, settings):
+            return None
+        for server_round in settings.observed_rounds:
+            try:
+                read_facts(round_path(self.observations, trial.name, server_round))
+            except StoreError as error:
+                log.warning("%s; the trial has to be trained again", error)
+                return None
+        return history
 
     def forget(self) -> None:
         """Delete what was trained, attacked and scored, so that all of it is made again."""

@@ -16,6 +16,7 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from fl_sim.files import write_text
+from fl_sim.provenance import describe, read_sessions
 from fl_sim.settings import dump_settings
 from fl_sim.study import read_study
 from results import charts
@@ -71,10 +72,14 @@ class Study:
 
     @property
     def command(self) -> str:
-        """The command that makes the run again from its own settings."""
+        """The command that makes the run again from its own settings, and compares."""
         root = self.run.folder.root
-        study = shlex.quote(str(self.run.folder.settings_file))
-        return f"python run_simulation.py --study {study} --out {shlex.quote(f'{root}-again')}"
+        return f"python run_simulation.py reproduce {shlex.quote(str(root))}"
+
+    @property
+    def sessions(self) -> list[str]:
+        """When, by what code and where the run was made, one sentence a session."""
+        return list(map(describe, read_sessions(self.run.folder)))
 
     @property
     def toml(self) -> str:

@@ -229,9 +229,7 @@ class RunReader:
 
     def _scores_of(self, made: Reconstructed) -> pd.DataFrame:
         """Return the scores of one file, from the store where they are there and still stand."""
-        path = self.folder.scores / made.path.relative_to(self.folder.reconstructions)
-        key, path = score_key(made.key), path.with_suffix(".parquet")
-        key += "+lpips" * lpips_at_hand()
+        key, path = key_of_scores(made.key), score_path(self.folder, made.path)
         stored = read_scores(path, key)
         if stored is not None:
             return stored
@@ -263,6 +261,17 @@ class RunReader:
         scores.insert(3, "partition", scores.pop("partition"))
         scores.insert(4, "attack", attacked.attack)
         return scores
+
+
+def score_path(folder: RunFolder, reconstructions: Path) -> Path:
+    """Return where the scores of a file of reconstructions lie."""
+    path = folder.scores / reconstructions.relative_to(folder.reconstructions)
+    return path.with_suffix(".parquet")
+
+
+def key_of_scores(key: str) -> str:
+    """Return the key of the scores of reconstructions with this key, by the metrics at hand."""
+    return score_key(key) + "+lpips" * lpips_at_hand()
 
 
 def write_scores(path: Path, scores: pd.DataFrame, key: str) -> None:

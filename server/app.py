@@ -12,8 +12,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_sim.files import StoreError, read_facts, write_text
-from fl_sim.observations import round_path
+from fl_sim.files import write_text
 from fl_sim.runs import RunFolder, training_key
 from fl_sim.settings import Settings, load_settings
 from fl_sim.trials import Trial, trials_of
@@ -49,7 +48,7 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
     torch.set_num_threads(1)  # small tensors; and the same sums on every machine
     nodes: dict[int, int] = {}
     for trial in trials_of(settings):
-        if finished_history(folder, trial, settings) is not None:
+        if folder.finished(trial, settings) is not None:
             continue
         nodes = nodes or find_nodes(grid, settings.data.clients)
         folder.trial_file(trial).unlink(missing_ok=True)
@@ -65,25 +64,6 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
         log.info("trained %s", trial.name, extra=facts | {"event": "trained"})
 
 
-def finished_history(
-    folder: RunFolder, trial: Trial, settings: Settings
-) -> list[HistoryRow] | None:
-    """Return the history of a trial that is finished and still stands, else None.
-
-    It stands if the same settings and code made it, and what was observed is there as a whole.
-    """
-    trained = folder.trained(trial)
-    if trained is None or trained[0] != training_key(trial, settings):
-        return None
-    for server_round in settings.observed_rounds:
-        try:
-            read_facts(round_path(folder.observations, trial.name, server_round))
-        except StoreError as error:
-            log.warning("%s; the trial is trained again", error)
-            return None
-    return trained[1]
-
-
 def write_history(settings: Settings, folder: RunFolder) -> None:
     """Gather the histories of all finished trials in ``history.csv``."""
     stream = io.StringIO()
@@ -92,7 +72,7 @@ def write_history(settings: Settings, folder: RunFolder) -> None:
     writer.writeheader()
     for trial in trials_of(settings):
         facts = {"trial": trial.name, "quantizer": trial.quantizer, "seed": trial.seed}
-        for row in finished_history(folder, trial, settings) or []:
+        for row in folder.finished(trial, settings) or []:
             writer.writerow(facts | row)
     write_text(folder.history_file, stream.getvalue())
 

@@ -72,12 +72,6 @@ def check_specs(setting: str, specs: Iterable[str]) -> None:
             raise SettingsError(setting, spec, str(error)) from error
 
 
-def round_groups(settings: Settings) -> list[tuple[int, ...]]:
-    """Return the observed rounds as they are attacked: one by one, or all of a fixed batch."""
-    observed = settings.observed_rounds
-    return [observed] if settings.training.fixed_batch else [(r,) for r in observed]
-
-
 def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
     """Return every attack a study asks for, on every observed round of every trial.
 
@@ -95,7 +89,7 @@ def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
         )
         for attack in settings.audit.attacks
         for trial in trials_of(settings)
-        for rounds in round_groups(settings)
+        for rounds in settings.attacked_rounds
     ]
 
 

@@ -11,7 +11,7 @@ from fl_sim.runs import RunFolder
 from fl_sim.settings import Settings
 from fl_sim.study import Study
 from fl_sim.trials import Trial, trials_of
-from server.app import build_server_app, finished_history, write_history
+from server.app import build_server_app, write_history
 from server.audit import AttackJob, audit_jobs, check_attacks, run_jobs
 from server.lost_workers import WorkerLostError
 from server.workers import run_tasks
@@ -98,7 +98,7 @@ def _train_point(settings: Settings, folder: RunFolder, advance: Advance) -> Non
 
 def unfinished_trials(settings: Settings, folder: RunFolder) -> list[Trial]:
     """Return the trials of a run that have yet to be trained, or trained again."""
-    return [t for t in trials_of(settings) if finished_history(folder, t, settings) is None]
+    return [t for t in trials_of(settings) if folder.finished(t, settings) is None]
 
 
 def attack(study: Study, root: Path) -> None:

@@ -21,7 +21,7 @@ from fl_sim.seeding import Purpose, numpy_rng, torch_rng
 from fl_sim.settings import Settings, SettingsError
 from fl_sim.trials import Trial, trials_of
 from fl_sim.updates import Update, flat_model, local_update, one_hot
-from server.audit import check_specs, round_groups
+from server.audit import check_specs
 from server.workers import run_tasks
 
 Scorer = Callable[[Tensor, Tensor, Tensor, Tensor], pd.DataFrame]
@@ -165,7 +165,7 @@ def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[Tun
         for attack, tried in specs.items()
         for spec in tried
         for trial in trials_of(settings)
-        for rounds in round_groups(settings)
+        for rounds in settings.attacked_rounds
     ]
 
 

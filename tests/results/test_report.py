@@ -58,7 +58,7 @@ def test_the_page_has_verdicts_threat_model_setting_and_provenance(page):
     assert "4 clients (iid)" in text
     assert "Reaches 60.5 % test accuracy" in text
     assert "Not established: the attack failed to optimise on 100% of the victims" in text
-    assert "run_simulation.py --study" in text
+    assert "run_simulation.py reproduce" in text
     assert "quantizers = [" in text
 
 
