@@ -30,7 +30,6 @@ GALLERY = 1000
 DLG = "dlg:iterations=600,restarts=1"
 COSINE = "inverting_gradients:iterations=1200"
 TUNED = "cell:tv=3e-4"
-LEARNED = ("learned", "learned_cell", "inversion_network", "inversion_network_cell")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ BATCHES = tuple(LocalWork(batch_size=size) for size in (4, 8))
 LABELS_ONLY = ("idlg:iterations=1,warmup=0,restarts=0",)
 TRIALS = (
     Trial(1, "none", ("dlg", "rgap", "scaled", "synthetic_cell")),
-    Trial(3, "sign", (DLG, COSINE, "cell", TUNED, "synthetic", "synthetic_cell", *LEARNED)),
+    Trial(3, "sign", (DLG, COSINE, "cell", TUNED, "synthetic", "synthetic_cell", "learned_cell")),
     Trial(3, "scaled_sign", (DLG, COSINE, "cell", TUNED, "synthetic_cell")),
     Trial(3, "uniform:bits=2", (COSINE, "scaled", "cell", "synthetic_cell")),
     Trial(2, "uniform:levels=16", (DLG, "scaled", "synthetic_cell")),
