@@ -155,6 +155,7 @@ def over_rounds() -> str:
     figure.savefig(PLOT, dpi=150)
     slope = float(torch.tensor(late).diff().mean())
     return (
+        f"![Memory of all processes after each round](images/{PLOT.name})\n\n"
         f"From round 6 to round {len(use.rounds)}: {min(late):.0f} to {max(late):.0f} MB, "
         f"{slope:+.1f} MB a round on average; {use.peak:.0f} MB at most."
     )

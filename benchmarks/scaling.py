@@ -234,7 +234,8 @@ def main() -> None:
         f"{machine.bandwidth / 1e9:.1f} GB a second."
     )
     print(rates)
-    content = "\n\n".join([rates, *(table(series, machine) for series in every)])
+    picture = f"![Time against what grows, above its floor](images/{PLOT.name})"
+    content = "\n\n".join([picture, rates, *(table(series, machine) for series in every)])
     if arguments.write:
         write_text(DOCUMENT, replace_section(DOCUMENT.read_text(), "scaling", content))
         draw(every, machine, PLOT)
