@@ -72,6 +72,8 @@ class Lattice(Quantizer):
         groups = self._groups(update.layout)
         side = self._measure(update.vector, groups)
         anchor, step = self._lattice(side)
+        if self._overflows(anchor, step):
+            raise ValueError("The update's range is too wide for a lattice of float32 values.")
         # A step of 0 gets the reciprocal 0: every code of a constant group is then the anchor's.
         per_step = torch.where(step > 0, step.reciprocal(), 0).clamp_max(_LARGEST)
         codes = codes_buffer(update.layout.size, self.code_levels, update.vector.device)
@@ -94,11 +96,13 @@ class Lattice(Quantizer):
         reader = Reader(body)
         side = reader.floats(self._groups(layout).count, self.side)
         self._check_side(side)
-        anchor, step = self._lattice(side)
-        last = anchor + step * (self.code_levels - 1 - self.shift)
-        if not bool(torch.stack([step, last]).isfinite().all()):
+        if self._overflows(*self._lattice(side)):
             raise PayloadError("The payload's lattice leaves the range of float32.")
         return side, self._unpack(reader, layout.size)
+
+    def _overflows(self, anchor: Tensor, step: Tensor) -> bool:
+        last = anchor + step * (self.code_levels - 1 - self.shift)
+        return not bool(torch.stack([step, last]).isfinite().all())
 
     def _check_side(self, side: Tensor) -> None:
         """Raise `PayloadError` on side information that no encoder sends."""

@@ -419,3 +419,11 @@ def test_stochastic_likelihood_is_that_of_the_rounding():
         chance = 0.75 if code == 1.0 else 0.25
         penalty = quantizer.misfit(payload, update.vector)[2]
         assert float(penalty) == pytest.approx(-math.log(chance), rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", ["uniform:bits=1", "stochastic:bits=1"])
+def test_a_range_beyond_float32_is_refused_by_the_encoder_not_the_receiver(spec):
+    wide = update_of([3e38, -3e38, 1.0])
+    with pytest.raises(ValueError, match="range is too wide"):
+        sent(spec, wide)
+    assert sent(spec, update_of([1e38, -1e38, 1.0])).isfinite().all()
