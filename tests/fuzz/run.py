@@ -6,6 +6,7 @@ Coverage-guided (atheris: ``pip install ".[fuzz]"``). A case that raises, takes 
 """
 
 import argparse
+import logging
 import os
 import re
 import resource
@@ -29,6 +30,8 @@ def fuzz(target: str, seconds: int, corpus: Path) -> None:
 
     with atheris.instrument_imports(include=["fl_sim", "server"]):
         from tests.fuzz import targets
+    for name in ("flwr", "fl_sim"):  # millions of refusals
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for number, seed in enumerate(targets.seeds(target)):
         (corpus / f"seed-{number}").write_bytes(seed)
     found = CASES / target

@@ -1,7 +1,6 @@
 """What bytes of strangers reach: each target must answer any bytes with a value or a refusal."""
 
 import json
-import logging
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,9 +27,6 @@ from server.reception import RoundFailedError
 from tests.fl_sim.quantizers.quantizer_cases import SPECS
 
 Target = Callable[[bytes], None]
-
-for _name in ("flwr", "fl_sim"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 LAYOUT = Layout(
