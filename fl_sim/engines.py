@@ -2,7 +2,9 @@
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 from uuid import uuid4
@@ -17,6 +19,32 @@ from fl_sim.settings import EngineSettings
 
 _CLIENT_APP_ERROR = 0  # Flower's ErrorCode.UNKNOWN
 _SERVER_NODE = 1  # Flower's SUPERLINK_NODE_ID
+
+
+class _Worker:
+    """A thread that answers messages in turn; one that never comes back ends with the process."""
+
+    def __init__(self, answer: Callable[[Message], Message]) -> None:
+        self._asked: SimpleQueue[tuple[Message, Future[Message]] | None] = SimpleQueue()
+        Thread(target=self._work, args=(answer,), daemon=True).start()
+
+    def ask(self, message: Message) -> Future[Message]:
+        """Return what will be the reply."""
+        reply: Future[Message] = Future()
+        self._asked.put((message, reply))
+        return reply
+
+    def end(self) -> None:
+        """Let the thread end once it has answered what it was asked."""
+        self._asked.put(None)
+
+    def _work(self, answer: Callable[[Message], Message]) -> None:
+        while (asked := self._asked.get()) is not None:
+            message, reply = asked
+            try:
+                reply.set_result(answer(message))
+            except BaseException as error:  # the caller's to handle, as if it had answered itself
+                reply.set_exception(error)
 
 
 class LocalGrid(Grid):
@@ -50,7 +78,7 @@ class LocalGrid(Grid):
             for partition in range(clients)
         }
         self._pending: dict[str, Message] = {}
-        self._late: dict[int, Thread] = {}
+        self._late: dict[int, Future[Message]] = {}
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = _SERVER_NODE
 
     def get_node_ids(self) -> list[int]:
@@ -79,25 +107,26 @@ class LocalGrid(Grid):
         A client is given ``timeout`` seconds for its reply. One that is late is missing, and is not
         asked again while it is still at work: nothing can stop it in one process.
         """
-        for message_id in self.push_messages(messages):
-            reply = self._await(self._pending.pop(message_id), timeout)
-            if reply is not None:
-                yield reply
-
-    def _await(self, message: Message, timeout: float | None) -> Message | None:
+        ids = self.push_messages(messages)
         if timeout is None:
-            return self._answer(message)
-        node = message.metadata.dst_node_id
-        if node in self._late and self._late[node].is_alive():
-            return None
-        replies: list[Message] = []
-        work = Thread(target=lambda: replies.append(self._answer(message)), daemon=True)
-        work.start()
-        work.join(timeout)
-        if work.is_alive():
-            self._late[node] = work
-            return None
-        return replies[0]
+            yield from self.pull_messages(ids)
+            return
+        worker = _Worker(self._answer)
+        try:
+            for message_id in ids:
+                message = self._pending.pop(message_id)
+                node = message.metadata.dst_node_id
+                if node in self._late and not self._late[node].done():
+                    continue
+                reply = worker.ask(message)
+                try:
+                    yield reply.result(timeout)
+                except TimeoutError:
+                    self._late[node] = reply
+                    worker.end()
+                    worker = _Worker(self._answer)
+        finally:
+            worker.end()
 
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]

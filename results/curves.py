@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fl_sim.files import write_bytes
 from results.statistics import CONFIDENCE
@@ -104,7 +105,11 @@ def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
     """Leave room around every point, bar and arrow for the labels."""
     columns = ["mse_median", "mse_median_low", "mse_median_high", "naive_mse_median"]
     errors = points[[*columns, "baseline_mse"]].to_numpy(dtype=np.float64)
-    axes.set_xlim(np.nanmin(errors) / 2, np.nanmax(errors) * 2)
+    least, most = np.nanmin(errors) / 2, np.nanmax(errors) * 2
+    axes.set_xlim(least, most)
+    if most < 100 * least:  # powers of ten alone would say too little, all multiples too much
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     accuracy, spread = points["test_accuracy_mean"], points["test_accuracy_std"].fillna(0)
     low, high = 100 * (accuracy - spread).min(), 100 * (accuracy + spread).max()
     margin = max(0.5, 0.1 * (high - low))

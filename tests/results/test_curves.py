@@ -100,6 +100,24 @@ def test_labels_do_not_overlap(drawn, count):
         assert overlap is None or min(overlap.width, overlap.height) < 2  # pixels
 
 
+@pytest.mark.parametrize("decades", [0.3, 1.3, 3])
+def test_the_labels_of_the_error_axis_do_not_overlap(drawn, decades):
+    results = results_of(6)
+    results["mse_median"] = results["naive_mse_median"] = 0.03 * np.logspace(0, decades / 2, 6)
+    results["mse_median_low"], results["mse_median_high"] = 0.03, 0.03 * 10 ** (decades / 2)
+    axes = drawn(results)
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    least, most = axes.get_xlim()
+    ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+    boxes = [
+        tick.label1.get_window_extent(renderer)
+        for tick in ticks
+        if least <= tick.get_loc() <= most and tick.label1.get_text()
+    ]
+    assert len(boxes) >= 2
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
 def test_marker_areas_grow_with_the_logarithm_of_the_bytes():
     areas = marker_areas(pd.Series([100.0, 1000.0, 10000.0]))
     assert areas[1] - areas[0] == pytest.approx(areas[2] - areas[1])
