@@ -133,6 +133,11 @@ class LocalWork:
         return self.batch_size * self.local_batches
 
 
+def all_finite(values: Tensor) -> bool:
+    """Tell whether no element is NaN or infinite: NaN wins a minimum, so two extremes vouch."""
+    return values.numel() == 0 or bool(torch.stack(values.aminmax()).isfinite().all())
+
+
 @lru_cache(maxsize=8)
 def layout_of_model(spec: ModelSpec) -> Layout:
     """Return the layout of a model without the memory of its weights."""

@@ -5,13 +5,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from flwr.app import ConfigRecord, Message
 
 from fl_sim.messages import examples_of, nonce_of, partition_of, read_payload, set_nonce
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.payload import Payload, PayloadError
-from fl_sim.updates import Layout, Update
+from fl_sim.updates import Layout, Update, all_finite
 
 log = logging.getLogger("fl_sim.server")
 
@@ -136,7 +135,7 @@ class Reception:
         except ValueError as error:
             raise PayloadError(str(error)) from error
         update = quantizer.decode(payload)
-        if not torch.isfinite(update.vector).all():
+        if not all_finite(update.vector):
             raise PayloadError("it decodes to values that are not finite")
         return update
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fl_sim.quantizers.cell import Cell
 from fl_sim.quantizers.parameters import parse_parameters, print_parameters
 from fl_sim.quantizers.payload import Payload, PayloadError
-from fl_sim.updates import Layout, Update
+from fl_sim.updates import Layout, Update, all_finite
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,9 @@ class Quantizer(ABC):
 
 
 def _refuse_nonfinite(update: Update) -> None:
-    if update.layout.size == 0:
-        return
-    # NaN wins a minimum and a maximum, so two finite extremes vouch for every element.
-    extremes = torch.stack(update.vector.aminmax())
-    if bool(torch.isfinite(extremes).all()):
+    if all_finite(update.vector):
         return
     pieces = update.layout.split(update.vector)
     for segment, piece in zip(update.layout.segments, pieces, strict=True):
-        if not bool(torch.isfinite(piece).all()):
+        if not all_finite(piece):
             raise ValueError(f"The update of tensor {segment.name!r} is not finite.")

@@ -16,6 +16,7 @@ from fl_sim.quantizers.packing import (
     unpack_trits,
 )
 from fl_sim.quantizers.payload import PayloadError
+from fl_sim.updates import all_finite
 
 FLOAT = 4  # bytes of a float32
 
@@ -93,6 +94,6 @@ def _checked(unpacking: Callable[..., Tensor], *arguments: object) -> Tensor:
 
 def refuse_nonfinite(values: Tensor) -> Tensor:
     """Return ``values``, or raise `PayloadError` if one is not finite."""
-    if values.numel() and not bool(torch.stack(values.aminmax()).isfinite().all()):
+    if not all_finite(values):
         raise PayloadError("The payload holds a value that is not finite.")
     return values
