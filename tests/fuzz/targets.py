@@ -5,6 +5,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -257,7 +258,7 @@ def _exchange(tree: dict[str, object] | list[object], draw: "_Draw") -> None:
         del tree[key]  # type: ignore[arg-type]
     else:
         odd = (*_ODD, draw.integer(), draw.text())
-        tree[key] = odd[draw.number(len(odd))]  # type: ignore[index]
+        tree[key] = deepcopy(odd[draw.number(len(odd))])  # type: ignore[index]
 
 
 def _declared(header: bytes) -> int:
