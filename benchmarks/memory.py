@@ -150,7 +150,7 @@ def over_rounds() -> str:
     late = use.rounds[5:]
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
     axes.plot(range(1, len(use.rounds) + 1), use.rounds, color="#0b6e99")
-    axes.set(xlabel="round", ylabel="memory of all processes, MB", ylim=(0, None))
+    axes.set(xlabel="round", ylabel="memory of all processes, MB", ylim=(0, 1.1 * max(use.rounds)))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(PLOT, dpi=150)
     slope = float(torch.tensor(late).diff().mean())

@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from attacker.attack import Attack
 from attacker.presets import build_attack
 from benchmarks.attack_table import SPEC, Trial, observe
 from benchmarks.simulation import MODEL, in_process
@@ -35,8 +36,7 @@ from server.workers import run_tasks
 
 DOCUMENT, PLOT = Path("docs/performance.md"), Path("docs/images/performance.png")
 FLOAT = 4  # bytes
-HISTORY, EVALUATIONS = 50, 10
-ATTACK = f"idlg:iterations={EVALUATIONS},warmup=0,restarts=0,patience={EVALUATIONS},history=50"
+HISTORY, EVALUATIONS, MANY_EVALUATIONS = 50, 10, 100
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def flops_of(run: Callable[[], object]) -> float:
 
 def victims(seen: Sequence[Observation]) -> Series:
     """Attack more and more victims together, at equal evaluations."""
-    attack = build_attack(ATTACK)
+    attack = attack_of(EVALUATIONS)
     size, pixels = seen[0].weights.numel(), SPEC.shape[0] * SPEC.shape[1] * SPEC.shape[2]
     # An evaluation reads the update asked for and writes the candidate's; a step reads the history.
     moved = FLOAT * (2 * size + 2 * 2 * HISTORY * pixels)
@@ -161,9 +161,16 @@ def parameters() -> Series:
     return Series("A client's update of a 3x32x32 image, 4 bits", "parameters", points)
 
 
+def attack_of(evaluations: int) -> Attack:
+    """Return an attack that stops after so many evaluations, not before."""
+    return build_attack(
+        f"idlg:iterations={evaluations},warmup=0,restarts=0,patience={evaluations},history={HISTORY}"
+    )
+
+
 def attack_some(seen: Sequence[Observation]) -> None:
     """Attack one batch, as a task of a worker."""
-    build_attack(ATTACK).reconstruct(seen, seed=0)
+    attack_of(MANY_EVALUATIONS).reconstruct(seen, seed=0)
 
 
 def workers(seen: Sequence[Observation]) -> Series:
@@ -176,7 +183,7 @@ def workers(seen: Sequence[Observation]) -> Series:
         for _ in run_tasks(attack_some, tasks, EngineSettings(workers=count)):
             pass
         points.append(Point(count, time.perf_counter() - started, flops / count, 0.0))
-    return Series("256 victims in 16 batches, wall time", "workers", points)
+    return Series("256 victims in 16 batches, wall", "workers", points)
 
 
 def table(series: Series, machine: Machine) -> str:
