@@ -19,27 +19,13 @@ from fl_sim.models import ModelSpec
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.updates import Update, flat_model
+from tests.commands import command
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--rounds", "3", "--clients", "3", "--limit", "200", "--victims", "3", "--observe", "2"),
     *("--attacks", "dlg:iterations=5,restarts=0", "--workers", "1", "--timeout", "5"),
 ]
-
-
-@pytest.fixture
-def command(monkeypatch):
-    """Run the command line in this process and return its exit status."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["run_simulation.py", *map(str, arguments)])
-        try:
-            run_simulation.main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
-
-    return run
 
 
 def events(root, kind):
@@ -88,7 +74,7 @@ def dropped_of(root):
     [(fails, "no camera"), (not_a_number, "finite"), (hangs, "did not reply in time")],
     ids=["raises", "returns NaN", "never answers"],
 )
-def test_a_client_that_fails_is_left_out_and_said_so(command, misbehave, tmp_path, fault, words):
+def test_a_client_that_fails_is_left_out_and_said_so(misbehave, tmp_path, fault, words):
     misbehave(fault)
     began = time.monotonic()
     assert command(*SMALL, "--quantizers", "none", "--out", tmp_path) == 0
@@ -105,7 +91,7 @@ def test_a_client_that_fails_is_left_out_and_said_so(command, misbehave, tmp_pat
     assert scores["mse"].notna().all()
 
 
-def test_a_client_that_sends_another_models_update_is_left_out(command, monkeypatch, tmp_path):
+def test_a_client_that_sends_another_models_update_is_left_out(monkeypatch, tmp_path):
     honest = mods.pack_reply
 
     def pack(reply, payload):
@@ -123,7 +109,7 @@ def test_a_client_that_sends_another_models_update_is_left_out(command, monkeypa
     assert {line["partition"] for line in events(tmp_path, "dropped")} == {1}
 
 
-def test_a_trial_without_any_usable_reply_stops_no_other(command, monkeypatch, tmp_path, capsys):
+def test_a_trial_without_any_usable_reply_stops_no_other(monkeypatch, tmp_path, capsys):
     honest = client.compute_update
     with monkeypatch.context() as broken:
         broken.setattr(
@@ -151,7 +137,7 @@ def finished(tmp_path_factory):
     return root
 
 
-def test_a_truncated_observation_is_made_again(command, finished, tmp_path):
+def test_a_truncated_observation_is_made_again(finished, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(finished, root)
     path = root / "observations" / "sign_seed-0" / "round-00002.safetensors"
@@ -166,7 +152,7 @@ def test_a_truncated_observation_is_made_again(command, finished, tmp_path):
     assert again == ["sign_seed-0"]
 
 
-def test_an_altered_observation_is_never_attacked(command, finished, tmp_path, capsys):
+def test_an_altered_observation_is_never_attacked(finished, tmp_path, capsys):
     root = tmp_path / "run"
     shutil.copytree(finished, root)
     path = root / "observations" / "sign_seed-0" / "round-00002.safetensors"
@@ -184,7 +170,7 @@ def test_an_altered_observation_is_never_attacked(command, finished, tmp_path, c
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "{file}/run"])
-def test_a_folder_that_cannot_be_written_is_refused(command, tmp_path, capsys, place):
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys, place):
     (tmp_path / "file").touch()
     out = place.format(file=tmp_path / "file")
     assert command(*SMALL, "--out", out) == 2

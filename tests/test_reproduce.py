@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 
-import run_simulation
 from fl_sim.files import read_tensors, write_tensors
 from results.reproduction import differences
+from tests.commands import command
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("reproduce")]
 
@@ -16,16 +15,6 @@ SMALL = [
     *("--rounds", "3", "--clients", "2", "--limit", "100", "--victims", "1", "--observe", "1,3"),
     *("--quantizers", "none,sign", "--attacks", "dlg:iterations=3,restarts=0", "--workers", "1"),
 ]
-
-
-def command(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["run_simulation.py", *map(str, arguments)])
-        try:
-            run_simulation.main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
 
 
 @pytest.fixture(scope="module")

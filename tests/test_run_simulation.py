@@ -1,27 +1,16 @@
 """The command line as its user types it: bad input, a small study on both engines, resuming."""
 
 import csv
-import sys
 
 import pytest
 
-import run_simulation
+from tests.commands import command
 
 SMALL = [
     *("--rounds", "3", "--clients", "3", "--limit", "200", "--victims", "2"),
     *("--quantizers", "none,stochastic:bits=4,error_feedback(sign)"),
     *("--attacks", "dlg:iterations=15,restarts=0", "--workers", "1"),
 ]
-
-
-def command(monkeypatch, *arguments):
-    """Run the command line in this process and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["run_simulation.py", *map(str, arguments)])
-    try:
-        run_simulation.main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.mark.parametrize(
@@ -42,10 +31,10 @@ def command(monkeypatch, *arguments):
         (["report", "no/such/run"], ["no/such/run"]),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_status_2(monkeypatch, capsys, tmp_path, arguments, words):
+def test_wrong_input_is_one_line_and_exit_status_2(capsys, tmp_path, arguments, words):
     out = tmp_path / "out"
     extra = [] if arguments[0] == "report" else ["--out", out]
-    assert command(monkeypatch, *extra, *arguments) == 2
+    assert command(*extra, *arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.strip().splitlines()
@@ -62,19 +51,19 @@ def test_wrong_input_is_one_line_and_exit_status_2(monkeypatch, capsys, tmp_path
         ("[training\nrounds = 3\n", ["study", "TOML"]),
     ],
 )
-def test_a_wrong_study_is_one_line_and_exit_status_2(monkeypatch, capsys, tmp_path, text, words):
+def test_a_wrong_study_is_one_line_and_exit_status_2(capsys, tmp_path, text, words):
     study = tmp_path / "study.toml"
     study.write_text(text)
-    assert command(monkeypatch, "--study", study, "--out", tmp_path / "out") == 2
+    assert command("--study", study, "--out", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert [word for word in words if word not in line] == []
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_that_is_a_file_is_refused(monkeypatch, capsys, tmp_path):
+def test_an_output_folder_that_is_a_file_is_refused(capsys, tmp_path):
     out = tmp_path / "taken"
     out.write_text("mine")
-    assert command(monkeypatch, "--out", out) == 2
+    assert command("--out", out) == 2
     assert "is a file" in capsys.readouterr().err
     assert out.read_text() == "mine"
 
@@ -88,8 +77,7 @@ def rows_of(path):
 def small_run(tmp_path_factory):
     """Run the small study once on the in-process engine."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    with pytest.MonkeyPatch.context() as patch:
-        assert command(patch, *SMALL, "--out", out) == 0
+    assert command(*SMALL, "--out", out) == 0
     return out
 
 
@@ -110,9 +98,9 @@ def test_a_study_leaves_its_tables_and_pictures(small_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [("--engine", "ray"), ("--workers", "2")], ids=str)
-def test_both_engines_give_the_same_bytes(monkeypatch, small_run, tmp_path, elsewhere):
+def test_both_engines_give_the_same_bytes(small_run, tmp_path, elsewhere):
     out = tmp_path / "elsewhere"
-    assert command(monkeypatch, *SMALL, *elsewhere, "--out", out) == 0
+    assert command(*SMALL, *elsewhere, "--out", out) == 0
     for kind in ("results.csv", "scores.csv", "history.csv", "observations/*/*"):
         expected = sorted(path.relative_to(small_run) for path in small_run.glob(kind))
         assert expected
@@ -120,21 +108,21 @@ def test_both_engines_give_the_same_bytes(monkeypatch, small_run, tmp_path, else
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_made_again_and_a_lost_piece_is(monkeypatch, small_run):
+def test_a_finished_run_is_not_made_again_and_a_lost_piece_is(small_run):
     made = sorted(small_run.glob("observations/*/*")) + sorted(small_run.glob("training/*"))
     made += sorted(small_run.glob("reconstructions/*/*/*"))
     results = (small_run / "results.csv").read_bytes()
     before = {path: path.stat().st_mtime_ns for path in made}
     made[-1].write_bytes(made[-1].read_bytes()[:50])  # as a crash of the disk might leave it
-    assert command(monkeypatch, *SMALL, "--out", small_run) == 0
+    assert command(*SMALL, "--out", small_run) == 0
     after = {path: path.stat().st_mtime_ns for path in made}
     assert [path for path in made if after[path] != before[path]] == [made[-1]]
     assert (small_run / "results.csv").read_bytes() == results
 
 
 @pytest.mark.slow
-def test_an_attack_is_added_to_what_a_run_observed(monkeypatch, small_run):
+def test_an_attack_is_added_to_what_a_run_observed(small_run):
     spec = "idlg:iterations=15,restarts=0"
-    assert command(monkeypatch, "attack", small_run, "--attacks", spec, "--workers", "2") == 0
+    assert command("attack", small_run, "--attacks", spec, "--workers", "2") == 0
     attacks = {row["attack"] for row in rows_of(small_run / "scores.csv")}
     assert attacks == {"dlg:iterations=15,restarts=0", spec}
