@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from fl_sim.files import write_bytes
 from results.statistics import CONFIDENCE
@@ -109,6 +109,7 @@ def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
     axes.set_xlim(least, most)
     if most < 100 * least:  # powers of ten alone would say too little, all multiples too much
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     accuracy, spread = points["test_accuracy_mean"], points["test_accuracy_std"].fillna(0)
     low, high = 100 * (accuracy - spread).min(), 100 * (accuracy + spread).max()
