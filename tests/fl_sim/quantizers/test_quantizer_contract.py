@@ -262,3 +262,13 @@ def test_nothing_breaks_on_every_length_up_to_a_few_bytes():
             update = Update(torch.randn(size, generator=seeded(size)), layout_of(size))
             payload = quantizer.encode(update, seeded())
             assert quantizer.decode(payload).vector.shape == (size,)
+
+
+def test_plain_signs_tell_nothing_of_the_size_of_an_update():
+    quantizer = parse_quantizer("sign")
+    update = update_of([1.0, -2.0, 3.0], [-0.5, 0.25])
+    payload = quantizer.encode(update, seeded())
+    wrong = torch.tensor([-1.0, -2.0, 3.0, -0.5, -0.25])
+    misfit = quantizer.misfit(payload, wrong)
+    assert (misfit > 0).tolist() == [True, False, False, False, True]
+    torch.testing.assert_close(quantizer.misfit(payload, 1e-3 * wrong), misfit)
