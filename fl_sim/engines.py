@@ -1,11 +1,12 @@
 """The same apps on an in-process engine or on Flower's simulation engine on Ray."""
 
 import logging
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Lock, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -21,30 +22,75 @@ _CLIENT_APP_ERROR = 0  # Flower's ErrorCode.UNKNOWN
 _SERVER_NODE = 1  # Flower's SUPERLINK_NODE_ID
 
 
+class _Shift:
+    """Messages that a thread answers in turn.
+
+    Its caller hears of it once, at the end: to wake another thread for every reply would cost more
+    than Flower's part of it.
+    """
+
+    def __init__(self, answer: Callable[[Message], Message], messages: Sequence[Message]) -> None:
+        self.replies: list[Message] = []
+        self._answer, self._messages = answer, messages
+        self._error: BaseException | None = None
+        self._began = time.monotonic()
+        self._lock, self._ended = Lock(), Event()
+        self._given_up = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is being answered any more."""
+        return self._ended.is_set()
+
+    def work(self) -> None:
+        """Answer one message after the other, until one of them was given up."""
+        try:
+            for message in self._messages:
+                reply = self._answer(message)
+                with self._lock:
+                    if self._given_up:
+                        break
+                    self.replies.append(reply)
+                    self._began = time.monotonic()
+        except BaseException as error:  # the caller's to handle, as if it had answered itself
+            self._error = error
+        self._ended.set()
+
+    def late(self, timeout: float) -> Message | None:
+        """Wait for all replies; return the message of which one takes longer than ``timeout``.
+
+        The messages behind it are then left unanswered.
+        """
+        while not self._ended.wait(max(0.0, self._began + timeout - time.monotonic())):
+            with self._lock:
+                if not self.ended and self._began + timeout <= time.monotonic():
+                    self._given_up = True
+                    return self._messages[len(self.replies)]
+        if self._error is not None:
+            raise self._error
+        return None
+
+
 class _Worker:
-    """A thread that answers messages in turn; one that never comes back ends with the process."""
+    """A thread that works shifts in turn; a new one would allocate all its memory afresh.
 
-    def __init__(self, answer: Callable[[Message], Message]) -> None:
-        self._asked: SimpleQueue[tuple[Message, Future[Message]] | None] = SimpleQueue()
-        Thread(target=self._work, args=(answer,), daemon=True).start()
+    It ends with its owner, or, if a shift never does, with the process.
+    """
 
-    def ask(self, message: Message) -> Future[Message]:
-        """Return what will be the reply."""
-        reply: Future[Message] = Future()
-        self._asked.put((message, reply))
-        return reply
+    def __init__(self) -> None:
+        self._shifts: SimpleQueue[_Shift | None] = SimpleQueue()
+        Thread(target=self._work, args=(self._shifts,), daemon=True).start()
+        weakref.finalize(self, self._shifts.put, None)
 
-    def end(self) -> None:
-        """Let the thread end once it has answered what it was asked."""
-        self._asked.put(None)
+    def start(self, shift: _Shift) -> None:
+        """Have a shift worked next."""
+        self._shifts.put(shift)
 
-    def _work(self, answer: Callable[[Message], Message]) -> None:
-        while (asked := self._asked.get()) is not None:
-            message, reply = asked
-            try:
-                reply.set_result(answer(message))
-            except BaseException as error:  # the caller's to handle, as if it had answered itself
-                reply.set_exception(error)
+    @staticmethod
+    def _work(shifts: "SimpleQueue[_Shift | None]") -> None:
+        while (shift := shifts.get()) is not None:
+            shift.work()
+            del shift  # it knows the owner, which could not end while this thread holds it
 
 
 class LocalGrid(Grid):
@@ -78,7 +124,8 @@ class LocalGrid(Grid):
             for partition in range(clients)
         }
         self._pending: dict[str, Message] = {}
-        self._late: dict[int, Future[Message]] = {}
+        self._late: dict[int, _Shift] = {}
+        self._worker = _Worker()
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = _SERVER_NODE
 
     def get_node_ids(self) -> list[int]:
@@ -111,22 +158,22 @@ class LocalGrid(Grid):
         if timeout is None:
             yield from self.pull_messages(ids)
             return
-        worker = _Worker(self._answer)
-        try:
-            for message_id in ids:
-                message = self._pending.pop(message_id)
-                node = message.metadata.dst_node_id
-                if node in self._late and not self._late[node].done():
-                    continue
-                reply = worker.ask(message)
-                try:
-                    yield reply.result(timeout)
-                except TimeoutError:
-                    self._late[node] = reply
-                    worker.end()
-                    worker = _Worker(self._answer)
-        finally:
-            worker.end()
+        left = [self._pending.pop(message_id) for message_id in ids]
+        while left := [message for message in left if not self._busy(message)]:
+            shift = _Shift(self._answer, left)
+            self._worker.start(shift)
+            late = shift.late(timeout)
+            yield from shift.replies
+            if late is None:
+                return
+            self._worker = _Worker()
+            self._late[late.metadata.dst_node_id] = shift
+            left = left[len(shift.replies) + 1 :]
+
+    def _busy(self, message: Message) -> bool:
+        """Tell whether a message is for a node that is still at work on one of another round."""
+        shift = self._late.get(message.metadata.dst_node_id)
+        return shift is not None and not shift.ended
 
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]

@@ -25,7 +25,7 @@ _NONCE, _PARTITION, _FACTS = "nonce", "partition-id", "facts"
 
 def arrays_of(weights: Tensor) -> ArrayRecord:
     """Wrap flat ``(size,)`` weights."""
-    return ArrayRecord({"weights": _array(weights)})
+    return _record("weights", _array(weights))
 
 
 def weights_of(arrays: ArrayRecord) -> Tensor:
@@ -82,7 +82,7 @@ def read_weights(message: Message) -> Tensor:
 def update_reply(vector: Tensor, examples: int, instruction: Message) -> Message:
     """Return a client's reply with its update as computed; only the quantizing mod sees it."""
     content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
-        "arrays": ArrayRecord({"update": _array(vector)}),
+        "arrays": _record("update", _array(vector)),
         "metrics": MetricRecord({"num-examples": examples}),
     }
     return Message(RecordDict(content), reply_to=instruction)
@@ -95,7 +95,7 @@ def read_update(reply: Message, layout: Layout) -> Update:
 
 def pack_reply(reply: Message, payload: Payload) -> Message:
     """Put a packed payload in the place of a reply's update: what then crosses the wire."""
-    reply.content["arrays"] = ArrayRecord({PAYLOAD: payload_array(payload)})
+    reply.content["arrays"] = _record(PAYLOAD, payload_array(payload))
     return reply
 
 
@@ -177,6 +177,12 @@ def partition_reply(partition: int, query: Message) -> Message:
 def read_partition(reply: Message) -> int:
     """Return the partition a node said it holds."""
     return int(reply.content.config_records[_FACTS][_PARTITION])  # type: ignore[arg-type]
+
+
+def _record(name: str, array: Array) -> ArrayRecord:
+    record = ArrayRecord()
+    record[name] = array  # its constructor would make every array twice
+    return record
 
 
 def _array(vector: Tensor) -> Array:
