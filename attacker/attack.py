@@ -82,6 +82,8 @@ class Attack:
 
     def applies(self, observations: Sequence[Observation]) -> bool:
         """Tell whether the attack can be run on these observations."""
+        if self.rounds != "single" and not all(o.work.fixed_batch for o in observations):
+            return False
         if self.rounds == "joint" and not all(map(repeats_images, observations)):
             return False
         sources = bundles(observations, self.rounds)
@@ -107,7 +109,7 @@ class Attack:
         Parameters
         ----------
         observations : sequence of Observation
-            Those that share weights are solved as one batch.
+            Those that can be computed together are solved as one batch.
         seed : int
             Every random start is a function of it and of the observation's round and partition.
         public : PublicImages, optional

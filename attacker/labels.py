@@ -39,6 +39,11 @@ def recover_labels(problems: Problems) -> Tensor:
     Tensor
         ``(B, n)`` int64, sorted in each row.
     """
+    return problems.by_weights(_recovered)
+
+
+def _recovered(problems: Problems) -> Tensor:
+    """Recover the labels of batches that share weights."""
     bias = problems.decoded(-1)
     images, classes = problems.work.images, problems.model.classes
     if images == 1:

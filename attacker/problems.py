@@ -1,9 +1,10 @@
-"""Observations that share weights, as one batch of reconstruction problems."""
+"""Observations that can be computed together, as one batch of reconstruction problems."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from fl_sim.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.base import Quantizer
 from fl_sim.quantizers.cell import Cell
-from fl_sim.updates import FlatModel, LocalWork, flat_model, local_update
+from fl_sim.updates import FlatModel, LocalWork, apart, flat_model, local_update
+
+Item = TypeVar("Item")
 
 Bundle = Sequence[Observation]
 """One client's observations that are attacked together, the last round last."""
@@ -34,8 +37,8 @@ class Problems:
         Shared architecture.
     work : LocalWork
         Shared public facts of the clients' work.
-    weights : Tensor
-        ``(size,)`` weights all clients were given.
+    given : tuple[Tensor, ...]
+        ``(size,)`` weights each client was given; one and the same tensor where they are equal.
     quantizer : Quantizer
         Shared, public.
     cells : tuple[Cell, ...]
@@ -48,7 +51,7 @@ class Problems:
 
     model: ModelSpec
     work: LocalWork
-    weights: Tensor
+    given: tuple[Tensor, ...]
     quantizer: Quantizer
     cells: tuple[Cell, ...]
     keys: tuple[tuple[int, int], ...]
@@ -58,21 +61,21 @@ class Problems:
     def of(cls, bundles: Sequence[Bundle]) -> "Problems":
         """Make one problem of each bundle; a bundle is one client's observations, last round last.
 
-        All share model, work and quantizer, and the weights of each round. Payloads for the same
-        weights are merged to one cell; those for other weights are `earlier` problems.
+        All share model, work and quantizer. Payloads for the same weights are merged to one cell;
+        those for other weights are `earlier` problems.
         """
         *earlier, latest = zip(*(by_weights(bundle) for bundle in bundles), strict=True)
-        problems = cls._of_same_weights(latest)
-        return replace(problems, earlier=tuple(cls._of_same_weights(one) for one in earlier))
+        problems = cls._of_one_round(latest)
+        return replace(problems, earlier=tuple(cls._of_one_round(one) for one in earlier))
 
     @classmethod
-    def _of_same_weights(cls, bundles: Sequence[Bundle]) -> "Problems":
+    def _of_one_round(cls, bundles: Sequence[Bundle]) -> "Problems":
         first = bundles[0][0]
         quantizer = parse_quantizer(first.payload.spec)
         return cls(
             first.model,
             first.work,
-            first.weights,
+            _unified([bundle[0].weights for bundle in bundles]),
             quantizer,
             tuple(merged_cell(quantizer, bundle) for bundle in bundles),
             tuple((bundle[-1].round, bundle[-1].partition) for bundle in bundles),
@@ -94,15 +97,28 @@ class Problems:
     def select(self, index: Tensor) -> "Problems":
         """Return the problems at ``index``."""
         chosen = index.tolist()
+        given = tuple(self.given[i] for i in chosen)
         cells = tuple(self.cells[i] for i in chosen)
-        earlier = tuple(one.select(index) for one in self.earlier)
         keys = tuple(self.keys[i] for i in chosen)
-        return replace(self, cells=cells, keys=keys, earlier=earlier)
+        earlier = tuple(one.select(index) for one in self.earlier)
+        return replace(self, given=given, cells=cells, keys=keys, earlier=earlier)
+
+    def by_weights(self, solve: Callable[["Problems"], Tensor]) -> Tensor:
+        """Solve the problems of each weights by themselves; return the results in order."""
+        rows = [torch.tensor(group) for group in _grouped(self.given, operator.is_)]
+        results = torch.cat([solve(self.select(own)) for own in rows])
+        return results[torch.cat(rows).argsort()]
 
     @property
     def rounds(self) -> tuple["Problems", ...]:
         """The problems of each round that tells of the images, the last round last."""
         return (*self.earlier, self)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """``(size,)`` weights if all clients were given the same, else ``(B, size)``."""
+        same = all(weights is self.given[0] for weights in self.given)
+        return self.given[0] if same else torch.stack(self.given)
 
     @cached_property
     def cell(self) -> Cell:
@@ -188,15 +204,7 @@ def unexplained(candidate: Tensor, cell: Cell) -> Tensor:
 
 def alike(sources: Sequence[Bundle]) -> list[list[int]]:
     """Return the indices of bundles that can be solved as one batch, in order of arrival."""
-    groups: list[list[int]] = []
-    for index, source in enumerate(sources):
-        for members in groups:
-            if _alike(sources[members[0]], source):
-                members.append(index)
-                break
-        else:
-            groups.append([index])
-    return groups
+    return _grouped(sources, _alike)
 
 
 def bundles(observations: Sequence[Observation], rounds: Rounds) -> list[Bundle]:
@@ -231,7 +239,8 @@ def repeats_images(observation: Observation) -> bool:
 
 def by_weights(bundle: Bundle) -> list[Bundle]:
     """Part a bundle where its weights differ."""
-    return [[bundle[index] for index in group] for group in alike([[o] for o in bundle])]
+    groups = _grouped([one.weights for one in bundle], _equal)
+    return [[bundle[index] for index in group] for group in groups]
 
 
 def _alike(one: Bundle, other: Bundle) -> bool:
@@ -241,4 +250,27 @@ def _alike(one: Bundle, other: Bundle) -> bool:
 def _same_setting(one: Observation, other: Observation) -> bool:
     same = one.model == other.model and one.work == other.work
     same = same and one.payload.spec == other.payload.spec
-    return same and (one.weights is other.weights or torch.equal(one.weights, other.weights))
+    return same and (apart(one.model, one.work) or _equal(one.weights, other.weights))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one is other or torch.equal(one, other)
+
+
+def _unified(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the weights with one tensor in the place of all that equal it."""
+    first = {index: group[0] for group in _grouped(weights, _equal) for index in group}
+    return tuple(weights[first[index]] for index in range(len(weights)))
+
+
+def _grouped(items: Sequence[Item], same: Callable[[Item, Item], bool]) -> list[list[int]]:
+    """Return the indices of items that are the same, in order of arrival."""
+    groups: list[list[int]] = []
+    for index, item in enumerate(items):
+        for members in groups:
+            if same(items[members[0]], item):
+                members.append(index)
+                break
+        else:
+            groups.append([index])
+    return groups

@@ -47,7 +47,7 @@ class Start:
     Attributes
     ----------
     images : callable
-        Maps problems and seed to images ``(B, n, C, H, W)``.
+        Maps problems that share weights, and the seed, to images ``(B, n, C, H, W)``.
     applies : callable
         Tells of an observation whether the start can be made from it.
     needs_public : bool
@@ -75,7 +75,7 @@ def start_images(name: str, problems: Problems, seed: Seed) -> Tensor:
         return _grey(problems, seed)
     if start.needs_public and seed.public is None:
         raise ValueError(f"start={name} needs public images.")
-    return start.images(problems, seed)
+    return problems.by_weights(lambda sharing: start.images(sharing, seed))
 
 
 def label_logits(problems: Problems, seed: Seed) -> Tensor:

@@ -1,23 +1,25 @@
-"""Gradients of many batches at the same weights in two passes, with neither a loop nor ``vmap``.
+"""Gradients of many batches in two passes, with neither a loop nor ``vmap``.
 
 One pass over all images gives the gradient with respect to the output of every layer. What a layer
 would sum over all of them for its parameters is then summed for each batch on its own: an outer
-product, for a convolution one of patches (Goodfellow 2015, arXiv 1510.01799).
+product, for a convolution one of patches (Goodfellow 2015, arXiv 1510.01799). As nothing is shared
+between images on the way, each batch may have weights of its own.
 """
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy, group_norm, unfold
+from torch.nn.functional import cross_entropy, group_norm, linear, unfold
 
 
 def supports(module: nn.Module) -> bool:
     """Tell whether every parameter belongs to a layer that `example_gradients` knows."""
     owners = [layer for layer in module.modules() if list(layer.parameters(recurse=False))]
-    return all(type(layer) in _RULES and getattr(layer, "groups", 1) == 1 for layer in owners)
+    return all(type(layer) in _PASSES and _PASSES[type(layer)].knows(layer) for layer in owners)
 
 
 def example_gradients(
@@ -30,7 +32,7 @@ def example_gradients(
     module : Module
         One that `supports` accepts and that uses no layer twice.
     parameters : Mapping[str, Tensor]
-        Its weights, the same for all batches.
+        Its weights, the same for all batches or, with a first dimension b, those of each.
     images : Tensor
         ``(b, n, C, H, W)``: b batches of n.
     targets : Tensor
@@ -42,53 +44,144 @@ def example_gradients(
         ``(b, size)``, the parameters in the module's order; differentiable in images and targets.
     """
     batches, count = images.shape[:2]
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        output = output if output.requires_grad else output.requires_grad_()
-        seen[layer] = inputs[0], output
-        return output.clone()  # what follows may work in place
-
-    hooks = [m.register_forward_hook(note) for m in module.modules() if type(m) in _RULES]
-    try:
-        with torch.enable_grad():
-            logits = functional_call(module, dict(parameters), (images.flatten(0, 1),))
-            loss = cross_entropy(logits, targets.flatten(0, 1), reduction="sum") / count
-    finally:
-        for hook in hooks:
-            hook.remove()
-    layers = [layer for layer in module.modules() if layer in seen]
-    outputs = [seen[layer][1] for layer in layers]
+    with torch.enable_grad(), _passes(module, parameters, count) as passes:
+        logits = module(images.flatten(0, 1))
+        loss = cross_entropy(logits, targets.flatten(0, 1), reduction="sum") / count
     differentiable = images.requires_grad or targets.requires_grad
-    slopes = torch.autograd.grad(loss, outputs, create_graph=differentiable)
+    slopes = torch.autograd.grad(loss, [p.output for p in passes], create_graph=differentiable)
     gradients: list[Tensor] = []
-    for layer, slope in zip(layers, slopes, strict=True):
-        inputs, _ = seen[layer]
-        weight, bias = _RULES[type(layer)](layer, inputs, slope)
-        for summand in (weight, bias)[: 1 if layer.bias is None else 2]:
-            gradients.append(summand.reshape(batches, count, -1).sum(dim=1))
+    for one, slope in zip(passes, slopes, strict=True):
+        for summand in one.gradients(slope)[: 1 if one.bias is None else 2]:
+            each = summand.reshape(batches, count, -1)
+            gradients.append(each.sum(dim=1) if count > 1 else each.squeeze(1))
     result = torch.cat(gradients, dim=1)
     return result if differentiable else result.detach()
 
 
-def _linear(layer: nn.Linear, inputs: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    del layer
-    return slope[:, :, None] * inputs[:, None], slope
+class _Pass(ABC):
+    """One pass of images through one layer, and what is left behind for its gradients.
+
+    Parameters
+    ----------
+    layer : Module
+        Whose type and shape it has.
+    weight, bias : Tensor
+        Of all images, or with a first dimension those of each batch.
+    count : int
+        Images in a batch.
+    """
+
+    output: Tensor  # of all images, attached to the graph
+
+    def __init__(self, layer: Any, weight: Tensor, bias: Tensor | None, count: int) -> None:
+        self.layer, self.weight, self.bias, self.count = layer, weight, bias, count
+        self.shared = weight.dim() == layer.weight.dim()
+
+    @staticmethod
+    def knows(layer: Any) -> bool:
+        """Tell whether a layer of this type does nothing that the pass does not."""
+        del layer
+        return True
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Compute what the layer would."""
+        output = self.compute(inputs)
+        self.output = output if output.requires_grad else output.requires_grad_()
+        return self.output.clone()  # what follows may work in place
+
+    def by_image(self, parameter: Tensor) -> Tensor:
+        """Return a parameter with the images as its first dimension, which is 1 if it is shared."""
+        if self.shared:
+            return parameter[None]
+        return parameter if self.count == 1 else parameter.repeat_interleave(self.count, dim=0)
+
+    @abstractmethod
+    def compute(self, inputs: Tensor) -> Tensor:
+        """Map inputs ``(b n, ...)`` to what the layer puts out."""
+
+    @abstractmethod
+    def gradients(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of weight and bias of each image, from the slope at its output."""
 
 
-def _convolution(layer: nn.Conv2d, inputs: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    patches = unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-    return torch.bmm(slope.flatten(2), patches.transpose(1, 2)), slope.sum(dim=(2, 3))
+class _Linear(_Pass):
+    def compute(self, inputs: Tensor) -> Tensor:
+        self.inputs = inputs
+        if self.shared:
+            return linear(inputs, self.weight, self.bias)
+        output = torch.bmm(inputs[:, None], self.by_image(self.weight).mT).squeeze(1)
+        return output if self.bias is None else output + self.by_image(self.bias)
+
+    def gradients(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        return slope[:, :, None] * self.inputs[:, None], slope
 
 
-def _group_norm(layer: nn.GroupNorm, inputs: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    normalized = group_norm(inputs, layer.num_groups, eps=layer.eps)
-    return (slope * normalized).sum(dim=(2, 3)), slope.sum(dim=(2, 3))
+class _Convolution(_Pass):
+    @staticmethod
+    def knows(layer: Any) -> bool:
+        plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return plain and layer.groups == 1
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        self.patches = unfold(inputs, **self._window)
+        weight = self.by_image(self.weight).flatten(2).expand(len(inputs), -1, -1)
+        if self.bias is None:
+            output = torch.bmm(weight, self.patches)
+        else:
+            bias = self.by_image(self.bias)[:, :, None]
+            output = torch.baddbmm(bias, weight, self.patches)
+        return output.view(len(inputs), -1, *self._sides(inputs))
+
+    @property
+    def _window(self) -> dict[str, tuple[int, int]]:
+        names = ("kernel_size", "dilation", "padding", "stride")
+        return {name: getattr(self.layer, name) for name in names}
+
+    def _sides(self, inputs: Tensor) -> list[int]:
+        sizes = zip(inputs.shape[2:], *self._window.values(), strict=True)
+        return [
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, dilation, padding, stride in sizes
+        ]
+
+    def gradients(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        slope = slope.flatten(2)
+        return torch.bmm(slope, self.patches.transpose(1, 2)), slope.sum(dim=2)
 
 
-# Each maps layer, inputs and the slope at its output to the gradients of weight and bias, by image.
-_RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _convolution,
-    nn.GroupNorm: _group_norm,
+class _GroupNorm(_Pass):
+    def compute(self, inputs: Tensor) -> Tensor:
+        assert self.bias is not None
+        self.normalized = group_norm(inputs, self.layer.num_groups, eps=self.layer.eps)
+        weight, bias = (self.by_image(p)[:, :, None, None] for p in (self.weight, self.bias))
+        return self.normalized * weight + bias
+
+    def gradients(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        return (slope * self.normalized).sum(dim=(2, 3)), slope.sum(dim=(2, 3))
+
+
+_PASSES: dict[type[nn.Module], type[_Pass]] = {
+    nn.Linear: _Linear,
+    nn.Conv2d: _Convolution,
+    nn.GroupNorm: _GroupNorm,
 }
+
+
+@contextmanager
+def _passes(
+    module: nn.Module, parameters: Mapping[str, Tensor], count: int
+) -> Iterator[list[_Pass]]:
+    """Let every layer with parameters compute by a `_Pass` with the parameters given."""
+    passes = []
+    for name, layer in module.named_modules():
+        if type(layer) in _PASSES:
+            weight, bias = (parameters.get(f"{name}.{kind}") for kind in ("weight", "bias"))
+            assert weight is not None
+            passes.append(_PASSES[type(layer)](layer, weight, bias, count))
+    try:
+        for one in passes:
+            one.layer.__dict__["forward"] = one  # in the place of its own
+        yield passes
+    finally:
+        for one in passes:
+            one.layer.__dict__.pop("forward", None)

@@ -249,12 +249,6 @@ class Settings(_Section):
         return tuple(sorted({_round_number(name, rounds) for name in self.audit.observe}))
 
     @property
-    def attacked_rounds(self) -> tuple[tuple[int, ...], ...]:
-        """The observed rounds as they are attacked: one by one, or all of a fixed batch."""
-        observed = self.observed_rounds
-        return (observed,) if self.training.fixed_batch else tuple((r,) for r in observed)
-
-    @property
     def combinations(self) -> tuple[tuple[str, int], ...]:
         """Quantizer and seed of every trial: all of them, but for those that a rule excludes."""
         every = product(self.seeds, self.quantizers)

@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from fl_sim.data import Federation, load_federation
+from fl_sim.data import Federation, load_federation, load_splits
 from fl_sim.models import ModelSpec
 from fl_sim.settings import DataSettings, Settings
-from fl_sim.updates import LocalWork
+from fl_sim.updates import LocalWork, apart
 
 
 def trial_name(quantizer: str, seed: int) -> str:
@@ -53,7 +53,7 @@ class Trial:
     @cached_property
     def model_spec(self) -> ModelSpec:
         """The architecture, sized to the data."""
-        splits = self.federation.splits
+        splits = load_splits(self.data, self.seed)
         return ModelSpec(self.model, splits.shape, len(splits.classes))
 
     def to_json(self) -> str:
@@ -89,3 +89,21 @@ def trials_of(settings: Settings) -> list[Trial]:
         Trial(quantizer, seed, settings.model, settings.data, settings.training.work)
         for quantizer, seed in settings.combinations
     ]
+
+
+_BATCH = 64  # victims of several rounds that are attacked together, at most
+
+
+def attacked_together(trial: Trial, settings: Settings) -> tuple[tuple[int, ...], ...]:
+    """Return the observed rounds as they are attacked: those of one step, and of one file.
+
+    All of a fixed batch; or as many as fill a batch, where updates at different weights can be
+    computed together; or one.
+    """
+    rounds = settings.observed_rounds
+    count = 1
+    if trial.work.fixed_batch:
+        count = len(rounds)
+    elif apart(trial.model_spec, trial.work):
+        count = max(1, _BATCH // min(settings.audit.victims, settings.data.clients))
+    return tuple(rounds[first : first + count] for first in range(0, len(rounds), count))

@@ -19,9 +19,12 @@ from fl_sim.models import ModelSpec, build_model
 UpdateKind = Literal["gradient", "delta"]
 
 _MAX_IMAGES = 1 << 20
-# Pixels up to which a set of images counts as few: preparing a layer's work then takes longer than
-# the work, which the benchmarks of docs/performance.md show.
-_FEW = 1024
+# Pixels, over all images, up to which oneDNN takes longer to prepare a convolution than to compute
+# it, and up to which `example_gradients` are faster than ``vmap``; see docs/performance.md.
+_FEW_TO_CONVOLVE, _FEW_TO_UNFOLD = 1 << 10, 1 << 13
+# Pixels of one batch, and parameters, up to which batches with weights of their own cost no more
+# than batches that share them.
+_SMALL_BATCH, _SMALL_MODEL = 1 << 8, 1 << 17
 
 
 class Segment(NamedTuple):
@@ -62,9 +65,10 @@ class Layout:
         return torch.split(vector, list(self.sizes), dim=-1)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """View a flat ``(size,)`` vector as named tensors of their own shapes."""
+        """View a flat ``(..., size)`` vector as named tensors ``(..., *shape)``."""
         pieces = zip(self.segments, self.split(vector), strict=True)
-        return {segment.name: piece.view(segment.shape) for segment, piece in pieces}
+        leading = vector.shape[:-1]
+        return {segment.name: piece.view(*leading, *segment.shape) for segment, piece in pieces}
 
     def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
         """Concatenate named tensors to one flat ``(size,)`` vector."""
@@ -145,9 +149,19 @@ def layout_of_model(spec: ModelSpec) -> Layout:
         return Layout.of(build_model(spec))
 
 
-def few_pixels(images: Tensor) -> bool:
-    """Tell whether images ``(..., C, H, W)`` are small and few."""
-    return images.numel() <= _FEW * images.shape[-3]
+def pixels_of(images: Tensor) -> int:
+    """Count the pixels of images ``(..., C, H, W)``, all channels together."""
+    return images.numel() // images.shape[-3]
+
+
+def apart(spec: ModelSpec, work: LocalWork) -> bool:
+    """Tell whether updates at different weights can be computed together at no more than the cost.
+
+    So they can be of few and small images through a small model; see `FlatModel.gradients`.
+    """
+    _, height, width = spec.shape
+    few = work.kind == "gradient" and work.images * height * width <= _SMALL_BATCH
+    return few and flat_model(spec).layer_by_layer and flat_model(spec).layout.size <= _SMALL_MODEL
 
 
 @contextmanager
@@ -158,7 +172,7 @@ def convolutions_for(images: Tensor) -> Iterator[None]:
     """
     one_dnn: Any = torch.backends.mkldnn
     usual = one_dnn.enabled
-    one_dnn.enabled = usual and not few_pixels(images)
+    one_dnn.enabled = usual and pixels_of(images) > _FEW_TO_CONVOLVE
     try:
         yield
     finally:
@@ -200,13 +214,23 @@ class FlatModel:
             gradients = torch.autograd.grad(loss, self._eager_parameters)
         return torch.cat([g.reshape(-1) for g in gradients])
 
+    @cached_property
+    def layer_by_layer(self) -> bool:
+        """Whether `example_gradients` knows all layers."""
+        return supports(self.module)
+
     def gradients(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradient of each of b batches ``(b, n, C, H, W)``: ``(b, size)``."""
-        if few_pixels(images) and supports(self.module):
+        """Return the gradient of each of b batches ``(b, n, C, H, W)``: ``(b, size)``.
+
+        Weights are ``(size,)``, or ``(b, size)`` if each batch has its own.
+        """
+        own = weights.dim() > 1
+        if self.layer_by_layer and (own or pixels_of(images) <= _FEW_TO_UNFOLD):
             parameters = self.layout.unflatten(weights)
             return example_gradients(self.module, parameters, images, targets)
-        each: Tensor = vmap(self.gradient, in_dims=(None, 0, 0))(weights, images, targets)
-        return each
+        each = vmap(self.gradient, in_dims=(0 if own else None, 0, 0))
+        gradients: Tensor = each(weights, images, targets)
+        return gradients
 
 
 @lru_cache(maxsize=8)

@@ -23,7 +23,7 @@ from fl_sim.reconstructions import (
 )
 from fl_sim.runs import RunFolder, attack_key, same_inputs, score_key, training_key
 from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.trials import Trial, trials_of
+from fl_sim.trials import Trial, attacked_together, trials_of
 from fl_sim.updates import flat_model
 from results.baselines import score_baselines
 from results.gates import SUCCESS_MSE, Truth, examine
@@ -41,10 +41,10 @@ _HISTORY_COLUMNS += ["uplink_bytes", "updates", "dropped"]
 
 
 class Reconstructed(NamedTuple):
-    """The file that one attack on one observed round of one trial left, and its key."""
+    """The file that one attack left of rounds it attacked together, and its key."""
 
     trial: Trial
-    round: int
+    rounds: tuple[int, ...]
     attack: str
     path: Path
     key: str
@@ -182,30 +182,30 @@ class RunReader:
         """Yield the file of every attack that has been carried out on what was observed."""
         other_code = 0
         for trial, training in self.trained.items():
-            for server_round in self.settings.observed_rounds:
+            for rounds in attacked_together(trial, self.settings):
                 for attack in self.settings.audit.attacks:
                     root = self.folder.reconstructions
-                    path = reconstruction_path(root, trial.name, attack, server_round)
+                    path = reconstruction_path(root, trial.name, attack, rounds[-1])
                     expected = attack_key(trial, self.settings, attack, training)
                     key = _standing_key(path, expected)
                     other_code += bool(key) and key != attack_key(trial, self.settings, attack)
                     if key:
-                        yield Reconstructed(trial, server_round, attack, path, key)
+                        yield Reconstructed(trial, rounds, attack, path, key)
         if other_code:
             log.warning("%s: other code made %d of the attacks", self.folder.root, other_code)
 
     def attacked(self) -> Iterator[Attacked]:
         """Yield every attack that has been carried out, with what it attacked and made."""
         for made in self.reconstructed():
-            attacked = self._load(made)
-            if attacked.guesses:
-                yield attacked
+            yield from self._load(made)
 
-    def _load(self, made: Reconstructed) -> Attacked:
+    def _load(self, made: Reconstructed) -> Iterator[Attacked]:
         guesses, _ = load_reconstructions(made.path)
-        seen = {o.partition: o for o in self.observations(made.trial, made.round)}
-        observations = [seen[guess.partition] for guess in guesses]
-        return Attacked(made.trial, made.round, made.attack, observations, guesses)
+        for server_round in sorted({guess.round for guess in guesses}):
+            own = [guess for guess in guesses if guess.round == server_round]
+            seen = {o.partition: o for o in self.observations(made.trial, server_round)}
+            observations = [seen[guess.partition] for guess in own]
+            yield Attacked(made.trial, server_round, made.attack, observations, own)
 
     def victim(self, row: "pd.Series") -> Tensor:
         """Return the private image ``(C, H, W)`` of a row of scores."""
@@ -233,11 +233,11 @@ class RunReader:
         stored = read_scores(path, key)
         if stored is not None:
             return stored
-        attacked = self._load(made)
-        scores = self._score(attacked) if attacked.guesses else pd.DataFrame()
+        frames = [self._score(attacked) for attacked in self._load(made)]
+        scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         if self.keep:
             write_scores(path, scores, key)
-            facts = {"trial": made.trial.name, "attack": made.attack, "round": made.round}
+            facts = {"trial": made.trial.name, "attack": made.attack, "rounds": made.rounds}
             facts |= {"folder": str(self.folder.root), "event": "scored"}
             log.info("scored %s", path, extra=facts)
         return scores

@@ -11,7 +11,7 @@ from fl_sim.reconstructions import reconstruction_key, reconstruction_path
 from fl_sim.runs import RunFolder, attack_key
 from fl_sim.settings import Settings
 from fl_sim.study import read_study
-from fl_sim.trials import Trial, trials_of
+from fl_sim.trials import Trial, attacked_together, trials_of
 from results.run_reader import key_of_scores, read_scores, score_path
 
 
@@ -60,7 +60,7 @@ def _steps(point: str, folder: RunFolder, settings: Settings) -> Iterator[Step]:
         yield Step(point, trial.quantizer, "trained", standing)
         for attack in settings.audit.attacks:
             key = attack_key(trial, settings, attack)
-            for rounds in settings.attacked_rounds:
+            for rounds in attacked_together(trial, settings):
                 attacked, scored = _attack_done(folder, trial, attack, rounds[-1], key)
                 yield Step(point, trial.quantizer, "attacked", standing and attacked)
                 yield Step(point, trial.quantizer, "scored", standing and attacked and scored)

@@ -19,7 +19,7 @@ from fl_sim.reconstructions import (
 from fl_sim.runs import RunFolder, attack_key
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.settings import AuditSettings, EngineSettings, Settings, SettingsError
-from fl_sim.trials import Trial, trials_of
+from fl_sim.trials import Trial, attacked_together, trials_of
 from server.workers import run_tasks
 
 log = logging.getLogger("fl_sim.audit")
@@ -27,7 +27,7 @@ log = logging.getLogger("fl_sim.audit")
 
 @dataclass(frozen=True)
 class AttackJob:
-    """One attack on rounds of one trial: one round, or all that show the same private batch.
+    """One attack on rounds of one trial that are attacked together; see `attacked_together`.
 
     ``attack`` is its name in the study, ``spec`` what it is built from.
     """
@@ -73,10 +73,7 @@ def check_specs(setting: str, specs: Iterable[str]) -> None:
 
 
 def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
-    """Return every attack a study asks for, on every observed round of every trial.
-
-    Rounds are attacked one by one, but together where clients use the same images in each.
-    """
+    """Return every attack a study asks for, on every observed round of every trial."""
     return [
         AttackJob(
             trial,
@@ -89,7 +86,7 @@ def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
         )
         for attack in settings.audit.attacks
         for trial in trials_of(settings)
-        for rounds in settings.attacked_rounds
+        for rounds in attacked_together(trial, settings)
     ]
 
 
@@ -136,9 +133,15 @@ def run_job(job: AttackJob) -> list[Reconstruction]:
         return []
     public = _public_images(job.trial)
     made = attack.reconstruct(observations, seed=job.trial.seed, public=public)
-    # Rounds attacked together show one private batch; a client's last reconstruction stands for it.
-    last = {one.partition: one for one in sorted(made, key=lambda one: one.round)}
-    return [replace(last[partition], attack=job.attack) for partition in sorted(last)]
+    return [replace(one, attack=job.attack) for one in _one_for_each_batch(made, job.trial)]
+
+
+def _one_for_each_batch(made: Sequence[Reconstruction], trial: Trial) -> list[Reconstruction]:
+    """Return one guess for each private batch, in order: the last one, where rounds share it."""
+    found: dict[tuple[int, int], Reconstruction] = {}
+    for one in sorted(made, key=lambda one: (one.round, one.partition)):
+        found[0 if trial.work.fixed_batch else one.round, one.partition] = one
+    return list(found.values())
 
 
 def _public_images(trial: Trial) -> PublicImages:

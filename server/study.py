@@ -110,9 +110,10 @@ def attack(study: Study, root: Path) -> None:
         for job in audit_jobs(point.settings, folder)
         if job.trial not in unfinished
     ]
-    with progress_bar("Attacking", len(jobs)) as advance:
+    with progress_bar("Attacking", sum(len(job.rounds) for job in jobs)) as advance:
 
         def done(job: AttackJob) -> None:
-            advance(1, f"{job.attack} on {job.trial.name}, round {job.rounds[-1]}")
+            rounds = ", ".join(map(str, job.rounds))
+            advance(len(job.rounds), f"{job.attack} on {job.trial.name}, round {rounds}")
 
         run_jobs(jobs, study.points[0].settings.engine, done)

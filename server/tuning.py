@@ -19,7 +19,7 @@ from fl_sim.reconstructions import Reconstruction
 from fl_sim.runs import RunFolder
 from fl_sim.seeding import Purpose, numpy_rng, torch_rng
 from fl_sim.settings import Settings, SettingsError
-from fl_sim.trials import Trial, trials_of
+from fl_sim.trials import Trial, attacked_together, trials_of
 from fl_sim.updates import Update, flat_model, local_update, one_hot
 from server.audit import check_specs
 from server.workers import run_tasks
@@ -165,7 +165,7 @@ def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[Tun
         for attack, tried in specs.items()
         for spec in tried
         for trial in trials_of(settings)
-        for rounds in settings.attacked_rounds
+        for rounds in attacked_together(trial, settings)
     ]
 
 
@@ -182,7 +182,7 @@ def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
     """Yield what the server would have seen, had clients with the held-out images taken part.
 
     Weights are those of the rounds observed; victims are the partitions, from 0 on. The residual
-    of error feedback starts at nothing, and is carried over the rounds of the job.
+    of error feedback starts at nothing, and is carried on where rounds show the same images.
     """
     residuals: dict[int, Tensor | None] = {}
     quantizer = parse_quantizer(job.trial.quantizer)
@@ -196,8 +196,9 @@ def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
             with torch.no_grad():
                 vector = local_update(model, seen.work, seen.weights, images, targets)
             rng = torch_rng(job.trial.seed, Purpose.TUNING, server_round, victim)
+            carried = residuals.get(victim) if seen.work.fixed_batch else None
             payload, residuals[victim] = quantizer.transmit(
-                Update(vector, model.layout), residuals.get(victim), rng
+                Update(vector, model.layout), carried, rng
             )
             yield Observation(
                 seen.trial, server_round, victim, seen.model, seen.work, seen.weights, payload

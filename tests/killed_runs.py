@@ -29,8 +29,8 @@ PHASES = {
 }
 SMALL = [
     *("--rounds", "3", "--clients", "2", "--limit", "100", "--victims", "1", "--observe", "1,3"),
-    *("--quantizers", "none,sign", "--attacks", "dlg:iterations=3,restarts=0", "--workers", "1"),
-    *("--quiet",),
+    *("--quantizers", "none,sign", "--workers", "1", "--quiet"),
+    *("--attacks", "dlg:iterations=3,restarts=0,cell:iterations=3,restarts=0"),
 ]
 
 

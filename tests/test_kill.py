@@ -23,11 +23,8 @@ def events(root):
 
 
 def done_of(root):
-    """How often each trial was trained, and each of its rounds attacked and scored."""
-    return Counter(
-        (line["event"], line["trial"], str(line.get("rounds", line.get("round"))))
-        for line in events(root)
-    )
+    """How often each trial was trained, and each attack on it carried out and scored."""
+    return Counter((line["event"], line["trial"], line.get("attack")) for line in events(root))
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def observe(
     rounds: int = 1,
 ) -> list[Observation]:
     """Return what a server sees of clients that each hold ``work.images`` of the images."""
-    work = work or LocalWork()
+    work = work or LocalWork(fixed_batch=rounds > 1)
     weights = initial_weights(spec) if weights is None else weights
     model = flat_model(spec)
     parsed = parse_quantizer(quantizer)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from attacker.presets import build_attack
+from attacker.problems import alike
 from fl_sim.attack_loss import AttackLoss
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.updates import LocalWork, flat_model, local_update, one_hot
@@ -108,15 +109,42 @@ def test_the_batch_does_not_change_the_result():
         assert torch.allclose(one.images, other.images, atol=1e-3)
 
 
-def test_observations_of_other_weights_form_other_batches_and_keep_their_order():
-    images, labels = digits(4)
-    later = observe(images[2:], labels[2:], weights=0.5 * initial_weights())
+def at_two_weights(images, labels, work=None):
+    """Return what a server sees of the first and, at other weights, of the second half, mixed."""
+    half = len(images) // 2
+    later = observe(images[half:], labels[half:], work=work, weights=0.5 * initial_weights())
     later = [replace(o, round=2) for o in later]
-    first = observe(images[:2], labels[:2])
-    mixed = [later[0], first[0], later[1], first[1]]
+    first = observe(images[:half], labels[:half], work=work)
+    return [o for pair in zip(later, first, strict=True) for o in pair]
+
+
+def test_observations_of_other_weights_are_one_batch_in_their_order():
+    images, labels = digits(4)
+    mixed = at_two_weights(images, labels)
+    assert alike([[o] for o in mixed]) == [[0, 1, 2, 3]]
     found = build_attack("idlg").reconstruct(mixed, seed=0)
     assert [(r.round, r.partition) for r in found] == [(2, 0), (1, 0), (2, 1), (1, 1)]
     assert errors(found, images[[2, 0, 3, 1], None]).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("attack", "batch"),
+    [
+        ("rgap:iterations=1", 1),
+        ("synthetic", 1),
+        ("idlg:iterations=3", 1),
+        ("idlg:iterations=3", 2),
+    ],
+)
+def test_starts_and_labels_are_those_of_each_weights_alone(attack, batch):
+    images, labels = digits(8)
+    mixed = at_two_weights(images, labels, LocalWork(batch_size=batch))
+    built = build_attack(attack)
+    together = built.reconstruct(mixed, seed=0)
+    alone = [built.reconstruct([one], seed=0)[0] for one in mixed]
+    for one, other in zip(together, alone, strict=True):
+        assert one.labels.tolist() == other.labels.tolist()
+        assert torch.allclose(one.images, other.images, atol=1e-2)
 
 
 def test_one_broken_payload_does_not_lose_the_others():

@@ -143,3 +143,9 @@ def test_the_suite_holds_a_guess_against_every_round_of_the_same_images():
         assert [(r.partition, r.round) for r in found] == [(o.partition, o.round) for o in seen]
         for one in found:
             assert torch.equal(one.images, expected[one.partition].images)
+
+
+def test_averaging_does_not_apply_where_rounds_may_show_other_images():
+    images, labels = digits(2)
+    seen = observe(images, labels, "stochastic:bits=2", LocalWork(), rounds=2)
+    assert not build_attack("averaging").applies(seen)

@@ -15,25 +15,53 @@ def batches(classes):
     return images.requires_grad_(), targets.requires_grad_()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients_and_their_slopes_are_those_of_each_batch_alone(name):
-    spec = ModelSpec(name, (3, 16, 16), 5)
-    model = flat_model(spec)
-    weights = nn.utils.parameters_to_vector(build_model(spec, 1).parameters()).detach()
-    images, targets = batches(spec.classes)
+def weights_of(spec, seed):
+    return nn.utils.parameters_to_vector(build_model(spec, seed).parameters()).detach()
+
+
+def require_same(found, expected, images, targets):
+    """Compare gradients, and the slopes of their squares."""
 
     def slopes(gradients):
         return torch.autograd.grad(gradients.square().sum(), [images, targets])
 
+    pairs = [(found, expected), *zip(slopes(found), slopes(expected), strict=True)]
+    for mine, theirs in pairs:
+        scale = float(theirs.detach().square().mean().sqrt())
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_and_their_slopes_are_those_of_each_batch_alone(name):
+    spec = ModelSpec(name, (3, 16, 16), 5)
+    model, weights = flat_model(spec), weights_of(spec, 1)
+    images, targets = batches(spec.classes)
     assert supports(model.module)
     expected = vmap(model.gradient, in_dims=(None, 0, 0))(weights, images, targets)
     parameters = model.layout.unflatten(weights)
     found = example_gradients(model.module, parameters, images, targets)
-    size = expected.detach().square().mean().sqrt()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(size))
-    for mine, theirs in zip(slopes(found), slopes(expected), strict=True):
-        scale = float(theirs.square().mean().sqrt())
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * scale)
+    require_same(found, expected, images, targets)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_batches_may_have_weights_of_their_own(name):
+    spec = ModelSpec(name, (3, 16, 16), 5)
+    model = flat_model(spec)
+    weights = torch.stack([weights_of(spec, seed) for seed in (1, 2, 3)])
+    images, targets = batches(spec.classes)
+    alone = map(model.gradient, weights, images, targets)
+    require_same(model.gradients(weights, images, targets), torch.stack([*alone]), images, targets)
+
+
+def test_a_module_is_left_as_it_was():
+    model = flat_model(ModelSpec("lenet", (3, 16, 16), 5))
+    images, targets = batches(5)
+    before = model.module(images[0])
+    model.gradients(weights_of(model.spec, 3), images, targets)
+    torch.testing.assert_close(model.module(images[0]), before, rtol=0, atol=0)
+    with pytest.raises(RuntimeError):
+        model.gradients(weights_of(model.spec, 3), images[:, :, :2], targets)
+    torch.testing.assert_close(model.module(images[0]), before, rtol=0, atol=0)
 
 
 def test_nothing_is_differentiated_that_need_not_be():
@@ -47,6 +75,8 @@ def test_nothing_is_differentiated_that_need_not_be():
 
 def test_layers_that_are_not_known_are_not_supported():
     assert not supports(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)))
+    assert not supports(nn.Sequential(nn.Conv2d(4, 4, 3, padding="same")))
+    assert not supports(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")))
     assert not supports(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fl_sim.reconstructions import Reconstruction, reconstruction_path, save_rec
 from fl_sim.runs import RunFolder, attack_key, training_key
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.settings import Settings, parse_settings
-from fl_sim.trials import Trial, trials_of
+from fl_sim.trials import Trial, attacked_together, trials_of
 from fl_sim.updates import Layout, Update, flat_model, local_update, one_hot
 
 Guess = Callable[[Tensor, Tensor, str, str], tuple[Tensor, Tensor]]
@@ -62,16 +63,21 @@ def write_run(root: Path, settings: Settings, guess: Guess) -> RunFolder:
     lines = ["trial,quantizer,seed,round,accuracy,loss,uplink_bytes,updates,dropped"]
     for trial in trials_of(settings):
         weights = initial_weights(trial)
-        for server_round in settings.observed_rounds:
-            seen = [observe(trial, server_round, k, weights) for k in range(settings.data.clients)]
-            save_observations(folder.observations, seen)
-            for attack in settings.audit.attacks:
-                made = [_guess_at(trial, one, attack, guess) for one in seen]
-                path = reconstruction_path(folder.reconstructions, trial.name, attack, server_round)
-                save_reconstructions(path, made, attack_key(trial, settings, attack))
+        seen = {
+            r: [observe(trial, r, k, weights) for k in range(settings.data.clients)]
+            for r in settings.observed_rounds
+        }
+        for observations in seen.values():
+            save_observations(folder.observations, observations)
+        for rounds, attack in product(attacked_together(trial, settings), settings.audit.attacks):
+            made = [_guess_at(trial, one, attack, guess) for r in rounds for one in seen[r]]
+            path = reconstruction_path(folder.reconstructions, trial.name, attack, rounds[-1])
+            save_reconstructions(path, made, attack_key(trial, settings, attack))
         record = {"key": training_key(trial, settings), "history": []}
         write_text(folder.trial_file(trial), json.dumps(record))
-        lines += [_history_line(trial, r, seen) for r in range(settings.training.rounds + 1)]
+        lines += [
+            _history_line(trial, r, observations) for r in range(settings.training.rounds + 1)
+        ]
     folder.history_file.write_text("\n".join(lines) + "\n")
     return folder
 
