@@ -92,6 +92,7 @@ def run(
     _check_tool(log_to)
     asked = load_study(path, overrides, smoke=smoke)
     root = out or Path("runs") / (path.stem + ("-smoke" if smoke else ""))
+    _start_fork_server(asked)
     from server import study as server  # noqa: PLC0415 - torch and Flower, not for --help
 
     server.check_study(asked)
@@ -117,14 +118,15 @@ def attack(
     verbose: Verbose = False,
 ) -> None:
     """Attack again what a run observed, with further attacks."""
-    from server import study as server  # noqa: PLC0415
-
     known = read_study(run).points[0].settings.audit.attacks
     added = split_list(attacks) if attacks else ()
     every = tuple(dict.fromkeys((*known, *added)))
     given = {"workers": workers, "attacks": every, "tuned": tuned}
     overrides = {name: value for name, value in given.items() if value}
     study = load_study(RunFolder(run).settings_file, overrides)
+    _start_fork_server(study)
+    from server import study as server  # noqa: PLC0415
+
     server.check_study(study)
     with _writing(study, run, quiet, verbose):
         _work(study, run, training=False)
@@ -322,6 +324,15 @@ def _log(study: Study, root: Path, tool: str) -> None:
 
     for folder in study.folders(root) if tool else []:
         print(log_run(folder.root, tool))
+
+
+def _start_fork_server(study: Study) -> None:
+    """Let what workers are forks of import what they need while this process does the same."""
+    from server.fork_server import fork_server  # noqa: PLC0415
+
+    engine = study.points[0].settings.engine
+    if engine.engine == "local" and engine.workers != 1:
+        fork_server()
 
 
 def _work(study: Study, root: Path, *, training: bool) -> None:

@@ -96,6 +96,11 @@ class Attack:
         """Whether the attack needs public images."""
         return STARTS[self.start].needs_public
 
+    @property
+    def uses_public(self) -> bool:
+        """Whether public images make a difference."""
+        return self.needs_public
+
     def reconstruct(
         self,
         observations: Sequence[Observation],

@@ -38,9 +38,9 @@ class Suite:
     members: tuple[Attack, ...]
 
     @property
-    def needs_public(self) -> bool:
-        """Never: members that need public images are left out where there are none."""
-        return False
+    def uses_public(self) -> bool:
+        """Whether public images make a difference: without, members that need some are left out."""
+        return any(member.needs_public for member in self.members)
 
     def applies(self, observations: Sequence[Observation]) -> bool:
         """Tell whether any member applies."""

@@ -131,7 +131,7 @@ def run_job(job: AttackJob) -> list[Reconstruction]:
         facts = {"event": "does not apply", "routine": True}
         log.warning("%s does not apply to %s", job.attack, job.trial.name, extra=facts)
         return []
-    public = _public_images(job.trial)
+    public = _public_images(job.trial) if attack.uses_public else None
     made = attack.reconstruct(observations, seed=job.trial.seed, public=public)
     return [replace(one, attack=job.attack) for one in _one_for_each_batch(made, job.trial)]
 

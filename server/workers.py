@@ -6,13 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 import torch
 
 from fl_sim.logs import collected, replay
 from fl_sim.settings import EngineSettings
+from server.fork_server import fork_server
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -48,7 +48,7 @@ def run_tasks(
 def _over_processes(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
 ) -> Iterator[tuple[Task, Result]]:
-    with ProcessPoolExecutor(workers, _context(function), _begin) as pool:
+    with ProcessPoolExecutor(workers, fork_server(), _begin) as pool:
         futures = {pool.submit(_logged, function, task): task for task in tasks}
         try:
             for future in as_completed(futures):
@@ -78,19 +78,6 @@ def _logged(
     """Call a function, and return with its result the events it logged."""
     with collected() as events:
         return function(task), events
-
-
-def _context(function: Callable[[Task], Result]) -> BaseContext:
-    """Return how workers start: never as forks of this process, whose torch threads would hang.
-
-    Where there is a fork server they are forks of it; it has imported all they need and run none,
-    so that start-up and memory are paid once.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
-    return context
 
 
 def _on_ray(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,14 +12,18 @@ from fl_sim.updates import Layout
 
 Scope = Literal["tensor", "global"]
 SCOPES: tuple[Scope, ...] = ("tensor", "global")
+_SMALL = 1 << 15  # elements up to which a call of torch takes longer than its work
 _TILE = 1 << 17  # elements handled at a time: two such float32 buffers fit a core's own cache
 
 
 class Tile(NamedTuple):
-    """A piece of the vector that stays in cache: ``rows`` whole groups, or a part of one."""
+    """A piece of the vector that stays in cache, as ``rows`` of elements of one group each.
+
+    ``groups`` are those of the rows: whole groups, a part of one, or one element a row.
+    """
 
     span: slice
-    groups: slice
+    groups: slice | Tensor
     rows: int
 
 
@@ -36,12 +40,14 @@ class Groups:
     runs: tuple[tuple[int, int], ...]
 
     @classmethod
+    @lru_cache(maxsize=64)
     def of(cls, layout: Layout, scope: Scope) -> "Groups":
         """Return one group a tensor, or a single one."""
         sizes = layout.sizes if scope == "tensor" else (layout.size,)
         return cls(tuple((1, size) for size in sizes if size))
 
     @classmethod
+    @lru_cache(maxsize=64)
     def blocks(cls, layout: Layout, width: int) -> "Groups":
         """Return blocks of ``width`` elements of the whole vector; the last may be shorter."""
         rows, rest = divmod(layout.size, width)
@@ -80,8 +86,22 @@ class Groups:
         repeats = torch.cat(widths).to(values.device)
         return values.repeat_interleave(repeats)
 
+    @cached_property
+    def _size(self) -> int:
+        return sum(rows * width for rows, width in self.runs)
+
+    @cached_property
+    def _group_of_each(self) -> Tensor:
+        return self.expand(torch.arange(self.count))
+
     def tiles(self) -> Iterator[Tile]:
-        """Cut the vector into pieces for which several operations in a row stay in cache."""
+        """Cut the vector into pieces for which several operations in a row stay in cache.
+
+        A small vector is a single piece: its elements ask for their groups' values one by one.
+        """
+        if len(self.runs) > 1 and self._size <= _SMALL:
+            yield Tile(slice(0, self._size), self._group_of_each, self._size)
+            return
         start = group = 0
         for rows, width in self.runs:
             at_once = max(1, _TILE // width)

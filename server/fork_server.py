@@ -1,0 +1,23 @@
+"""The process that workers are forks of: it has imported all they need, and run none of it.
+
+They are never forks of the process they work for, whose torch threads would hang in them; and
+start-up and memory are paid once. It is light to import, so that a fork server can be started
+while this process is still importing the rest.
+"""
+
+import multiprocessing
+from multiprocessing.context import BaseContext
+
+_IMPORTS = ["server.study", "flwr_datasets.partitioner", "sklearn.datasets"]
+
+
+def fork_server() -> BaseContext:
+    """Return how workers start: from a fork server, started if need be, where there are such."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # noqa: PLC0415 - not on every system
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTS)
+    forkserver.ensure_running()
+    return context
