@@ -309,10 +309,10 @@ def _writing(study: Study, root: Path, quiet: bool, verbose: bool) -> Iterator[N
 
 
 def _check_tool(tool: str) -> None:
-    from results.loggers import LOGGERS  # noqa: PLC0415
-
     if not tool:
         return
+    from results.loggers import LOGGERS  # noqa: PLC0415
+
     if tool not in LOGGERS:
         raise SettingsError("log_to", tool, f"one of {', '.join(LOGGERS)}{nearest(tool, LOGGERS)}")
     if find_spec(tool) is None:
@@ -320,9 +320,11 @@ def _check_tool(tool: str) -> None:
 
 
 def _log(study: Study, root: Path, tool: str) -> None:
+    if not tool:
+        return
     from results.loggers import log_run  # noqa: PLC0415
 
-    for folder in study.folders(root) if tool else []:
+    for folder in study.folders(root):
         print(log_run(folder.root, tool))
 
 
@@ -337,6 +339,7 @@ def _start_fork_server(study: Study) -> None:
 
 def _work(study: Study, root: Path, *, training: bool) -> None:
     """Do what is left of a study, and report."""
+    import results.run_report  # noqa: F401, PLC0415 - while the fork server imports the rest
     from server import study as server  # noqa: PLC0415
 
     session = Session(study.create(root))
