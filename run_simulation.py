@@ -114,6 +114,7 @@ def attack(
     attacks: Annotated[str, typer.Option(help="Attacks to add, by preset name.")] = "",
     tuned: Annotated[str, typer.Option(help="File that `tune` wrote.")] = "",
     workers: Annotated[str, typer.Option(help="Processes side by side; 0: one per core.")] = "0",
+    device: Annotated[str, typer.Option(help="Where attacks run: cpu or cuda.")] = "cpu",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -121,7 +122,7 @@ def attack(
     known = read_study(run).points[0].settings.audit.attacks
     added = split_list(attacks) if attacks else ()
     every = tuple(dict.fromkeys((*known, *added)))
-    given = {"workers": workers, "attacks": every, "tuned": tuned}
+    given = {"workers": workers, "device": device, "attacks": every, "tuned": tuned}
     overrides = {name: value for name, value in given.items() if value}
     study = load_study(RunFolder(run).settings_file, overrides)
     _start_fork_server(study)

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from math import inf, prod
 
 import torch
@@ -35,9 +36,11 @@ Progress = Callable[[int, int], None]
 # square), in steps no finer than 1 % of the tensor's rms: an unquantized update is met to 0.1 %.
 _EXPLAINED = 0.1**2
 
-# Bytes one batch may take; about so many copies of an update and of the optimizer's history live
-# at once.
+# Bytes one batch may take on a CPU; about so many copies of an update and of pairs of points
+# live at once.
 _BUDGET, _COPIES, _PAIRS = 2 * 2**30, 24, 10
+
+_GPU_BATCHES = 16  # batches of a CPU that are one on a GPU, which has hardly begun with one of them
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Attack:
         seed: int,
         public: PublicImages | None = None,
         progress: Progress | None = None,
+        device: str = "cpu",
     ) -> list[Reconstruction]:
         """Reconstruct the private batch behind every observation.
 
@@ -121,6 +125,9 @@ class Attack:
             Auxiliary images of learned attacks.
         progress : callable, optional
             Called with the observations done and their total.
+        device : str
+            Where problems are optimised, ``cuda`` in larger batches; results do not depend on it
+            but for float tolerance.
 
         Returns
         -------
@@ -130,62 +137,72 @@ class Attack:
         """
         sources = bundles(observations, self.rounds)
         found: dict[int, Reconstruction] = {}
-        for members in self._batches(sources):
+        start = Seed(seed, 0, public)
+        for members in self._batches(sources, device):
             chosen = [sources[index] for index in members]
-            for index, one in zip(members, self._solve(chosen, seed, public), strict=True):
+            for index, one in zip(members, self._solve(chosen, start, device), strict=True):
                 found[index] = one
             if progress is not None:
                 progress(len(found), len(sources))
         return [found[index] for index in range(len(sources))]
 
-    def _batches(self, sources: Sequence[Bundle]) -> Iterator[list[int]]:
+    def _batches(self, sources: Sequence[Bundle], device: str) -> Iterator[list[int]]:
+        most = self.batch if device == "cpu" else _GPU_BATCHES * self.batch
         for members in alike(sources):
-            size = min(self.batch, _affordable(sources[members[0]]))
+            size = min(most, _affordable(sources[members[0]], device))
             for first in range(0, len(members), size):
                 yield members[first : first + size]
 
-    def _solve(
-        self, sources: Sequence[Bundle], seed: int, public: PublicImages | None
-    ) -> list[Reconstruction]:
+    def _solve(self, sources: Sequence[Bundle], seed: Seed, device: str) -> list[Reconstruction]:
         """Solve one batch; should it fail as a whole, each of its problems on its own."""
         try:
-            return self._attempt_all(sources, seed, public)
+            with _full_precision():
+                return self._attempt_all(sources, seed, device)
         except (RuntimeError, ValueError, ArithmeticError) as error:
             if len(sources) > 1:
-                return [r for one in sources for r in self._solve([one], seed, public)]
+                return [r for one in sources for r in self._solve([one], seed, device)]
             warnings.warn(f"Attack {self.name!r} failed: {error}", RuntimeWarning, stacklevel=2)
             return [_nothing(self, sources[0][-1])]
 
     def _attempt_all(
-        self, sources: Sequence[Bundle], seed: int, public: PublicImages | None
+        self, sources: Sequence[Bundle], seed: Seed, device: str
     ) -> list[Reconstruction]:
         problems = Problems.of(sources)
-        best = self._attempt(problems, Seed(seed, 0, public))
+        best = self._attempt(problems, seed, device)
         for attempt in range(1, self.restarts + 1):
             failed = (~best.explained).nonzero().squeeze(1)
             if not len(failed):
                 break
-            again = self._attempt(problems.select(failed), Seed(seed, attempt, public))
+            again = self._attempt(problems.select(failed), replace(seed, attempt=attempt), device)
             best = best.improved(failed, again)
         return [best.reconstruction(self, bundle[-1], row) for row, bundle in enumerate(sources)]
 
-    def _attempt(self, problems: Problems, seed: Seed) -> "_Solution":
-        """Solve all problems once, from the starts of this attempt."""
+    def _attempt(self, problems: Problems, seed: Seed, device: str) -> "_Solution":
+        """Solve all problems once, from the starts of this attempt, which are found on the CPU."""
         candidates = _Candidates.of(self.labels, problems, seed)
-        points = candidates.join(start_images(self.start, problems, seed))
+        points = candidates.join(start_images(self.start, problems, seed)).to(device)
+        candidates, problems = candidates.to(device), problems.to(device)
         if self.warmup:
             resized = _objective(self.loss, problems, candidates, resize=True)
             points = LBFGS(self.warmup).minimize(resized, points).points
         minimum = self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
-        return _Solution.of(minimum, problems, candidates, self.warmup)
+        return _Solution.of(minimum, problems, candidates, self.warmup).to("cpu")
 
 
-def _affordable(bundle: Bundle) -> int:
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Let a GPU's convolutions be float32 to the last bits, and the same every time."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True):
+        yield
+
+
+def _affordable(bundle: Bundle, device: str) -> int:
     """Return how many problems like this one fit the memory budget, at least one."""
     last, rounds = bundle[-1], len(by_weights(bundle))
     pixels = last.work.images * prod(last.model.shape)
     floats = _COPIES * (rounds * last.weights.numel() + _PAIRS * pixels)
-    return max(1, _BUDGET // (4 * floats))
+    budget = _BUDGET if device == "cpu" else torch.cuda.mem_get_info(device)[0] // 2
+    return max(1, budget // (4 * floats))
 
 
 def _more_than_one_tells(bundle: Bundle) -> bool:
@@ -209,6 +226,10 @@ class _Candidates:
             return cls(problems, None, label_logits(problems, seed))
         targets = one_hot(recover_labels(problems), problems.model.classes)
         return cls(problems, targets, None)
+
+    def to(self, device: str) -> "_Candidates":
+        targets, logits = (None if t is None else t.to(device) for t in (self.targets, self.logits))
+        return _Candidates(self.problems, targets, logits)
 
     def join(self, images: Tensor) -> Tensor:
         parts = [images.flatten(1)]
@@ -280,12 +301,15 @@ class _Solution:
     def of(
         cls, minimum: Minimum, problems: Problems, candidates: _Candidates, spent: int
     ) -> "_Solution":
-        everyone = torch.arange(len(problems))
+        everyone = torch.arange(len(problems), device=minimum.points.device)
         images, targets = candidates.split(minimum.points, everyone)
         each = [unexplained(one.candidate(images, targets), one.cell) for one in problems.rounds]
         misfits = torch.stack(each).mean(dim=0)
         labels = targets.argmax(dim=-1)
         return cls(images, labels, minimum.losses, misfits, minimum.evaluations + spent)
+
+    def to(self, device: str) -> "_Solution":
+        return _Solution(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @property
     def explained(self) -> Tensor:

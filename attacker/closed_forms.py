@@ -1,7 +1,7 @@
 """Images read from an unquantized update in closed form: from one layer, or from all."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,7 +11,7 @@ from attacker.problems import Problems
 from fl_sim.models import LeNet, ModelSpec
 from fl_sim.updates import flat_model
 
-_LEAST_SQUARES_STEPS = 400
+_LEAST_SQUARES_STEPS = 300
 _SATURATED = 1e-9  # how close to its limits an activation is inverted
 
 
@@ -139,22 +139,31 @@ class _Convolution:
     def solve(self, output: Tensor, gradient: Tensor) -> Tensor:
         """Return the least-squares input ``(B, I, H, W)``.
 
-        The gradient's equations are scaled to the size of the output's.
+        The gradient's equations are scaled to the size of the output's, and the unknowns to the
+        same weight in all equations together (Jacobi's preconditioner).
         """
         balance = self.weight.norm() / self.slope.flatten(1).norm(dim=1).clamp_min(1e-300)
         scale = balance[:, None]
+        unit = self._diagonal(scale).clamp_min(1e-300).rsqrt()
 
         def apply(x: Tensor) -> Tensor:
-            signal = x.reshape(-1, *self.shape)
+            signal = (unit * x).reshape(-1, *self.shape)
             return torch.cat([self.forward(signal).flatten(1), scale * self.gradient(signal)], 1)
 
         def transpose(y: Tensor) -> Tensor:
             first, second = y[:, : output[0].numel()], y[:, output[0].numel() :]
             signal = self.back(first.reshape(output.shape)) + self.gradient_back(scale * second)
-            return signal.flatten(1)
+            return unit * signal.flatten(1)
 
         right = torch.cat([output.flatten(1), scale * gradient], dim=1)
-        return conjugate_gradients(apply, transpose, right).reshape(-1, *self.shape)
+        return (unit * conjugate_gradients(apply, transpose, right)).reshape(-1, *self.shape)
+
+    def _diagonal(self, scale: Tensor) -> Tensor:
+        """Sum of the squares of each unknown's coefficients in all equations, ``(B, unknowns)``."""
+        squares = self.slope.square()
+        of_output = replace(self, weight=self.weight.square()).back(torch.ones_like(squares))
+        of_gradient = replace(self, weight=torch.ones_like(self.weight)).back(squares)
+        return (of_output + scale[:, :, None, None].square() * of_gradient).flatten(1)
 
 
 def conjugate_gradients(

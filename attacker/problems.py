@@ -103,6 +103,16 @@ class Problems:
         earlier = tuple(one.select(index) for one in self.earlier)
         return replace(self, given=given, cells=cells, keys=keys, earlier=earlier)
 
+    def to(self, device: torch.device | str) -> "Problems":
+        """Return the problems on a device."""
+        moved = {id(weights): weights.to(device) for weights in self.given}
+        return replace(
+            self,
+            given=tuple(moved[id(weights)] for weights in self.given),
+            cells=tuple(cell.to(device) for cell in self.cells),
+            earlier=tuple(one.to(device) for one in self.earlier),
+        )
+
     def by_weights(self, solve: Callable[["Problems"], Tensor]) -> Tensor:
         """Solve the problems of each weights by themselves; return the results in order."""
         rows = [torch.tensor(group) for group in _grouped(self.given, operator.is_)]

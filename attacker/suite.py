@@ -53,6 +53,7 @@ class Suite:
         seed: int,
         public: PublicImages | None = None,
         progress: Progress | None = None,
+        device: str = "cpu",
     ) -> list[Reconstruction]:
         """Run every member that applies; see `Attack.reconstruct`.
 
@@ -64,7 +65,7 @@ class Suite:
         members = [member for member in self.members if self._usable(member, observations, public)]
         tried: dict[_Key, list[Reconstruction]] = {}
         for done, member in enumerate(members, 1):
-            for one in member.reconstruct(observations, seed=seed, public=public):
+            for one in member.reconstruct(observations, seed=seed, public=public, device=device):
                 tried.setdefault(_key(one), []).append(one)
             if progress is not None:
                 progress(done * len(observations), len(members) * len(observations))

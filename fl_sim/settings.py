@@ -200,6 +200,9 @@ class EngineSettings(_Section):
     workers: int = Field(
         0, ge=0, description="Processes that train and attack side by side; 0: one per core."
     )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Where attacks run; on a GPU in larger batches, by one process."
+    )
 
 
 class Settings(_Section):

@@ -26,6 +26,7 @@ def audit(
     attacks: Sequence[str] = ("suite",),
     public: PublicImages | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> list[Reconstruction]:
     """Reconstruct the private images behind every payload in a store.
 
@@ -51,6 +52,8 @@ def audit(
         Images like the private ones that anyone can have, for learned attacks.
     seed : int
         Of the attacks' random starts.
+    device : str
+        Where attacks run: ``cpu`` or ``cuda``.
 
     Returns
     -------
@@ -70,7 +73,7 @@ def audit(
     made: list[Reconstruction] = []
     for name, attack in chosen.items():
         if attack.applies(observations):
-            found = attack.reconstruct(observations, seed=seed, public=public)
+            found = attack.reconstruct(observations, seed=seed, public=public, device=device)
             made += [replace(one, attack=name) for one in found]
     return made
 

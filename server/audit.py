@@ -39,6 +39,7 @@ class AttackJob:
     victims: int
     folder: RunFolder
     key: str
+    device: str
 
     @property
     def target(self) -> Path:
@@ -83,6 +84,7 @@ def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
             settings.audit.victims,
             folder,
             attack_key(trial, settings, attack),
+            settings.engine.device,
         )
         for attack in settings.audit.attacks
         for trial in trials_of(settings)
@@ -103,7 +105,7 @@ def run_jobs(
             done(job)
         else:
             waiting.append(job)
-    for job, made in run_tasks(run_job, waiting, engine):
+    for job, made in run_tasks(run_job, waiting, engine, engine.device):
         save_reconstructions(job.target, made, job.key)
         _log_outcome(job, made)
         done(job)
@@ -132,7 +134,7 @@ def run_job(job: AttackJob) -> list[Reconstruction]:
         log.warning("%s does not apply to %s", job.attack, job.trial.name, extra=facts)
         return []
     public = _public_images(job.trial) if attack.uses_public else None
-    made = attack.reconstruct(observations, seed=job.trial.seed, public=public)
+    made = attack.reconstruct(observations, seed=job.trial.seed, public=public, device=job.device)
     return [replace(one, attack=job.attack) for one in _one_for_each_batch(made, job.trial)]
 
 

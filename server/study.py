@@ -4,11 +4,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from clients.app import app as client_app
 from fl_sim.engines import run_apps
 from fl_sim.progress import Advance, progress_bar
 from fl_sim.runs import RunFolder
-from fl_sim.settings import Settings
+from fl_sim.settings import Settings, SettingsError
 from fl_sim.study import Study
 from fl_sim.trials import Trial, trials_of
 from server.app import build_server_app, write_history
@@ -27,8 +29,12 @@ def check_study(study: Study) -> None:
     Raises
     ------
     SettingsError
-        If an attack does not parse, or the data cannot be loaded and dealt as asked.
+        If an attack does not parse, the data cannot be loaded and dealt as asked, or there is no
+        GPU where one is asked for.
     """
+    engine = study.points[0].settings.engine
+    if engine.device == "cuda" and engine.engine == "local" and not torch.cuda.is_available():
+        raise SettingsError("device", "cuda", "cpu, as torch finds no GPU here")
     for point in study.points:
         check_attacks(point.settings.audit)
         for trial in trials_of(point.settings):

@@ -41,6 +41,7 @@ class TuningJob:
     rounds: tuple[int, ...]
     victims: int
     folder: RunFolder
+    device: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +135,7 @@ def tune(settings: Settings, folder: RunFolder, sweep: Sweep, score: Scorer) -> 
     jobs = tuning_jobs(settings, folder, sweep)
     rows: list[tuple[str, str, str, float]] = []
     with progress_bar("Tuning", len(jobs)) as advance:
-        for job, made in run_tasks(run_job, jobs, settings.engine):
+        for job, made in run_tasks(run_job, jobs, settings.engine, settings.engine.device):
             key = (job.attack, job.trial.quantizer, job.spec)
             rows += [(*key, psnr) for psnr in _psnr(made, job, score)]
             advance(1, f"{job.spec} on {job.trial.name}")
@@ -161,7 +162,7 @@ def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[Tun
     for trial in trials_of(settings):
         hold_out(trial, victims)
     return [
-        TuningJob(trial, attack, spec, rounds, victims, folder)
+        TuningJob(trial, attack, spec, rounds, victims, folder, settings.engine.device)
         for attack, tried in specs.items()
         for spec in tried
         for trial in trials_of(settings)
@@ -175,7 +176,9 @@ def run_job(job: TuningJob) -> list[Reconstruction]:
     observations = list(observe(job, held_out))
     if not attack.applies(observations):
         return []
-    return attack.reconstruct(observations, seed=job.trial.seed, public=held_out.public)
+    return attack.reconstruct(
+        observations, seed=job.trial.seed, public=held_out.public, device=job.device
+    )
 
 
 def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:

@@ -19,7 +19,10 @@ Result = TypeVar("Result")
 
 
 def run_tasks(
-    function: Callable[[Task], Result], tasks: Sequence[Task], engine: EngineSettings
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    engine: EngineSettings,
+    device: str = "cpu",
 ) -> Iterator[tuple[Task, Result]]:
     """Yield each task with its result as it is done; one torch thread a process.
 
@@ -33,10 +36,12 @@ def run_tasks(
         What it is called with, one by one; pickled, except in this process.
     engine : EngineSettings
         ``workers`` processes (0: one per core) on this machine, or the cluster of ``ray``.
+    device : str
+        What tasks run on. One process has a GPU to itself, and a cluster gives each task one.
     """
-    workers = min(engine.workers or _cores(), len(tasks))
+    workers = min(engine.workers or _cores(), len(tasks)) if device == "cpu" else 1
     if engine.engine == "ray" and tasks:
-        yield from _on_ray(function, tasks, engine.ray_address)
+        yield from _on_ray(function, tasks, engine.ray_address, int(device != "cpu"))
     elif workers > 1:
         yield from _over_processes(function, tasks, workers)
     else:
@@ -81,7 +86,7 @@ def _logged(
 
 
 def _on_ray(
-    function: Callable[[Task], Result], tasks: Sequence[Task], address: str
+    function: Callable[[Task], Result], tasks: Sequence[Task], address: str, gpus: int
 ) -> Iterator[tuple[Task, Result]]:
     import ray  # noqa: PLC0415 - Ray takes seconds to import
 
@@ -89,7 +94,7 @@ def _on_ray(
     if started:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
-    @ray.remote(num_cpus=1)
+    @ray.remote(num_cpus=1, num_gpus=gpus)
     def call(task: Task) -> tuple[Result, list[logging.LogRecord]]:
         torch.set_num_threads(1)
         return _logged(function, task)

@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import torch
 
 from tests.commands import command
 
@@ -11,6 +12,8 @@ SMALL = [
     *("--quantizers", "none,stochastic:bits=4,error_feedback(sign)"),
     *("--attacks", "dlg:iterations=15,restarts=0", "--workers", "1"),
 ]
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,8 @@ SMALL = [
         (["--attacks", "dgl"], ["attacks", "dgl", "dlg"]),
         (["--seeds", "zero"], ["seeds", "zero", "integer"]),
         (["--no-such-option", "1"], ["--no-such-option"]),
+        pytest.param(["--device", "cuda"], ["device", "cuda", "cpu"], marks=NO_GPU),
+        (["--device", "tpu"], ["device", "tpu", "cpu"]),
         (["report", "no/such/run"], ["no/such/run"]),
     ],
 )

@@ -116,6 +116,17 @@ class Cell:
         share = torch.where(reach > 0, distance.abs() / torch.where(reach > 0, reach, 1), 0)
         return penalty - torch.log((1 - share).clamp_min(1e-3))
 
+    def to(self, device: torch.device | str) -> "Cell":
+        """Return the cell on a device; transforms follow what they are applied to."""
+        return replace(
+            self,
+            center=self.center.to(device),
+            lower=self.lower.to(device),
+            upper=self.upper.to(device),
+            step=self.step.to(device),
+            certain=None if self.certain is None else self.certain.to(device),
+        )
+
     @staticmethod
     def stack(cells: Sequence["Cell"]) -> "Cell":
         """Stack cells of one quantizer along a new first dimension."""

@@ -3,11 +3,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from attacker.attack import _Candidates, _objective
 from attacker.presets import build_attack
-from attacker.problems import alike
+from attacker.problems import Problems, alike
+from attacker.starts import Seed, start_images
 from fl_sim.attack_loss import AttackLoss
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.catalogue import catalogue
 from fl_sim.updates import LocalWork, flat_model, local_update, one_hot
 from tests.attacker.observing import SPEC, digits, initial_weights, observe
 
@@ -226,3 +230,33 @@ def test_a_delta_is_attacked_in_a_process_that_has_not_seen_its_model_yet(recwar
     (made,) = build_attack("dlg:iterations=2,restarts=0").reconstruct(seen, seed=0)
     assert math.isfinite(made.loss)
     assert [str(w.message) for w in recwarn if "failed" in str(w.message)] == []
+
+
+@pytest.mark.parametrize("quantizer", [entry.example for entry in catalogue()])
+def test_all_that_an_evaluation_needs_moves_to_a_device(quantizer):
+    # Fake tensors of a device that is not there have no values, but refuse to meet those of others.
+    images, labels = digits(2)
+    problems = Problems.of([[o] for o in observe(images, labels, quantizer)])
+    seed = Seed(0, 0)
+    for strategy, objective in (("joint", "squared"), ("analytic", "cell")):
+        candidates = _Candidates.of(strategy, problems, seed)
+        points = candidates.join(start_images("grey", problems, seed))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            there = points.to("lazy")
+            evaluate = _objective(
+                AttackLoss(objective, tv=0.1, box=1.0), problems.to("lazy"), candidates.to("lazy")
+            )
+            losses, gradients = evaluate(there, torch.arange(2, device="lazy"))
+        assert (losses.device.type, gradients.device.type) == ("lazy", "lazy")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["idlg", "cell:iterations=50,restarts=0", "suite"])
+def test_a_gpu_reconstructs_what_a_cpu_does(name):
+    images, labels = digits(5)
+    seen = observe(images, labels)
+    attack = build_attack(name)
+    here, there = (attack.reconstruct(seen, seed=0, device=d) for d in ("cpu", "cuda"))
+    for one, other in zip(here, there, strict=True):
+        assert other.images.device.type == "cpu"
+        assert torch.allclose(one.images, other.images, atol=1e-2)

@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 
@@ -6,6 +7,10 @@ from fl_sim.settings import EngineSettings
 from server.workers import run_tasks
 
 TASKS = [4, 9, 16]
+
+
+def process_of(task):
+    return os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -20,6 +25,11 @@ TASKS = [4, 9, 16]
 def test_each_task_comes_back_once_with_its_result(engine):
     done = sorted(run_tasks(math.isqrt, TASKS, engine))
     assert done == [(4, 2), (9, 3), (16, 4)]
+
+
+def test_tasks_on_a_gpu_share_one_process():
+    done = list(run_tasks(process_of, TASKS, EngineSettings(workers=2), "cuda"))
+    assert {pid for _, pid in done} == {os.getpid()}
 
 
 def test_no_tasks_start_nothing():
