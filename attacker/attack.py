@@ -147,9 +147,8 @@ class Attack:
         return [found[index] for index in range(len(sources))]
 
     def _batches(self, sources: Sequence[Bundle], device: str) -> Iterator[list[int]]:
-        most = self.batch if device == "cpu" else _GPU_BATCHES * self.batch
         for members in alike(sources):
-            size = min(most, _affordable(sources[members[0]], device))
+            size = self._most(sources[members[0]], device)
             for first in range(0, len(members), size):
                 yield members[first : first + size]
 
@@ -167,26 +166,35 @@ class Attack:
     def _attempt_all(
         self, sources: Sequence[Bundle], seed: Seed, device: str
     ) -> list[Reconstruction]:
+        """Solve all problems, then again those that failed: as often at once as fits a batch."""
         problems = Problems.of(sources)
-        best = self._attempt(problems, seed, device)
-        for attempt in range(1, self.restarts + 1):
+        (best,) = self._attempt(problems, [seed], device)
+        attempts, most = 1, self._most(sources[0], device)
+        while attempts <= self.restarts and not bool(best.explained.all()):
             failed = (~best.explained).nonzero().squeeze(1)
-            if not len(failed):
-                break
-            again = self._attempt(problems.select(failed), replace(seed, attempt=attempt), device)
-            best = best.improved(failed, again)
+            further = min(max(1, most // len(failed)), self.restarts + 1 - attempts)
+            seeds = [replace(seed, attempt=attempts + number) for number in range(further)]
+            for again in self._attempt(problems.select(failed), seeds, device):
+                best = best.improved(failed, again)
+            attempts += further
         return [best.reconstruction(self, bundle[-1], row) for row, bundle in enumerate(sources)]
 
-    def _attempt(self, problems: Problems, seed: Seed, device: str) -> "_Solution":
-        """Solve all problems once, from the starts of this attempt, which are found on the CPU."""
-        candidates = _Candidates.of(self.labels, problems, seed)
-        points = candidates.join(start_images(self.start, problems, seed)).to(device)
-        candidates, problems = candidates.to(device), problems.to(device)
+    def _attempt(self, problems: Problems, seeds: Sequence[Seed], device: str) -> list["_Solution"]:
+        """Solve all problems once with each seed, from starts that are found on the CPU."""
+        candidates = _Candidates.of(self.labels, problems, seeds).to(device)
+        images = torch.cat([start_images(self.start, problems, seed) for seed in seeds])
+        points, problems = candidates.join(images.to(device)), candidates.problems
         if self.warmup:
             resized = _objective(self.loss, problems, candidates, resize=True)
             points = LBFGS(self.warmup).minimize(resized, points).points
         minimum = self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
-        return _Solution.of(minimum, problems, candidates, self.warmup).to("cpu")
+        solutions = _Solution.of(minimum, problems, candidates, self.warmup).to("cpu")
+        return solutions.parts(len(seeds))
+
+    def _most(self, bundle: Bundle, device: str) -> int:
+        """Return how many problems like this one are solved together."""
+        batch = self.batch if device == "cpu" else _GPU_BATCHES * self.batch
+        return min(batch, _affordable(bundle, device))
 
 
 @contextmanager
@@ -221,15 +229,20 @@ class _Candidates:
     logits: Tensor | None  # (B, n, classes) where free labels start
 
     @classmethod
-    def of(cls, strategy: LabelStrategy, problems: Problems, seed: Seed) -> "_Candidates":
+    def of(
+        cls, strategy: LabelStrategy, problems: Problems, seeds: Sequence[Seed]
+    ) -> "_Candidates":
+        """Return candidates for all problems with the first seed, then with the next."""
+        repeated = problems.select(torch.arange(len(problems)).repeat(len(seeds)))
         if strategy == "joint":
-            return cls(problems, None, label_logits(problems, seed))
+            logits = torch.cat([label_logits(problems, seed) for seed in seeds])
+            return cls(repeated, None, logits)
         targets = one_hot(recover_labels(problems), problems.model.classes)
-        return cls(problems, targets, None)
+        return cls(repeated, targets.repeat(len(seeds), 1, 1), None)
 
     def to(self, device: str) -> "_Candidates":
         targets, logits = (None if t is None else t.to(device) for t in (self.targets, self.logits))
-        return _Candidates(self.problems, targets, logits)
+        return _Candidates(self.problems.to(device), targets, logits)
 
     def join(self, images: Tensor) -> Tensor:
         parts = [images.flatten(1)]
@@ -316,10 +329,18 @@ class _Solution:
         """Which problems' payloads are explained."""
         return self.losses.isfinite() & (self.misfits <= _EXPLAINED)
 
+    def parts(self, count: int) -> list["_Solution"]:
+        """Return the solutions in ``count`` equal parts."""
+        chunks = [getattr(self, field.name).chunk(count) for field in fields(self)]
+        return [_Solution(*part) for part in zip(*chunks, strict=True)]
+
     def improved(self, index: Tensor, attempt: "_Solution") -> "_Solution":
-        """Return this with the problems at ``index`` replaced where ``attempt`` has less loss."""
+        """Return this with the problems at ``index`` replaced where ``attempt`` has less loss.
+
+        One that is explained needs no better: whether it was attempted again is due to the others.
+        """
         spent = self.evaluations.index_add(0, index, attempt.evaluations)
-        better = attempt.losses < self.losses[index]
+        better = ~self.explained[index] & (attempt.losses < self.losses[index])
         rows = index[better]
 
         def merge(mine: Tensor, theirs: Tensor) -> Tensor:

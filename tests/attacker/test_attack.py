@@ -182,6 +182,19 @@ def test_restarts_are_chosen_by_attack_loss():
     assert any(best.loss < one.loss for one, best in zip(once, more, strict=True))
 
 
+def test_attempts_at_once_are_those_of_one_after_the_other():
+    images, labels = digits(4)
+    seen = observe(images, labels)
+    spec = "dlg:iterations=12,warmup=0,restarts=3"
+    at_once = build_attack(spec).reconstruct(seen, seed=0)  # three times four problems
+    in_turn = build_attack(spec + ",batch=4").reconstruct(seen, seed=0)
+    for one, other in zip(at_once, in_turn, strict=True):
+        assert one.labels.tolist() == other.labels.tolist()
+        assert one.evaluations == other.evaluations
+        assert one.loss == pytest.approx(other.loss, rel=1e-2)
+        assert torch.allclose(one.images, other.images, atol=1e-2)
+
+
 def test_progress_counts_to_the_end():
     images, labels = digits(5)
     calls = []
@@ -237,10 +250,10 @@ def test_all_that_an_evaluation_needs_moves_to_a_device(quantizer):
     # Fake tensors of a device that is not there have no values, but refuse to meet those of others.
     images, labels = digits(2)
     problems = Problems.of([[o] for o in observe(images, labels, quantizer)])
-    seed = Seed(0, 0)
+    seeds = [Seed(0, 0)]
     for strategy, objective in (("joint", "squared"), ("analytic", "cell")):
-        candidates = _Candidates.of(strategy, problems, seed)
-        points = candidates.join(start_images("grey", problems, seed))
+        candidates = _Candidates.of(strategy, problems, seeds)
+        points = candidates.join(start_images("grey", problems, seeds[0]))
         with FakeTensorMode(allow_non_fake_inputs=True):
             there = points.to("lazy")
             evaluate = _objective(

@@ -101,7 +101,7 @@ def test_the_mse_is_that_of_the_pixels_neither_absolute_nor_the_loss_of_the_atta
 
 
 def test_the_truth_is_not_among_the_arguments():
-    allowed = {"self", "observations", "seed", "public", "progress"}
+    allowed = {"self", "observations", "seed", "public", "progress", "device"}
     assert set(inspect.signature(Attack.reconstruct).parameters) == allowed
 
 
