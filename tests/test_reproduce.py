@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("reproduce")]
 
 SMALL = [
     *("--rounds", "3", "--clients", "2", "--limit", "100", "--victims", "1", "--observe", "1,3"),
-    *("--quantizers", "none,sign", "--attacks", "dlg:iterations=3,restarts=0", "--workers", "1"),
+    *("--quantizers", "none,sign", "--workers", "1"),
+    *("--attacks", "dlg:iterations=3,restarts=0,cell:iterations=3,restarts=0"),
 ]
 
 
@@ -31,7 +32,7 @@ def copy(small, tmp_path):
 
 def test_a_study_is_reproduced_to_the_byte(small, capsys):
     assert command("reproduce", small, "--quiet") == 0
-    # at two points: 3 tables, 2 trials x 2 rounds observed and reconstructed; 2 tables over both
+    # at two points: 3 tables, 2 trials x 2 rounds observed and 2 attacks; 2 tables over both
     assert f"identical: {2 * (3 + 4 + 4) + 2} files" in capsys.readouterr().out
     assert command("reproduce", small) == 2  # the folder is there now
 
@@ -40,12 +41,12 @@ def test_what_differs_is_named(small, copy):
     table = copy / "batch_size=2" / "results.csv"
     text = table.read_text()
     table.write_text(text.replace("32114", "32115"))
-    path = copy / "batch_size=1" / "reconstructions/sign_seed-0/dlg-iterations-3-restarts-0"
-    path /= "round-00003.safetensors"
+    made = copy / "batch_size=1" / "reconstructions" / "sign_seed-0"
+    path = made / "dlg-iterations-3-restarts-0" / "round-00003.safetensors"
     tensors, facts = read_tensors(path)
     tensors["images.0"][0, 0, 0, 0] += 1
     write_tensors(path, tensors, facts)
-    path.with_name("round-00001.safetensors").unlink()
+    (made / "cell-iterations-3-restarts-0" / "round-00003.safetensors").unlink()
     truncated = copy / "batch_size=1/observations/none_seed-0/round-00001.safetensors"
     truncated.write_bytes(truncated.read_bytes()[:99])
     observed, missing, images, cell = differences(small, copy)

@@ -113,12 +113,11 @@ def test_what_ends_a_client_for_good_reaches_the_caller():
 
 
 def test_the_thread_of_a_grid_ends_with_it():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     grid = LocalGrid(make_client_app(), 2)
     assert partitions_that_answer(grid, 30) == [0, 1]
-    assert threading.active_count() == before + 1
+    (thread,) = set(threading.enumerate()) - before
     del grid
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before:
-        gc.collect()
-        assert time.monotonic() < deadline
+    gc.collect()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
