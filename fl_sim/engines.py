@@ -125,7 +125,7 @@ class LocalGrid(Grid):
         }
         self._pending: dict[str, Message] = {}
         self._late: dict[int, _Shift] = {}
-        self._worker = _Worker()
+        self._worker: _Worker | None = None
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = _SERVER_NODE
 
     def get_node_ids(self) -> list[int]:
@@ -161,13 +161,14 @@ class LocalGrid(Grid):
         left = [self._pending.pop(message_id) for message_id in ids]
         while left := [message for message in left if not self._busy(message)]:
             shift = _Shift(self._answer, left)
+            self._worker = self._worker or _Worker()
             self._worker.start(shift)
             late = shift.late(timeout)
             yield from shift.replies
             if late is None:
                 return
-            self._worker = _Worker()
             self._late[late.metadata.dst_node_id] = shift
+            self._worker = None
             left = left[len(shift.replies) + 1 :]
 
     def _busy(self, message: Message) -> bool:

@@ -49,8 +49,10 @@ def test_batches_may_have_weights_of_their_own(name):
     model = flat_model(spec)
     weights = torch.stack([weights_of(spec, seed) for seed in (1, 2, 3)])
     images, targets = batches(spec.classes)
-    alone = map(model.gradient, weights, images, targets)
-    require_same(model.gradients(weights, images, targets), torch.stack([*alone]), images, targets)
+    alone = torch.stack([*map(model.gradient, weights, images, targets)])
+    found = model.gradients(weights, images, targets)
+    assert found.shape == (3, model.layout.size)
+    require_same(found, alone, images, targets)
 
 
 def test_a_module_is_left_as_it_was():

@@ -46,7 +46,7 @@ def fuzz(target: str, seconds: int, corpus: Path) -> None:
     atheris.Fuzz()
 
 
-def _bounded(answer: Callable[[bytes], None]) -> Callable[[bytes], None]:
+def _bounded(answer: Callable[[bytes], bool]) -> Callable[[bytes], None]:
     """Let no case allocate more than `MEMORY` or take more than `SECONDS` of processor time.
 
     What the fuzzer itself gathers does not count. A case that never ends is ended with its process.

@@ -1,10 +1,12 @@
-"""What bytes of strangers reach: each target must answer any bytes with a value or a refusal."""
+"""What bytes of strangers reach: each target must answer any bytes with a value or a refusal.
+
+It tells which: True if the bytes were accepted, and what they gave was sound.
+"""
 
 import json
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
@@ -18,16 +20,17 @@ from flwr.serverapp.strategy import FedAvg
 from fl_sim.engines import LocalGrid
 from fl_sim.files import StoreError
 from fl_sim.messages import payload_array
+from fl_sim.models import ModelSpec
 from fl_sim.observations import load_observations
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.payload import Payload, PayloadError
 from fl_sim.reconstructions import load_reconstructions
-from fl_sim.updates import Layout, Segment, Update
+from fl_sim.updates import Layout, Segment, Update, layout_of_model
 from server.dequantize import Dequantize
 from server.reception import RoundFailedError
 from tests.fl_sim.quantizers.quantizer_cases import SPECS
 
-Target = Callable[[bytes], None]
+Target = Callable[[bytes], bool]
 
 _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 LAYOUT = Layout(
@@ -37,14 +40,14 @@ _UPDATE = Update(torch.linspace(-1, 1, LAYOUT.size), LAYOUT)
 _SCRATCH = Path(tempfile.mkdtemp(prefix="fl-sim-fuzz-", dir=_MEMORY)) / "file"
 
 
-def payload(data: bytes) -> None:
+def payload(data: bytes) -> bool:
     """Parse, decode and make the cell of a payload; its checksum is forged, or it would end there.
 
     Byte 0 chooses the quantizer, byte 1 how bytes become a payload.
     """
     chosen, mode, rest = data[:1], data[1:2], data[2:]
     if not mode:
-        return
+        return False
     try:
         if mode[0] % 8 == 0:
             parsed = Payload.from_bytes(rest, LAYOUT)
@@ -59,7 +62,8 @@ def payload(data: bytes) -> None:
             parsed = Payload.from_bytes(Payload(spec, body, LAYOUT).to_bytes(), LAYOUT)
         _open(parsed)
     except PayloadError:
-        pass
+        return False
+    return True
 
 
 def _size(spec: str) -> int:
@@ -150,7 +154,7 @@ def _content(draw: _Draw, nonce: str) -> RecordDict:
     return content
 
 
-def replies(data: bytes) -> None:
+def replies(data: bytes) -> bool:
     """Receive three replies of one round, one of them honest, as a server with FedAvg does."""
     draw = _Draw(data)
     given = ArrayRecord(
@@ -168,9 +172,10 @@ def replies(data: bytes) -> None:
     try:
         arrays, _ = strategy.aggregate_train(1, answers)
     except RoundFailedError:
-        return
+        return False
     assert arrays is not None
     assert all(np.isfinite(array.numpy()).all() for array in arrays.values())
+    return True
 
 
 def _honest(nonce: str) -> RecordDict:
@@ -185,38 +190,43 @@ def _honest(nonce: str) -> RecordDict:
     )
 
 
-def observations(data: bytes) -> None:
+def observations(data: bytes) -> bool:
     """Read an observation file."""
-    _read(data, load_observations, _OBSERVATIONS)
+    return _read(data, load_observations, _OBSERVATIONS)
 
 
-def reconstructions(data: bytes) -> None:
+def reconstructions(data: bytes) -> bool:
     """Read a reconstruction file."""
-    _read(data, load_reconstructions, _RECONSTRUCTIONS)
+    return _read(data, load_reconstructions, _RECONSTRUCTIONS)
 
 
-def _read(data: bytes, load: Callable[[Path], object], valid: "_File") -> None:
+def _read(data: bytes, load: Callable[[Path], object], valid: "_File") -> bool:
     """Read a file; the first byte says how it is made of the others.
 
     It is a valid file with values exchanged, or they are its header (JSON, followed by as many
-    zeros as it declares, at most 64 KiB), or they are the file.
+    bytes as it declares, at most 64 KiB: those of the valid file, then zeros), or they are all.
     """
     mode, rest = data[:1], data[1:]
     if mode and mode[0] % 3 == 0:
         rest = valid.spoiled(_Draw(rest))
     if mode and mode[0] % 3 != 2:
-        rest = struct.pack("<Q", len(rest)) + rest + bytes(_declared(rest))
+        size = _declared(rest)
+        rest = struct.pack("<Q", len(rest)) + rest + (valid.content + bytes(size))[:size]
     _SCRATCH.write_bytes(rest)
-    with suppress(StoreError):
+    try:
         load(_SCRATCH)
+    except StoreError:
+        return False
+    return True
 
 
 @dataclass
 class _File:
-    """Header of a safetensors file: types and shapes of its tensors, and its facts."""
+    """A safetensors file: types and shapes of its tensors, its facts, and the tensors' bytes."""
 
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     facts: dict[str, object]
+    content: bytes = b""
 
     def header(self) -> bytes:
         entries: dict[str, object] = {"__metadata__": {"facts": json.dumps(self.facts)}}
@@ -229,7 +239,7 @@ class _File:
 
     def spoiled(self, draw: "_Draw") -> bytes:
         """Return the header with up to three values, types or shapes exchanged."""
-        spoiled = _File(dict(self.tensors), json.loads(json.dumps(self.facts)))
+        spoiled = _File(dict(self.tensors), json.loads(json.dumps(self.facts)), self.content)
         for _ in range(draw.number(4)):
             if draw.number(3) == 0:
                 names = [*self.tensors, "payload.-1", "payload.x", "images.1"]
@@ -296,8 +306,16 @@ def seeds(target: str) -> Iterator[bytes]:
         yield from (bytes([0, n, 0]) * 40 for n in range(8))
 
 
+_SMALLEST = layout_of_model(ModelSpec("lenet", (1, 1, 1), 3))
+_SENT = parse_quantizer("sign").encode(
+    Update(torch.ones(_SMALLEST.size), _SMALLEST), torch.Generator()
+)
 _OBSERVATIONS = _File(
-    {"weights": ("F32", (7575,)), "payload.0": ("U8", (40,)), "payload.7": ("U8", (9,))},
+    {
+        "weights": ("F32", (_SMALLEST.size,)),
+        "payload.0": ("U8", (_SENT.nbytes,)),
+        "payload.7": ("U8", (_SENT.nbytes,)),
+    },
     {
         "trial": "sign_seed-0",
         "round": 1,
@@ -311,6 +329,7 @@ _OBSERVATIONS = _File(
             "fixed_batch": False,
         },
     },
+    bytes(4 * _SMALLEST.size) + 2 * _SENT.to_bytes(),
 )
 _RECONSTRUCTIONS = _File(
     {"images.0": ("F32", (1, 1, 2, 2)), "labels.0": ("I64", (1,))},
