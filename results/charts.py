@@ -15,6 +15,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = {"leaks": "circle", "partly leaks": "square", "nothing found": "diamond"}
 _SYMBOLS["not established"] = "triangle-up"
+_FAR_RIGHT = 0.75  # of the way from the leftmost to the rightmost point
 
 
 class Metric(NamedTuple):
@@ -115,11 +116,21 @@ def curve(
 
 
 def _with_label_sides(points: pd.DataFrame) -> pd.DataFrame:
-    """Say where each point's label goes: neighbours on the curve take different sides."""
-    sides = ("bottom right", "middle right", "top right")
+    """Say where each point's label goes: neighbours on the curve take different sides.
+
+    Labels of the points furthest right are to their left, where a narrow screen still shows them.
+    """
+    sides = ("bottom", "middle", "top")
     shown = points.assign(mse_median=points["mse_median"].clip(lower=VISIBLE_MSE))
-    order = shown.sort_values(["mse_median", "test_accuracy_mean"]).index
-    chosen = pd.Series([sides[place % len(sides)] for place in range(len(order))], index=order)
+    ordered = shown.sort_values(["mse_median", "test_accuracy_mean"])["mse_median"]
+    place = np.log10(ordered) - np.log10(ordered.min())
+    chosen = pd.Series(
+        [
+            f"{sides[number % len(sides)]} {'left' if far else 'right'}"
+            for number, far in enumerate(place > _FAR_RIGHT * place.max())
+        ],
+        index=ordered.index,
+    )
     return points.assign(label_side=chosen.astype(str))
 
 

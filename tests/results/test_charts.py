@@ -103,3 +103,16 @@ def test_an_empty_study_has_an_empty_curve():
     figure, switches = charts.curve(empty, scores, pd.DataFrame())
     assert figure.layout.annotations[0].text == "nothing attacked yet"
     assert len(switches["metric"]) == 5
+
+
+def test_labels_of_the_points_furthest_right_are_to_their_left(made):
+    figure, _ = made
+    places = {
+        text: (x, side)
+        for one in figure.data
+        if one.text is not None
+        for text, x, side in zip(one.text, one.x, one.textposition, strict=True)
+    }
+    last = max(places.values())
+    assert last[1].endswith("left")
+    assert min(places.values())[1].endswith("right")
