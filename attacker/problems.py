@@ -16,7 +16,7 @@ from fl_sim.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.base import Quantizer
 from fl_sim.quantizers.cell import Cell
-from fl_sim.updates import FlatModel, LocalWork, apart, flat_model, local_update
+from fl_sim.updates import FlatModel, LocalWork, flat_model, local_update, weights_may_differ
 
 Item = TypeVar("Item")
 
@@ -260,7 +260,9 @@ def _alike(one: Bundle, other: Bundle) -> bool:
 def _same_setting(one: Observation, other: Observation) -> bool:
     same = one.model == other.model and one.work == other.work
     same = same and one.payload.spec == other.payload.spec
-    return same and (apart(one.model, one.work) or _equal(one.weights, other.weights))
+    if weights_may_differ(one.model, one.work):
+        return same
+    return same and _equal(one.weights, other.weights)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

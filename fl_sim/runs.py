@@ -12,7 +12,7 @@ from fl_sim.files import StoreError, read_facts, write_text
 from fl_sim.fingerprint import code_version, fingerprint
 from fl_sim.observations import round_path
 from fl_sim.settings import Settings, SettingsError, dump_settings, load_settings
-from fl_sim.trials import Trial
+from fl_sim.trials import Trial, attacked_together
 
 log = logging.getLogger("fl_sim.runs")
 
@@ -131,6 +131,7 @@ def attack_key(trial: Trial, settings: Settings, attack: str, training: str = ""
         "training": training or training_key(trial, settings),
         "attack": settings.audit.spec(attack, trial.quantizer),
         "victims": settings.audit.victims,
+        "together": attacked_together(trial, settings),
     }
     return _key(inputs, code_version(*_ATTACK))
 

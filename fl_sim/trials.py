@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from fl_sim.data import Federation, load_federation, load_splits
 from fl_sim.models import ModelSpec
 from fl_sim.settings import DataSettings, Settings
-from fl_sim.updates import LocalWork, apart
+from fl_sim.updates import LocalWork, weights_may_differ
 
 
 def trial_name(quantizer: str, seed: int) -> str:
@@ -104,6 +104,6 @@ def attacked_together(trial: Trial, settings: Settings) -> tuple[tuple[int, ...]
     count = 1
     if trial.work.fixed_batch:
         count = len(rounds)
-    elif apart(trial.model_spec, trial.work):
+    elif weights_may_differ(trial.model_spec, trial.work):
         count = max(1, _BATCH // min(settings.audit.victims, settings.data.clients))
     return tuple(rounds[first : first + count] for first in range(0, len(rounds), count))

@@ -154,7 +154,7 @@ def pixels_of(images: Tensor) -> int:
     return images.numel() // images.shape[-3]
 
 
-def apart(spec: ModelSpec, work: LocalWork) -> bool:
+def weights_may_differ(spec: ModelSpec, work: LocalWork) -> bool:
     """Tell whether updates at different weights can be computed together at no more than the cost.
 
     So they can be of few and small images through a small model; see `FlatModel.gradients`.

@@ -1,6 +1,6 @@
 from clients.app import app
 from fl_sim.engines import LocalGrid
-from fl_sim.runs import RunFolder
+from fl_sim.runs import RunFolder, attack_key, same_inputs
 from fl_sim.settings import load_settings
 from fl_sim.trials import attacked_together, trials_of
 from server.audit import audit_jobs, run_job
@@ -54,3 +54,11 @@ def test_as_many_rounds_are_attacked_together_as_fill_a_batch():
     assert rounds_together(update="delta") == alone
     assert rounds_together(batch_size="8") == alone
     assert rounds_together(batch_size="8", fixed_batch="true") == ((1, 2, 3, 4, 5),)
+
+
+def test_files_of_rounds_attacked_otherwise_do_not_stand(monkeypatch):
+    settings = load_settings(None, {"rounds": "3", "observe": "1,2,3", "victims": "1"})
+    trial = trials_of(settings)[0]
+    together = attack_key(trial, settings, "dlg")
+    monkeypatch.setattr("fl_sim.trials._BATCH", 1)
+    assert not same_inputs(attack_key(trial, settings, "dlg"), together)
