@@ -136,8 +136,10 @@ def test_observations_of_other_weights_are_one_batch_in_their_order():
     [
         ("rgap:iterations=1", 1),
         ("synthetic", 1),
-        ("idlg:iterations=3", 1),
-        ("idlg:iterations=3", 2),
+        # Few steps: a long optimisation of two images of one class is so flat that the order in
+        # which a processor sums decides where it ends.
+        ("idlg:iterations=3,warmup=0,restarts=0", 1),
+        ("idlg:iterations=3,warmup=0,restarts=0", 2),
     ],
 )
 def test_starts_and_labels_are_those_of_each_weights_alone(attack, batch):
@@ -148,7 +150,7 @@ def test_starts_and_labels_are_those_of_each_weights_alone(attack, batch):
     alone = [built.reconstruct([one], seed=0)[0] for one in mixed]
     for one, other in zip(together, alone, strict=True):
         assert one.labels.tolist() == other.labels.tolist()
-        assert torch.allclose(one.images, other.images, atol=1e-2)
+        assert torch.allclose(one.images, other.images, atol=1e-4)
 
 
 def test_one_broken_payload_does_not_lose_the_others():
