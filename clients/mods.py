@@ -10,8 +10,8 @@ from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.payload import Payload
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.trials import trial_name
-from fl_sim.updates import Update, flat_model
-from fl_sim.weight_records import pack_weights, weight_change
+from fl_sim.updates import Layout, Update, flat_model
+from fl_sim.weight_records import layout_of, only_arrays, pack_weights, weight_change
 
 _RESIDUAL = "fl_sim.residual"
 
@@ -19,8 +19,9 @@ _RESIDUAL = "fl_sim.residual"
 class Quantize:
     """Mod for any app whose clients reply with weights: ``ClientApp(mods=[Quantize("sign")])``.
 
-    What the client changed of its floating-point weights is encoded to one payload. BatchNorm's
-    running statistics and arrays of other types are **not** quantized and go as they are. The
+    The floating-point weights that the client changed are encoded to one payload, tied ones once.
+    BatchNorm's running statistics and arrays of other types are **not** quantized and go as they
+    are; what the client did not change stays what it was, to the bit. The
     server's strategy is wrapped in `server.dequantize.Dequantize` or
     `server.curious.HonestButCurious`. Mods that must see weights, such as those of differential
     privacy, come after this one in the list.
@@ -47,9 +48,11 @@ class Quantize:
         reply = call_next(message, context)
         if not is_train(message) or reply.has_error():
             return reply
-        update = weight_change(message, reply)
-        payload = _transmit(self.spec, self.seed, update, read_round(message), context)
-        return state_facts(pack_weights(reply, payload), message, _partition(context))
+        update, changes = weight_change(message, reply)
+        whole = layout_of(only_arrays(message.content)[1])
+        payload = _transmit(self.spec, self.seed, update, whole, read_round(message), context)
+        pack_weights(message, reply, payload, changes)
+        return state_facts(reply, message, _partition(context))
 
 
 def quantize_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -57,21 +60,27 @@ def quantize_mod(message: Message, context: Context, call_next: ClientAppCallabl
     reply = call_next(message, context)
     trial, server_round = read_task(message)
     update = read_update(reply, flat_model(trial.model_spec).layout)
-    payload = _transmit(trial.quantizer, trial.seed, update, server_round, context)
+    payload = _transmit(trial.quantizer, trial.seed, update, update.layout, server_round, context)
     return state_facts(pack_reply(reply, payload), message, _partition(context))
 
 
-def _transmit(spec: str, seed: int, update: Update, server_round: int, context: Context) -> Payload:
-    """Encode an update.
+def _transmit(
+    spec: str, seed: int, update: Update, whole: Layout, server_round: int, context: Context
+) -> Payload:
+    """Encode an update of some of the tensors of a ``whole`` model.
 
     The residual of error feedback lives in ``context.state``, under the name of its trial, and is
-    forgotten when another trial begins.
+    forgotten when another trial begins; that of a tensor that is not sent waits.
     """
     trial = trial_name(spec, seed)
     generator = torch_rng(seed, Purpose.QUANTIZER, server_round, _partition(context))
-    residual = _load_residual(context, trial)
-    payload, residual = parse_quantizer(spec).transmit(update, residual, generator)
-    _save_residual(context, trial, residual)
+    owed = _load_residual(context, trial)
+    residual = None if owed is None else update.layout.flatten(whole.unflatten(owed))
+    payload, left = parse_quantizer(spec).transmit(update, residual, generator)
+    if left is not None:
+        waiting = whole.unflatten(torch.zeros(whole.size) if owed is None else owed)
+        left = whole.flatten(waiting | update.layout.unflatten(left))
+    _save_residual(context, trial, left)
     return payload
 
 

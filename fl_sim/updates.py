@@ -68,11 +68,12 @@ class Layout:
         """View a flat ``(..., size)`` vector as named tensors ``(..., *shape)``."""
         pieces = zip(self.segments, self.split(vector), strict=True)
         leading = vector.shape[:-1]
-        return {segment.name: piece.view(*leading, *segment.shape) for segment, piece in pieces}
+        return {segment.name: piece.view((*leading, *segment.shape)) for segment, piece in pieces}
 
     def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
         """Concatenate named tensors to one flat ``(size,)`` vector."""
-        return torch.cat([tensors[segment.name].reshape(-1) for segment in self.segments])
+        pieces = [tensors[segment.name].reshape(-1) for segment in self.segments]
+        return torch.cat(pieces) if pieces else torch.zeros(0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.quantizers.payload import PayloadError
-from fl_sim.weight_records import flatten, layout_of, unpack_weights
+from fl_sim.weight_records import flatten, layout_of, read_changes, unpack_weights
 from server.reception import ANY_COUNT, Reception
 from server.wrapper import Wrapper
 
@@ -46,7 +46,7 @@ class Dequantize(Wrapper):
         self._given = ArrayRecord()
 
     def flat(self, arrays: ArrayRecord) -> Tensor:
-        """Return the trained weights among ``arrays`` as one ``(size,)`` vector."""
+        """Return what can be quantized of ``arrays`` as one ``(size,)`` vector."""
         return flatten(arrays, layout_of(arrays))
 
     def configure_train(
@@ -54,7 +54,7 @@ class Dequantize(Wrapper):
     ) -> Iterable[Message]:
         """Note what goes out to whom, and delegate."""
         self._given = arrays
-        self.reception.announce(config, layout_of(arrays))
+        self.reception.announce(config, lambda reply: read_changes(reply, arrays).quantized)
         messages = super().configure_train(server_round, arrays, config, grid)
         return self.reception.asking(messages)
 

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message
@@ -61,12 +61,12 @@ class Reception:
         self.examples = examples
         self._fixed = partitions is not None
         self._partitions = {} if partitions is None else dict(partitions)
-        self._layout = Layout(())
+        self._layout: Callable[[Message], Layout] = lambda _: Layout(())
         self._asked: set[int] = set()
         self._nonce = ""
 
-    def announce(self, config: ConfigRecord, layout: Layout) -> None:
-        """Begin a round: replies must repeat a fresh nonce and hold updates of ``layout``."""
+    def announce(self, config: ConfigRecord, layout: Callable[[Message], Layout]) -> None:
+        """Begin a round: replies repeat a fresh nonce and hold updates of their ``layout``."""
         self._nonce, self._layout = set_nonce(config), layout
 
     def asking(self, messages: Iterable[Message]) -> list[Message]:
@@ -96,7 +96,7 @@ class Reception:
         if nonce_of(reply) != self._nonce:
             raise PayloadError("it answers another round")
         partition = self._own_partition(reply)
-        payload = read_payload(reply, self._layout)
+        payload = read_payload(reply, self._layout(reply))
         if self.quantizer is not None and payload.spec != self.quantizer.spec:
             raise PayloadError(f"it was quantized with {payload.spec!r}, not as agreed")
         examples = examples_of(reply)

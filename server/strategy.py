@@ -69,7 +69,7 @@ class QuantizedAveraging(Strategy):
         """Ask this round's sample of partitions, drawn by seed, for their updates."""
         del grid
         config["server-round"] = server_round
-        self.reception.announce(config, self.layout)
+        self.reception.announce(config, lambda _: self.layout)
         return self.reception.asking(
             train_instruction(self.nodes[partition], arrays, config)
             for partition in self.sample(server_round)

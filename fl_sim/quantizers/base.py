@@ -65,7 +65,8 @@ class Quantizer(ABC):
             If an element is NaN or infinite; the message names the tensor.
         """
         _refuse_nonfinite(update)
-        return Payload(self.spec, self._encode(update, generator), update.layout)
+        body = self._encode(update, generator) if update.layout.size else b""
+        return Payload(self.spec, body, update.layout)
 
     def decode(self, payload: Payload) -> Update:
         """Decode a payload to a float32 update on the CPU.
@@ -76,6 +77,8 @@ class Quantizer(ABC):
             If the payload is another quantizer's, or its body does not have the exact size.
         """
         self._check(payload)
+        if not payload.layout.size:
+            return Update(torch.zeros(0), payload.layout)
         return Update(self._decode(payload.body, payload.layout), payload.layout)
 
     def cell(self, payload: Payload) -> Cell:
@@ -136,7 +139,7 @@ class Quantizer(ABC):
         if payload.spec != self.spec:
             raise PayloadError(f"A payload of {payload.spec!r} reached quantizer {self.spec!r}.")
         try:
-            expected = self.body_size(payload.layout)
+            expected = self.body_size(payload.layout) if payload.layout.size else 0
         except ValueError as error:  # a quantizer of other tensors than the model has
             raise PayloadError(str(error)) from error
         if len(payload.body) != expected:

@@ -216,7 +216,7 @@ def steal_partition(hostile):
         (flower_typed, "plain type"),
         (infinite, "not finite"),
         (surplus, "arrays are not those"),
-        (two_records, "no packed payload"),
+        (two_records, "one record of arrays"),
         (odd_metrics, "metrics"),
         (infinite_metrics, "metrics"),
         (another_quantizer, "not as agreed"),
