@@ -36,9 +36,18 @@ def code_version(entries: tuple[str, ...], packages: tuple[str, ...]) -> str:
 
 
 def modules_of(entries: Iterable[str]) -> set[str]:
-    """Return the modules of this project that ``entries`` import, directly or not, and they."""
+    """Return the modules of this project that ``entries`` import, directly or not, and they.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If an entry is not there: the key of its results would hold nothing of its code.
+    """
     found: set[str] = set()
     waiting = list(entries)
+    for entry in waiting:
+        if not _file(entry).is_file():
+            raise ModuleNotFoundError(f"No module named {entry!r}: no key can hold its code.")
     while waiting:
         name = waiting.pop()
         if name not in found and _file(name).is_file():

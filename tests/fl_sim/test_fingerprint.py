@@ -57,6 +57,11 @@ def test_what_is_imported_counts_and_nothing_else(version):
     assert version("x = 1\n", "other") != before
 
 
+def test_a_module_that_is_not_there_has_no_fingerprint():
+    with pytest.raises(ModuleNotFoundError, match="results.scorings"):
+        code_version(("results.scorings",), ("numpy",))
+
+
 def test_neither_the_command_line_nor_the_report_can_void_a_training():
     training = modules_of(("clients.app", "server.training"))
     assert {"fl_sim.quantizers.lattice", "clients.mods", "server.strategy"} <= training
