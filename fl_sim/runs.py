@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_sim.data import data_digest
 from fl_sim.files import StoreError, read_facts, write_text
 from fl_sim.fingerprint import code_version, fingerprint
 from fl_sim.observations import round_path
@@ -118,7 +119,12 @@ class RunFolder:
 def training_key(trial: Trial, settings: Settings) -> str:
     """Fingerprint all that determines a trial's history and observations."""
     training = settings.training.model_dump(mode="json", exclude={"timeout"})
-    inputs = {"trial": trial.to_json(), "training": training, "rounds": settings.observed_rounds}
+    inputs = {
+        "trial": trial.to_json(),
+        "images": data_digest(trial.data),
+        "training": training,
+        "rounds": settings.observed_rounds,
+    }
     return _key(inputs, code_version(*_TRAINING))
 
 

@@ -1,5 +1,6 @@
 """Data sets by name: the bundled digits, torchvision's, and any folder of images."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -86,6 +87,32 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
             "dataset", settings.dataset, f"{len(known)} images are too few to split in three"
         )
     return Splits(known.take(order[cut:]), test, known.take(order[:cut]), classes)
+
+
+def data_digest(settings: DataSettings) -> str:
+    """Return 16 hexadecimal digits that stand for the images, labels and classes of a data set.
+
+    They are of what was loaded, not of where it lies: a folder whose pictures were replaced has
+    another digest.
+
+    Raises
+    ------
+    SettingsError
+        If the data set cannot be loaded.
+    """
+    return _digest(settings.dataset, settings.data_dir)
+
+
+@lru_cache(maxsize=2)
+def _digest(name: str, folder: Path | None) -> str:
+    train, test, classes = _load(name, folder)
+    digest = hashlib.sha256(repr(classes).encode())
+    for images in (train, test):
+        if images is not None:
+            for values in (images.data, images.labels):
+                digest.update(repr(tuple(values.shape)).encode())
+                digest.update(values.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
