@@ -22,6 +22,8 @@ SSIM_WINDOW = 7
 MSE_FLOOR = 1e-15
 """Mean squared error of a float32 rounding of the pixels; PSNR is capped there, at 150 dB."""
 
+_SAME = 1e-9  # of a correlation: closer than this is equal
+
 WORST = {"mse": 1.0, "psnr": 0.0, "ssim": 0.0, "correlation": 0.0, "lpips": 1.0}
 """Scores of a failed image: the largest error two pictures can have, and no likeness at all."""
 
@@ -213,12 +215,15 @@ def identification_rank(images: Array, true_images: Array, gallery: Array) -> ND
 
     1 says that the reconstruction names its victim. Correlation, not MSE: a one-bit message tells
     no contrast, and an image may be recognised without it. A tie counts against the attacker, so
-    a constant picture identifies nobody.
+    a constant picture identifies nobody. A copy of the true image in the gallery is no other image:
+    it takes part in no comparison with a reconstruction that is anything like the truth.
     """
-    guess = _standardised(np.nan_to_num(images))
-    own = (guess * _standardised(true_images)).sum(axis=1)
-    others = guess @ _standardised(gallery).T
-    nearer: NDArray[np.intp] = (others >= own[:, None] - 1e-9).sum(axis=1)
+    guess, truth = _standardised(np.nan_to_num(images)), _standardised(true_images)
+    public = _standardised(gallery)
+    own = (guess * truth).sum(axis=1)[:, None]
+    others = guess @ public.T
+    copies = (truth @ public.T >= 1 - _SAME) & (own > _SAME)
+    nearer: NDArray[np.intp] = ((others >= own - _SAME) & ~copies).sum(axis=1)
     return nearer + 1
 
 

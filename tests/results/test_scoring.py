@@ -163,8 +163,21 @@ def test_rank_counts_the_gallery_images_that_are_as_near():
     gallery = np.concatenate([stranger, 0.9 * truth + 0.1 * noise])
     assert identification_rank(truth, truth, stranger)[0] == 1
     assert identification_rank(noise, truth, gallery)[0] >= 2  # the blend is nearer to the noise
-    assert identification_rank(truth, truth, truth)[0] == 2  # a tie counts against the attacker
+    mirrored = truth[..., ::-1]
+    between = truth + mirrored  # as near to the one as to the other
+    assert identification_rank(between, truth, mirrored)[0] == 2  # a tie counts against it
     assert identification_rank(np.full_like(truth, 0.5), truth, stranger)[0] == 4
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_copies_of_the_truth_in_the_gallery_hide_no_identification(copies):
+    truth = pictures(2).double().numpy()
+    stranger = pictures(3, seed=2).double().numpy()
+    gallery = np.concatenate([stranger, *[truth] * copies])
+    assert identification_rank(truth, truth, gallery).tolist() == [1, 1]
+    assert identification_rank(truth[::-1], truth, gallery).min() > copies  # of the other victim
+    constant = np.full_like(truth, 0.5)
+    assert identification_rank(constant, truth, gallery).tolist() == [4 + 2 * copies] * 2
 
 
 def test_identification_needs_a_gallery():
