@@ -22,6 +22,8 @@ class GalleryRow(NamedTuple):
         Quantizer.
     verdict : str
         A key of `results.curves.VERDICT_STYLE`; it colours the label.
+    shown : str
+        The verdict as it is written, with a star where it is not established.
     images : Tensor
         ``(k, C, H, W)``; a picture that is not finite is crossed out.
     errors : sequence of float
@@ -30,6 +32,7 @@ class GalleryRow(NamedTuple):
 
     label: str
     verdict: str
+    shown: str
     images: Tensor
     errors: Sequence[float]
 
@@ -56,7 +59,7 @@ def gallery_figure(truth: Tensor, captions: Sequence[str], rows: Sequence[Galler
     _draw_row(axes, 0, label="private images", colour="black", images=truth, captions=captions)
     for number, row in enumerate(rows, start=1):
         errors = ["failed" if not np.isfinite(e) else f"MSE {e:.2g}" for e in row.errors]
-        label, colour = f"{row.label}\n{row.verdict}", VERDICT_STYLE[row.verdict][0]
+        label, colour = f"{row.label}\n{row.shown}", VERDICT_STYLE[row.verdict][0]
         _draw_row(axes, number, label=label, colour=colour, images=row.images, captions=errors)
     return figure
 

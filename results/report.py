@@ -23,7 +23,7 @@ from results import charts
 from results.baselines import bar
 from results.pictures import BUDGET, affordable_victims, victim_cards
 from results.run_reader import RunReader, random_victims
-from results.tables import REFERENCE, VICTIM, csv_text
+from results.tables import REFERENCE, VICTIM, csv_text, starred
 
 _PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
 
@@ -191,13 +191,19 @@ def sentence(row: "pd.Series", reference: "pd.Series | None") -> str:
     return text
 
 
-def _verdicts(studies: Sequence[Study]) -> list[tuple[str, str, str]]:
-    """Return quantizer, verdict and sentence of every row; each study has its own reference."""
-    rows: list[tuple[str, str, str]] = []
+def _verdicts(studies: Sequence[Study]) -> list[tuple[str, str, str, str]]:
+    """Return quantizer, verdict, verdict as shown and sentence of every row.
+
+    Each study has its own reference.
+    """
+    rows: list[tuple[str, str, str, str]] = []
     for study in studies:
         named = {str(row["quantizer"]): row for _, row in study.results.iterrows()}
         reference = named.get(study.prefix + REFERENCE)
-        rows += [(n, str(row["verdict"]), sentence(row, reference)) for n, row in named.items()]
+        rows += [
+            (name, str(row["verdict"]), starred(row), sentence(row, reference))
+            for name, row in named.items()
+        ]
     return rows
 
 

@@ -15,7 +15,7 @@ from fl_sim.study import read_study
 from results.curves import curve_figure, render
 from results.gallery import GalleryRow, gallery_figure
 from results.run_reader import RunReader, random_victims
-from results.tables import VICTIM
+from results.tables import VICTIM, starred
 
 GALLERY_VICTIMS = 8
 
@@ -117,7 +117,8 @@ def run_gallery(run: RunReader) -> Figure | None:
         if len(seen) == len(victims):
             pictures = torch.stack([run.guess(row) for _, row in seen.iterrows()])
             name, verdict = result["quantizer"], result["verdict"]
-            rows.append(GalleryRow(name, verdict, pictures, seen["mse"].tolist()))
+            errors = seen["mse"].tolist()
+            rows.append(GalleryRow(name, verdict, starred(result), pictures, errors))
     truth = torch.stack([run.victim(row) for _, row in victims.iterrows()])
     captions = [
         f"round {row.round}, client {row.partition}\nseed {row.seed}, image {row.image}"

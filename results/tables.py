@@ -203,6 +203,11 @@ def verdict(row: "pd.Series") -> str:
     return "nothing found" if row["established"] else "not established"
 
 
+def starred(row: "pd.Series") -> str:
+    """Return a row's verdict as it is shown: with a star where the figures are not established."""
+    return str(row["verdict"]) + ("" if row["established"] else "*")
+
+
 def paper_table(results: pd.DataFrame) -> pd.DataFrame:
     """Lay the results out for a paper, as text: figures with their 95 % bootstrap intervals.
 
@@ -222,7 +227,6 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
         return [_with_interval(row, name, pattern, scale) for _, row in results.iterrows()]
 
     axes = results.columns[: results.columns.get_loc("quantizer")]
-    stars = ["" if established else "*" for established in results["established"]]
     return pd.DataFrame(
         {
             **{name: results[name].astype("str") for name in axes},
@@ -237,7 +241,7 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
             "dB to none": column("psnr_difference", "{:+.1f}"),
             "p (Holm)": column("p_holm", "{:.2g}"),
             "Pareto": ["yes" if front else "no" for front in results["pareto"]],
-            "verdict": results["verdict"] + stars,
+            "verdict": [starred(row) for _, row in results.iterrows()],
         }
     )
 
@@ -305,7 +309,6 @@ def _terminal_cells(results: pd.DataFrame) -> pd.DataFrame:
         return [_number(scale * value, pattern) for value in results[name]]
 
     spread = zip(results["test_accuracy_mean"], results["test_accuracy_std"], strict=True)
-    stars = ["" if established else "*" for established in results["established"]]
     return pd.DataFrame(
         {
             "quantizer": results["quantizer"],
@@ -318,7 +321,7 @@ def _terminal_cells(results: pd.DataFrame) -> pd.DataFrame:
             "id. %": column("identified_rate", "{:.0f}", 100),
             "label %": column("label_accuracy", "{:.0f}", 100),
             "attack": results["strongest_attack"],
-            "verdict": results["verdict"] + stars,
+            "verdict": [starred(row) for _, row in results.iterrows()],
         }
     )
 

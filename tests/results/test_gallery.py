@@ -24,7 +24,7 @@ def test_each_row_shows_its_own_pictures(tmp_path, channels):
     truth = torch.ones(3, channels, 8, 8)
     black = torch.zeros(3, channels, 8, 8)
     black[1] = torch.nan
-    rows = [GalleryRow("sign", "leaks", black, [1.0, 1.0, 1.0])]
+    rows = [GalleryRow("sign", "leaks", "leaks*", black, [1.0, 1.0, 1.0])]
     path = tmp_path / "gallery.png"
     save_figure(gallery_figure(truth, ["one", "two", "three"], rows), path)
     with Image.open(path) as image:
@@ -39,7 +39,10 @@ def test_each_row_shows_its_own_pictures(tmp_path, channels):
 
 def test_forty_quantizers_fit(tmp_path):
     truth = torch.rand(2, 1, 8, 8)
-    rows = [GalleryRow(f"q{k}", "not established", truth, [0.1, 0.2]) for k in range(40)]
+    rows = [
+        GalleryRow(f"q{k}", "not established", "not established*", truth, [0.1, 0.2])
+        for k in range(40)
+    ]
     save_figure(gallery_figure(truth, ["a", "b"], rows), tmp_path / "gallery.png")
     with Image.open(tmp_path / "gallery.png") as image:
         assert image.height == pytest.approx(120 * (1.27 * 41 + 0.1), abs=2)
