@@ -121,7 +121,7 @@ def nonce_of(reply: Message) -> str | None:
 def partition_of(reply: Message) -> int | None:
     """Return the partition a reply says it is from, if it says so with a number from 0 on."""
     value = _facts(reply).get(_PARTITION)
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if type(value) is int and value >= 0 else None  # True is an int as well
 
 
 def _facts(reply: Message) -> ConfigRecord:
@@ -158,7 +158,7 @@ def examples_of(reply: Message) -> int:
     """
     record = reply.content.get("metrics")
     count = record.get("num-examples") if isinstance(record, MetricRecord) else None
-    if not isinstance(count, int) or count < 1:
+    if type(count) is not int or count < 1:
         raise PayloadError(f"The reply claims {count!r} examples.")
     return count
 

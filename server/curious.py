@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_sim.models import ModelSpec
 from fl_sim.observations import save_round
-from fl_sim.quantizers.payload import Payload, PayloadError
+from fl_sim.quantizers.payload import Payload
 from fl_sim.updates import LocalWork
 from server.dequantize import Dequantize
 from server.strategy import QuantizedAveraging
@@ -96,7 +96,7 @@ class HonestButCurious(Wrapper):
             try:
                 received = self.reader.reception.open(reply)
                 self.reader.reception.decode(received.payload)
-            except PayloadError:
+            except Exception:  # whatever it is, the strategy that is wrapped reports it
                 continue
             payloads.setdefault(received.partition, received.payload)
         return payloads

@@ -73,25 +73,29 @@ class Dequantize(Wrapper):
         usual = measured.most_common(1)[0][0] if measured else None
         usable = []
         for reply, received in opened:
-            try:
+            with self.reception.refusing(server_round, reply):
                 if _metrics(reply) is None or _metrics(reply) != usual:
                     raise PayloadError("its metrics are not those of the others")
                 delta = self.reception.decode(received.payload)
                 reply.content = unpack_weights(reply, self._given, delta)
                 usable.append(reply)
-            except PayloadError as error:
-                self.reception.report(server_round, reply, error)
         if self.reception.expected and not usable:
             raise self.reception.failure(server_round)
         return super().aggregate_train(server_round, usable)
 
 
-def _metrics(reply: Message) -> frozenset[str] | None:
-    """Return the names of a reply's metrics; None unless they are one record of finite numbers."""
+def _metrics(reply: Message) -> frozenset[tuple[str, int | None]] | None:
+    """Return name and length of a reply's metrics, whose length is None if they are one number.
+
+    They can be averaged only with those that have the same. None unless they are one record of
+    finite numbers.
+    """
     records = list(reply.content.metric_records.values())
     if len(records) != 1:
         return None
-    values = [
-        v for value in records[0].values() for v in (value if isinstance(value, list) else [value])
-    ]
-    return frozenset(records[0]) if all(map(isfinite, values)) else None
+    kinds = {}
+    for name, value in records[0].items():
+        if not all(map(isfinite, value if isinstance(value, list) else [value])):
+            return None
+        kinds[name] = len(value) if isinstance(value, list) else None
+    return frozenset(kinds.items())

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message
@@ -110,7 +111,7 @@ class Reception:
     ) -> Iterator[tuple[Message, Received]]:
         """Yield the replies that can be used, in the order of partitions, and report the others.
 
-        What the caller finds wrong with a reply it yielded is reported by `report`.
+        The caller reads on within `refusing`.
         """
         seen: set[int] = set()
         replies = sorted(replies, key=self._order)  # sums must not depend on arrival
@@ -118,15 +119,25 @@ class Reception:
         for partition in sorted(str(self._partitions.get(node, "unknown")) for node in silent):
             self._log(server_round, partition, "partition %s did not reply in time", partition)
         for reply in replies:
-            try:
+            received = None
+            with self.refusing(server_round, reply):
                 received = self.open(reply)
                 if received.partition in seen:
+                    received = None
                     raise PayloadError("it has already replied in this round")
-            except PayloadError as error:
-                self.report(server_round, reply, error)
-                continue
-            seen.add(received.partition)
-            yield reply, received
+            if received is not None:
+                seen.add(received.partition)
+                yield reply, received
+
+    @contextmanager
+    def refusing(self, server_round: int, reply: Message) -> Iterator[None]:
+        """Refuse and report a reply if reading it fails in any way: a client chose its bytes."""
+        try:
+            yield
+        except PayloadError as error:
+            self.report(server_round, reply, str(error))
+        except Exception as error:
+            self.report(server_round, reply, f"it cannot be read ({type(error).__name__}: {error})")
 
     def decode(self, payload: Payload) -> Update:
         """Decode a payload; raise `PayloadError` if that gives anything but finite numbers."""
@@ -139,11 +150,11 @@ class Reception:
             raise PayloadError("it decodes to values that are not finite")
         return update
 
-    def report(self, server_round: int, reply: Message, error: PayloadError) -> None:
+    def report(self, server_round: int, reply: Message, reason: str) -> None:
         """Say that a reply is dropped, and why."""
         partition = self._partitions.get(reply.metadata.src_node_id, "unknown")
         text = "dropped the reply of partition %s: %s"
-        self._log(server_round, partition, text, partition, error)
+        self._log(server_round, partition, text, partition, reason)
 
     def _log(self, server_round: int, partition: object, text: str, *values: object) -> None:
         facts = {"event": "dropped", "trial": self.name, "round": server_round}

@@ -11,7 +11,6 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.messages import arrays_of, train_instruction, weights_of
-from fl_sim.quantizers.payload import PayloadError
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.settings import TrainingSettings
 from fl_sim.trials import Trial
@@ -98,13 +97,10 @@ class QuantizedAveraging(Strategy):
         total = torch.zeros(self.layout.size, dtype=torch.float64)
         used: list[Received] = []
         for reply, received in self.reception.usable(server_round, replies):
-            try:
+            with self.reception.refusing(server_round, reply):
                 update = self.reception.decode(received.payload)
-            except PayloadError as error:
-                self.reception.report(server_round, reply, error)
-                continue
-            total.add_(update.vector, alpha=received.examples)
-            used.append(received)
+                total.add_(update.vector, alpha=received.examples)
+                used.append(received)
         if not used:
             raise self.reception.failure(server_round)
         self.weights.grad = (total / sum(received.examples for received in used)).float()

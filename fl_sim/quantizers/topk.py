@@ -64,7 +64,7 @@ class TopK(Quantizer):
         names = [segment.name for segment in layout.segments if prod(segment.shape)]
         return Layout(
             tuple(
-                Segment(name, (ceil(self.keep * size - 1e-9),))
+                Segment(name, (max(1, ceil(self.keep * size - 1e-9)),))
                 for name, size in zip(names, sizes, strict=self.scope == "tensor")
             )
         )

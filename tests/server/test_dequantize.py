@@ -19,6 +19,7 @@ from clients.mods import Quantize
 from fl_sim.engines import LocalGrid
 from fl_sim.observations import load_observations, round_path
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.payload import Payload
 from fl_sim.updates import Layout, LocalWork
 from server.curious import HonestButCurious
 from server.dequantize import Dequantize
@@ -193,6 +194,21 @@ def infinite_metrics(hostile):
     hostile.last["metrics"] = MetricRecord({"num-examples": 8, "train_loss": float("nan")})
 
 
+def listed_metrics(hostile):
+    hostile.last["metrics"]["train_loss"] = [0.5, 0.5]
+
+
+def empty_topk(hostile):
+    layout = hostile.strategy.reception._layout
+    raw = Payload("topk:keep=1e-300", b"", layout).to_bytes()
+    hostile.arrays()["payload"] = Array("uint8", (len(raw),), "fl_sim.payload", raw)
+    hostile.strategy.reception.quantizer = None
+
+
+def true_partition(hostile):
+    hostile.last["facts"]["partition-id"] = True
+
+
 def another_quantizer(hostile):
     payload = hostile.strategy.reception.open(hostile.replies[2]).payload
     update = parse_quantizer(payload.spec).decode(payload)
@@ -219,6 +235,9 @@ def steal_partition(hostile):
         (two_records, "one record of arrays"),
         (odd_metrics, "metrics"),
         (infinite_metrics, "metrics"),
+        (listed_metrics, "metrics"),
+        (empty_topk, "dropped the reply of partition 2"),
+        (true_partition, "does not say which partition"),
         (another_quantizer, "not as agreed"),
         (lie, "1000000000 examples"),
         (steal_partition, "partition 0"),
