@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_sim.files import StoreError
+from fl_sim.interrupts import KEPT, Interrupted, interruptible
 from fl_sim.lock import holder
 from fl_sim.logs import log_file
 from fl_sim.provenance import Session, describe, read_sessions
@@ -102,10 +103,7 @@ def run(
                 folder.forget()
         _work(asked, root, training=True)
         _log(asked, root, log_to)
-    total = sum(len(point.settings.combinations) for point in asked.points)
-    failed = sum(len(server.unfinished_trials(f.settings(), f)) for f in asked.folders(root))
-    if failed:
-        raise UnfinishedError(f"{failed} of {total} trials failed, see {root / LOG}")
+    _require_trained(asked, root, f"failed, see {root / LOG}")
 
 
 @cli.command()
@@ -131,6 +129,9 @@ def attack(
     server.check_study(study)
     with _writing(study, run, quiet, verbose):
         _work(study, run, training=False)
+    again = f"--study {RunFolder(run).settings_file} --out {run} trains them again"
+    reason = "were not attacked, as other code, data or settings trained them"
+    _require_trained(study, run, f"{reason}; {again}")
 
 
 @cli.command()
@@ -359,6 +360,17 @@ def _report(root: Path) -> None:
     print_results(summarise(root), Console())
 
 
+def _require_trained(study: Study, root: Path, otherwise: str) -> None:
+    """Raise `UnfinishedError` where the training of a trial is missing or does not stand."""
+    from server.study import unfinished_trials  # noqa: PLC0415
+
+    total = sum(len(point.settings.combinations) for point in study.points)
+    pairs = zip(study.points, study.folders(root), strict=True)
+    left = sum(len(unfinished_trials(point.settings, folder)) for point, folder in pairs)
+    if left:
+        raise UnfinishedError(f"{left} of {total} trials {otherwise}")
+
+
 class UnfinishedError(RuntimeError):
     """A study of which not everything could be done."""
 
@@ -366,10 +378,12 @@ class UnfinishedError(RuntimeError):
 def main() -> None:
     """Run the command line; a failure is one line on standard error.
 
-    The exit status is 2 for bad input, 1 for what failed on the way, 130 when interrupted.
+    The exit status is 2 for bad input, 1 for what failed on the way, 130 when interrupted and 143
+    when terminated.
     """
     try:
-        cli(standalone_mode=False)
+        with interruptible():
+            cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -381,10 +395,10 @@ def main() -> None:
     except UnfinishedError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error}; what was finished stays, the same command resumes")
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        print("interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(130)
+        _fail(f"{error}; {KEPT}")
+    except Interrupted as request:
+        request.announce()
+        sys.exit(request.status)
 
 
 def _fail(line: str) -> None:

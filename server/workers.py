@@ -3,19 +3,24 @@
 import logging
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import torch
 
+from fl_sim.interrupts import Interrupted, end_workers
 from fl_sim.logs import collected, replay
 from fl_sim.settings import EngineSettings
 from server.fork_server import fork_server
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+log = logging.getLogger("fl_sim.server")
 
 
 def run_tasks(
@@ -53,19 +58,52 @@ def run_tasks(
 def _over_processes(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
 ) -> Iterator[tuple[Task, Result]]:
+    """Yield the tasks as they are done; where a worker is killed, go on with one worker less.
+
+    Raises
+    ------
+    ChildProcessError
+        If even a worker on its own is killed.
+    """
+    left = dict(enumerate(tasks))
+    while left:
+        try:
+            for number, result in _in_pool(function, left, workers):
+                yield left.pop(number), result
+        except BrokenProcessPool as error:
+            if workers == 1:
+                raise ChildProcessError(f"{_KILLED} with nothing beside it") from error
+            workers -= 1
+            log.warning("%s; %d task(s) go on with %d worker(s)", _KILLED, len(left), workers)
+
+
+_KILLED = "a worker process was killed, perhaps because memory ran out,"
+
+
+def _in_pool(
+    function: Callable[[Task], Result], tasks: Mapping[int, Task], workers: int
+) -> Iterator[tuple[int, Result]]:
+    """Yield the number of each task with its result as it is done."""
     with ProcessPoolExecutor(workers, fork_server(), _begin) as pool:
-        futures = {pool.submit(_logged, function, task): task for task in tasks}
+        futures = {pool.submit(_logged, function, task): n for n, task in tasks.items()}
         try:
             for future in as_completed(futures):
                 result, events = future.result()
                 replay(events)
                 yield futures[future], result
+        except (Interrupted, GeneratorExit):
+            end_workers()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:
-    """Set a worker up: one torch thread, and an end with the process it works for, if killed."""
+    """Set a worker up: one torch thread, and an end with the process it works for, if killed.
+
+    That process alone answers an interrupt, which a terminal sends to all.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
 

@@ -1,5 +1,6 @@
 import math
 import os
+import signal
 
 import pytest
 
@@ -40,3 +41,28 @@ def test_no_tasks_start_nothing():
 def test_what_a_task_raises_reaches_the_caller(workers):
     with pytest.raises(ValueError, match="nonnegative"):
         list(run_tasks(math.isqrt, [4, -1, 9], EngineSettings(workers=workers)))
+
+
+def killed_once(marker):
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return marker.name
+
+
+def always_killed(marker):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_said_and_its_tasks_are_done_by_another(tmp_path, caplog):
+    markers = [tmp_path / name for name in "abc"]
+    for marker in markers[1:]:
+        marker.touch()
+    done = list(run_tasks(killed_once, markers, EngineSettings(workers=2)))
+    assert sorted(done) == [(marker, marker.name) for marker in markers]
+    assert "a worker process was killed, perhaps because memory ran out" in caplog.text
+
+
+def test_a_task_that_kills_every_worker_ends_in_one_line(tmp_path):
+    with pytest.raises(ChildProcessError, match="killed, perhaps because memory ran out"):
+        list(run_tasks(always_killed, [tmp_path] * 2, EngineSettings(workers=2)))
