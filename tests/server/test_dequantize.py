@@ -199,7 +199,7 @@ def listed_metrics(hostile):
 
 
 def empty_topk(hostile):
-    layout = hostile.strategy.reception._layout
+    layout = hostile.strategy.reception.open(hostile.replies[2]).payload.layout
     raw = Payload("topk:keep=1e-300", b"", layout).to_bytes()
     hostile.arrays()["payload"] = Array("uint8", (len(raw),), "fl_sim.payload", raw)
     hostile.strategy.reception.quantizer = None
@@ -236,7 +236,7 @@ def steal_partition(hostile):
         (odd_metrics, "metrics"),
         (infinite_metrics, "metrics"),
         (listed_metrics, "metrics"),
-        (empty_topk, "dropped the reply of partition 2"),
+        (empty_topk, "reply of partition 2"),
         (true_partition, "does not say which partition"),
         (another_quantizer, "not as agreed"),
         (lie, "1000000000 examples"),
