@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attacker.labels import LabelStrategy, recover_labels
+from attacker.layers import find_head
 from attacker.optimizers import LBFGS, Minimum, Objective, Optimizer
 from attacker.problems import (
     Bundle,
@@ -54,7 +55,8 @@ class Attack:
     loss : AttackLoss
         What is minimised: objective and priors.
     labels : {"joint", "analytic"}
-        Labels are optimised with the images, or read from the last layer's gradient first.
+        Labels are optimised with the images, or read from the head's gradient first; where no
+        layer's output is the logits they cannot be read, and are optimised.
     start : str
         A key of `attacker.starts.STARTS`.
     optimizer : Optimizer
@@ -234,7 +236,7 @@ class _Candidates:
     ) -> "_Candidates":
         """Return candidates for all problems with the first seed, then with the next."""
         repeated = problems.select(torch.arange(len(problems)).repeat(len(seeds)))
-        if strategy == "joint":
+        if strategy == "joint" or find_head(problems.model) is None:
             logits = torch.cat([label_logits(problems, seed) for seed in seeds])
             return cls(repeated, None, logits)
         targets = one_hot(recover_labels(problems), problems.model.classes)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from attacker.layers import find_input
 from attacker.problems import Problems
 from fl_sim.models import LeNet, ModelSpec
 from fl_sim.updates import flat_model
@@ -16,10 +17,8 @@ _SATURATED = 1e-9  # how close to its limits an activation is inverted
 
 
 def has_linear_input(model: ModelSpec) -> bool:
-    """Tell whether the first layer is fully connected to the pixels."""
-    channels, height, width = model.shape
-    shape = flat_model(model).layout.segments[0].shape
-    return len(shape) == 2 and shape[1] == channels * height * width
+    """Tell whether a layer with a bias is fully connected to the pixels."""
+    return find_input(model) is not None
 
 
 def invert_linear_input(problems: Problems) -> Tensor:
@@ -28,8 +27,11 @@ def invert_linear_input(problems: Problems) -> Tensor:
     Row k of dL/dW is dL/db_k times the image (Phong et al. 2018): the least-squares image over
     all rows. Returns ``(B, 1, C, H, W)``.
     """
-    bias = problems.decoded(1)
-    rows = problems.decoded(0).reshape(*bias.shape, -1)
+    layer = find_input(problems.model)
+    assert layer is not None
+    assert layer.weight is not None
+    assert layer.bias is not None
+    bias, rows = problems.decoded(layer.bias), problems.decoded(layer.weight)
     tiny = torch.finfo(bias.dtype).tiny
     image = torch.einsum("bk,bkp->bp", bias, rows) / bias.square().sum(1, True).clamp_min(tiny)
     return image.reshape(-1, *problems.image_shape)
@@ -51,24 +53,26 @@ def invert_recursively(problems: Problems) -> Tensor:
     Returns ``(B, 1, C, H, W)``, exact to the last digits of an unquantized float32 update.
     """
     model = problems.flat_model
-    weights = [p.double() for p in model.layout.unflatten(problems.weights).values()]
-    gradients = [problems.decoded(i).double() for i in range(len(weights))]
+    weights = {n: p.double() for n, p in model.layout.unflatten(problems.weights).items()}
     assert isinstance(model.module, LeNet)
     layers = list(model.module.body)
-    error = gradients[-1]
-    outer = gradients[-2].reshape(*error.shape, -1)
+    error = problems.decoded("head.bias").double()
+    outer = problems.decoded("head.weight").double()
     features = torch.einsum("bk,bkf->bf", error, outer) / error.square().sum(1, keepdim=True)
     shapes = _output_shapes(layers, problems.model)
     activated = features.reshape(-1, *shapes[-1])
-    slope = (error @ weights[-2]).reshape(-1, *shapes[-1])
+    slope = (error @ weights["head.weight"]).reshape(-1, *shapes[-1])
     for index in reversed(range(len(layers) // 2)):
         convolution, activation = layers[2 * index : 2 * index + 2]
         assert isinstance(convolution, nn.Conv2d)
         output, derivative = _inverse(activation, activated)
         slope = slope * derivative
-        equations = _Convolution(convolution, weights[2 * index], shapes[index], slope)
-        bias = weights[2 * index + 1][:, None, None]
-        activated = equations.solve(output - bias, gradients[2 * index])
+        equations = _Convolution(
+            convolution, weights[f"body.{2 * index}.weight"], shapes[index], slope
+        )
+        bias = weights[f"body.{2 * index}.bias"][:, None, None]
+        gradient = problems.decoded(f"body.{2 * index}.weight").double().flatten(1)
+        activated = equations.solve(output - bias, gradient)
         slope = equations.back(slope)
     return activated.to(problems.weights.dtype).reshape(-1, *problems.image_shape)
 

@@ -37,8 +37,8 @@ def invert_imprint(problems: Problems) -> Tensor:
         ``(B, n, C, H, W)`` in [0, 1]; exact on unquantized updates where images are alone in
         their bins, in the order of `recover_labels`.
     """
-    bias = _alone(problems.decoded(1))
-    rows = _alone(problems.decoded(0).reshape(*bias.shape, -1))
+    bias = _alone(problems.decoded("imprint.bias"))
+    rows = _alone(problems.decoded("imprint.weight"))
     brightness = rows.mean(dim=2)
     bins = brightness.abs().topk(problems.work.images, dim=1).indices
     empty = brightness.abs() <= _EMPTY * brightness.abs().amax(dim=1, keepdim=True)
@@ -56,8 +56,8 @@ def _within_bins(problems: Problems, bias: Tensor, brightness: Tensor) -> Tensor
 
     ``brightness`` ``(B, K)`` is that of the images times the bias gradient sought.
     """
-    planted = list(problems.flat_model.layout.unflatten(problems.weights).values())
-    thresholds = -planted[1] / planted[0].sum(dim=1)
+    planted = problems.flat_model.layout.unflatten(problems.weights)
+    thresholds = -planted["imprint.bias"] / planted["imprint.weight"].sum(dim=1)
     limits = torch.cat([thresholds, thresholds.new_ones(1)]).clamp_min(_BLACK)
     size = brightness.abs()
     return brightness.sign() * (bias * brightness.sign()).clamp(
@@ -73,8 +73,7 @@ def _order(problems: Problems, images: Tensor, slopes: Tensor) -> list[list[int]
     """
     model, labels = problems.flat_model, recover_labels(problems)
     brighter = torch.zeros_like(problems.weights)
-    first_bias = model.layout.sizes[0]  # the first unit sees every image
-    brighter[first_bias] = 1
+    model.layout.unflatten(brighter)["imprint.bias"][0] = 1  # this unit sees every image
     logits, change = jvp(  # type: ignore[misc]
         lambda weights: model.logits(weights, images.flatten(0, 1)),
         (problems.weights,),

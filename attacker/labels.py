@@ -7,9 +7,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import vjp, vmap
 from torch.special import log_ndtr
 
+from attacker.layers import Layer, find_head
 from attacker.problems import Problems
 from attacker.synthetic import synthetic_images
 from fl_sim.quantizers.cell import Cell, Transform
@@ -27,12 +28,13 @@ _MOST_FLOATS = 2**26  # of updates held at once
 def recover_labels(problems: Problems) -> Tensor:
     """Recover the labels of every batch, as counts.
 
-    The gradient of the last bias is the mean of (predicted probability - one-hot label), so class
-    c occurs n (p_c - b_c) times. For n = 1 only the true class can be negative (iDLG, Zhao et al.
-    2020). For larger batches p is guessed as the mean prediction at synthetic images, and labels
-    are handed out one by one to the class with the largest remaining count (after Geng et al.
-    2021). Where the quantizer is too coarse to tell n labels from n + 1 in this bias, the whole
-    payload is asked: the counts are exchanged one label at a time while it becomes more likely.
+    The gradient of the head's bias is the mean of (predicted probability - one-hot label), so class
+    c occurs n (p_c - b_c) times; without a bias it is read from the weight's. For n = 1 only the
+    true class can be negative (iDLG, Zhao et al. 2020). For larger batches p is guessed as the mean
+    prediction at synthetic images, and labels are handed out one by one to the class with the
+    largest remaining count (after Geng et al. 2021). Where the quantizer is too coarse to tell n
+    labels from n + 1 in this bias, or where no bias tells, the whole payload is asked: the counts
+    are exchanged one label at a time while it becomes more likely.
 
     Returns
     -------
@@ -44,23 +46,64 @@ def recover_labels(problems: Problems) -> Tensor:
 
 def _recovered(problems: Problems) -> Tensor:
     """Recover the labels of batches that share weights."""
-    bias = problems.decoded(-1)
+    head = find_head(problems.model)
     images, classes = problems.work.images, problems.model.classes
-    if images == 1:
-        return bias.argmin(dim=1, keepdim=True)
+    if images == 1 and head is not None:
+        return _errors(problems, head).argmin(dim=1, keepdim=True)
     affordable = _MOST_FLOATS // problems.weights.numel()
     count = max(_FEWEST_EXAMPLES, min(affordable, _MOST_EXAMPLES))
     examples = synthetic_images(problems.model.shape, count, seed=0)
     log_prediction = _log_predictions(problems, examples)
-    found = _handed_out(images * (log_prediction.exp().mean(dim=0) - bias), images)
-    coarse = _resolution(problems) > 1 / (2 * images)
+    even = _handed_out(torch.full((1, classes), images / classes), images)[0]
+    found, coarse = even.repeat(len(problems), 1), torch.ones(len(problems), dtype=torch.bool)
+    if head is not None:
+        shares = images * (log_prediction.exp().mean(dim=0) - _errors(problems, head))
+        found = _handed_out(shares, images)
+        coarse = _resolution(problems, head) > 1 / (2 * images)
     if bool(coarse.any()):
         expected = _Expected.of(problems, examples, log_prediction)
-        even = _handed_out(torch.full((1, classes), images / classes), images)[0]
         for row in coarse.nonzero().squeeze(1).tolist():
             likelihood = expected.likelihood(problems.cells[row])
             found[row] = _most_likely((found[row], even), likelihood)
     return torch.stack([torch.arange(classes).repeat_interleave(row.long()) for row in found])
+
+
+def _errors(problems: Problems, head: Layer) -> Tensor:
+    """Return the mean of (predicted probability - one-hot label), ``(B, classes)``."""
+    if head.bias is not None:
+        return problems.decoded(head.bias)
+    assert head.weight is not None
+    return _rows_told(problems, problems.decoded(head.weight).flatten(2), head.weight)
+
+
+def _rows_told(problems: Problems, rows: Tensor, weight: str) -> Tensor:
+    """Read the errors, up to a scale, from the head's weight gradient ``(B, classes, F)``.
+
+    Each row is an error times the features. One image leaves one direction of features, the first
+    singular vector, with the sign for which one class alone has a negative error. Where that does
+    not tell, and for more images, the direction is that of synthetic images.
+    """
+    usual = _usual_features(problems, weight)
+    errors = rows @ usual / usual.square().sum()
+    if problems.work.images > 1:
+        return errors
+    left, sizes, _ = torch.linalg.svd(rows, full_matrices=False)
+    only = left[:, :, 0] * sizes[:, :1]
+    excess = ((only < 0).sum(dim=1) - 1).abs() - ((only > 0).sum(dim=1) - 1).abs()
+    agrees = (only * errors).sum(dim=1) >= 0
+    kept = (excess < 0) | ((excess == 0) & agrees)
+    return torch.where(kept[:, None], only, -only)
+
+
+def _usual_features(problems: Problems, weight: str) -> Tensor:
+    """Return the mean features ``(F,)`` of synthetic images: what the slope of a logit is."""
+    images = synthetic_images(problems.model.shape, _FEWEST_EXAMPLES, seed=0)
+    model = problems.flat_model
+    _, pull = vjp(  # type: ignore[misc]
+        lambda w: model.logits(w, images)[:, 0].mean(), problems.weights
+    )
+    (slope,) = pull(torch.ones(()))
+    return model.layout.unflatten(slope.detach())[weight][0].flatten()
 
 
 def _log_predictions(problems: Problems, images: Tensor) -> Tensor:
@@ -69,11 +112,12 @@ def _log_predictions(problems: Problems, images: Tensor) -> Tensor:
         return problems.flat_model.logits(problems.weights, images).log_softmax(dim=-1)
 
 
-def _resolution(problems: Problems) -> Tensor:
-    """Largest step ``(B,)`` in the last bias' gradient; infinite behind a rotation."""
-    if problems.cell.transform is not None:
+def _resolution(problems: Problems, head: Layer) -> Tensor:
+    """Largest step ``(B,)`` in the head's bias' gradient; infinite behind a rotation or without."""
+    if problems.cell.transform is not None or head.bias is None:
         return torch.full((len(problems),), torch.inf)
-    return problems.cell.step[:, -problems.model.classes :].amax(dim=1) / _gradients(problems)
+    steps = problems.flat_model.layout.unflatten(problems.cell.step)[head.bias]
+    return steps.amax(dim=1) / _gradients(problems)
 
 
 def _gradients(problems: Problems) -> float:

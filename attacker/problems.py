@@ -155,13 +155,12 @@ class Problems:
 
         return vmap(one)(images, targets)
 
-    def decoded(self, tensor: int) -> Tensor:
-        """Return the decoded gradient of one tensor, ``(B, n)``, by its index in the layout.
+    def decoded(self, tensor: str) -> Tensor:
+        """Return the decoded gradient of one tensor, ``(B, *shape)``, by its name.
 
         A delta counts as the gradient it would be if all local steps pointed the same way.
         """
-        sizes = list(self.flat_model.layout.sizes)
-        piece = torch.split(self.cell.decoded, sizes, dim=-1)[tensor]
+        piece = self.flat_model.layout.unflatten(self.cell.decoded)[tensor]
         if self.work.kind == "delta":
             return piece / (self.work.learning_rate * self.work.local_steps)
         return piece

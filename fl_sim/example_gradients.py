@@ -48,9 +48,14 @@ def example_gradients(
         logits = module(images.flatten(0, 1))
         loss = cross_entropy(logits, targets.flatten(0, 1), reduction="sum") / count
     differentiable = images.requires_grad or targets.requires_grad
-    slopes = torch.autograd.grad(loss, [p.output for p in passes], create_graph=differentiable)
+    outputs = [one.output for one in passes if one.used]
+    slopes = iter(torch.autograd.grad(loss, outputs, create_graph=differentiable))
     gradients: list[Tensor] = []
-    for one, slope in zip(passes, slopes, strict=True):
+    for one in passes:
+        if not one.used:
+            gradients += [logits.new_zeros(batches, size) for size in one.sizes]
+            continue
+        slope = next(slopes)
         for summand in one.gradients(slope)[: 1 if one.bias is None else 2]:
             each = summand.reshape(batches, count, -1)
             gradients.append(each.sum(dim=1) if count > 1 else each.squeeze(1))
@@ -76,6 +81,16 @@ class _Pass(ABC):
     def __init__(self, layer: Any, weight: Tensor, bias: Tensor | None, count: int) -> None:
         self.layer, self.weight, self.bias, self.count = layer, weight, bias, count
         self.shared = weight.dim() == layer.weight.dim()
+
+    @property
+    def used(self) -> bool:
+        """Whether images came through."""
+        return hasattr(self, "output")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of elements of each parameter."""
+        return [parameter.numel() for parameter in self.layer.parameters()]
 
     @staticmethod
     def knows(layer: Any) -> bool:

@@ -212,7 +212,7 @@ class FlatModel:
         self._eager_weights.copy_(weights)
         with convolutions_for(images):
             loss = cross_entropy(self._eager_module(images), targets)
-            gradients = torch.autograd.grad(loss, self._eager_parameters)
+            gradients = torch.autograd.grad(loss, self._eager_parameters, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in gradients])
 
     @cached_property
