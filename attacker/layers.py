@@ -44,7 +44,7 @@ def find_input(model: ModelSpec) -> Layer | None:
 @lru_cache(maxsize=8)
 def _find_head(model: FlatModel) -> Layer | None:
     _, slope, gradients = _probe(model)
-    rows = {name: g for name, g in gradients.items() if len(g) == len(slope)}
+    rows = {name: g for name, g in gradients.items() if g.dim() and len(g) == len(slope)}
     biases = (name for name, g in rows.items() if g.dim() == 1 and _same(g, slope))
     weights = (name for name, g in rows.items() if g.dim() > 1 and _is_outer(g, slope))
     weight, bias = next(weights, None), next(biases, None)
