@@ -1,7 +1,8 @@
 """Models sized to the data they see; none has buffers, so an update holds all they learn."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import pairwise
 
 import torch
@@ -173,6 +174,38 @@ MODELS: dict[str, Callable[[ModelSpec], nn.Module]] = {
 def register_model(name: str, build: Callable[[], nn.Module]) -> None:
     """Make somebody else's model one that can be attacked, under a name of its own."""
     MODELS[name] = lambda _: build()
+
+
+def partly_trained(
+    spec: ModelSpec, fixed: Mapping[str, Tensor], trained: Collection[str]
+) -> ModelSpec:
+    """Return a model of which only ``trained`` parameters are trained, and others are ``fixed``.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model.
+    fixed : Mapping[str, Tensor]
+        Values of parameters and buffers that nobody trains, by name.
+    trained : collection of str
+        Names of parameters.
+    """
+    digest = sha256(repr((sorted(trained), sorted(fixed))).encode())
+    for name in sorted(fixed):
+        digest.update(fixed[name].numpy().tobytes())
+
+    def build(_: ModelSpec) -> nn.Module:
+        model = MODELS[spec.name](spec)
+        tensors = model.state_dict()  # which shares their memory
+        for name, value in fixed.items():
+            tensors[name].copy_(value)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        return model
+
+    own = replace(spec, name=f"{spec.name}@{digest.hexdigest()[:16]}")
+    MODELS.setdefault(own.name, build)
+    return own
 
 
 def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:

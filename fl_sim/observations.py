@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_sim.files import StoreError, read_tensors, write_tensors
-from fl_sim.models import ModelSpec, check_spec
+from fl_sim.models import ModelSpec, build_model, check_spec, partly_trained
 from fl_sim.quantizers.payload import Payload, PayloadError
-from fl_sim.updates import LocalWork, flat_model, layout_of_model
+from fl_sim.updates import Layout, LocalWork, Segment, flat_model, layout_of_model
+from fl_sim.weight_records import Changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,8 @@ def save_round(
     work: LocalWork | None,
     weights: Tensor,
     payloads: Mapping[int, Payload],
+    tensors: Layout | None = None,
+    changes: Mapping[int, Changes] | None = None,
 ) -> None:
     """Write what was seen of one round of one trial to one file, atomically.
 
@@ -69,15 +73,29 @@ def save_round(
         ``(size,)`` float32 weights all clients were given.
     payloads : Mapping[int, Payload]
         By partition.
+    tensors : Layout, optional
+        Of ``weights``, where they are not those of a model of ours.
+    changes : Mapping[int, Changes], optional
+        Which of ``tensors`` each client changed.
     """
-    tensors = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
-    facts = {
+    stored = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
+    facts: dict[str, Any] = {
         "trial": trial,
         "round": server_round,
         "model": model and asdict(model),
         "work": work and asdict(work),
     }
-    write_tensors(round_path(root, trial, server_round), {"weights": weights, **tensors}, facts)
+    if tensors is not None:
+        facts["tensors"] = tensors.segments
+        facts["changes"] = {
+            str(partition): {
+                "trained": [name for name, _ in one.quantized.segments],
+                "tied": list(one.same),
+                "exact": one.exact,
+            }
+            for partition, one in (changes or {}).items()
+        }
+    write_tensors(round_path(root, trial, server_round), {"weights": weights, **stored}, facts)
 
 
 def save_observations(root: Path, observations: Sequence[Observation]) -> None:
@@ -108,6 +126,8 @@ def load_observations(
     try:
         spec = model or _model(facts["model"])
         done = work or LocalWork(**facts["work"])
+        if "tensors" in facts:
+            return _of_an_app(tensors, facts, spec, done)
         layout = layout_of_model(spec) if model is None else flat_model(model).layout
         weights = tensors.pop("weights")
         if weights.shape != (layout.size,) or weights.dtype != torch.float32:
@@ -123,6 +143,46 @@ def load_observations(
         ]
     except (KeyError, TypeError, ValueError, PayloadError) as error:
         raise StoreError(f"{path.name} in {path.parent} is not an observation: {error}") from error
+
+
+def _of_an_app(
+    tensors: dict[str, Tensor], facts: dict[str, Any], spec: ModelSpec, work: LocalWork
+) -> list[Observation]:
+    """Return the observations of clients each of whom may have trained other parts of a model."""
+    whole = Layout(tuple(Segment(name, tuple(shape)) for name, shape in facts["tensors"]))
+    _compare(whole, build_model(spec))
+    values = whole.unflatten(tensors.pop("weights"))
+    trial, server_round = _where(facts)
+    given: dict[ModelSpec, Tensor] = {}
+    found = []
+    for partition in sorted(int(name.removeprefix("payload.")) for name in tensors):
+        changes = facts["changes"][str(partition)]
+        if changes["exact"]:
+            raise ValueError(f"training changes {changes['exact'][0]!r}, which is no parameter")
+        trained = set(changes["trained"])
+        moved = trained | set(changes["tied"])
+        own = partly_trained(spec, {n: v for n, v in values.items() if n not in moved}, trained)
+        layout = flat_model(own).layout
+        strange = trained - {name for name, _ in layout.segments}
+        if strange:
+            raise ValueError(f"clients trained {min(strange)!r}, which is no parameter")
+        payload = Payload.from_bytes(_bytes_of(tensors[f"payload.{partition}"]), layout)
+        weights = given.setdefault(own, layout.flatten(values))
+        found.append(Observation(trial, server_round, partition, own, work, weights, payload))
+    return found
+
+
+def _compare(sent: Layout, model: nn.Module) -> None:
+    """Raise `ValueError` that names the first tensor that is not the model's."""
+    state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    floats = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
+    names = [name for name, _ in sent.segments if name in floats or name not in state]
+    for name, own in zip_longest(names, floats):
+        if name != own:
+            raise ValueError(f"clients were sent {name!r} where the model has {own!r}")
+    for name, shape in sent.segments:
+        if state[name] != shape:
+            raise ValueError(f"clients were sent {name!r} as {shape}; the model's is {state[name]}")
 
 
 def _model(facts: dict[str, Any]) -> ModelSpec:

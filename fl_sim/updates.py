@@ -42,8 +42,12 @@ class Layout:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Layout":
-        """Return the layout of a model's parameters."""
-        return cls(tuple(Segment(n, tuple(p.shape)) for n, p in model.named_parameters()))
+        """Return the layout of a model's parameters, less those that are not trained."""
+        return cls(
+            tuple(
+                Segment(n, tuple(p.shape)) for n, p in model.named_parameters() if p.requires_grad
+            )
+        )
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -185,18 +189,25 @@ class FlatModel:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.module = build_model(spec).requires_grad_(False)
+        self.module = build_model(spec).eval()
         self.layout = Layout.of(self.module)
-        self._eager_module = build_model(spec)
+        trained = {name for name, _ in self.layout.segments}
+        fixed = [one for one in self.module.named_parameters() if one[0] not in trained]
+        self._supported = not fixed and supports(self.module)
+        self._fixed = dict(fixed) | dict(self.module.requires_grad_(False).named_buffers())
+        self._eager_module = build_model(spec).eval()
         self._eager_weights = torch.empty(self.layout.size)  # what the parameters are views of
         views = self.layout.unflatten(self._eager_weights)
-        for name, parameter in self._eager_module.named_parameters():
+        own = [(n, p) for n, p in self._eager_module.named_parameters() if p.requires_grad]
+        for name, parameter in own:
             parameter.data = views[name]
-        self._eager_parameters = list(self._eager_module.parameters())
+        self._eager_parameters = [parameter for _, parameter in own]
 
     def logits(self, weights: Tensor, images: Tensor) -> Tensor:
         """Map ``(size,)`` weights and ``(n, C, H, W)`` images to ``(n, classes)`` logits."""
-        return functional_call(self.module, self.layout.unflatten(weights), (images,))  # type: ignore[no-any-return]
+        fixed = {name: value.to(weights.device) for name, value in self._fixed.items()}
+        tensors = fixed | self.layout.unflatten(weights)
+        return functional_call(self.module, tensors, (images,))  # type: ignore[no-any-return]
 
     def loss(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy against target probabilities ``(n, classes)``."""
@@ -218,7 +229,7 @@ class FlatModel:
     @cached_property
     def layer_by_layer(self) -> bool:
         """Whether `example_gradients` knows all layers."""
-        return supports(self.module)
+        return self._supported
 
     def gradients(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the gradient of each of b batches ``(b, n, C, H, W)``: ``(b, size)``.

@@ -46,6 +46,11 @@ def layout_of(arrays: ArrayRecord) -> Layout:
     return _layout(arrays, [name for name, array in arrays.items() if _is_quantized(name, array)])
 
 
+def floats_of(arrays: ArrayRecord) -> Layout:
+    """Return the layout of all floating-point arrays: what there is to know of a model."""
+    return _layout(arrays, [n for n, array in arrays.items() if array.dtype.startswith("float")])
+
+
 def flatten(arrays: ArrayRecord, layout: Layout) -> Tensor:
     """Return the ``(layout.size,)`` float32 vector of the arrays of ``layout``.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from fl_sim.models import ModelSpec, register_model
 from fl_sim.observations import Observation, load_observations
 from fl_sim.public_images import PublicImages
 from fl_sim.reconstructions import Reconstruction
-from fl_sim.updates import LocalWork, flat_model
+from fl_sim.updates import LocalWork
 
 
 def audit(
@@ -35,9 +36,10 @@ def audit(
     store : Path or str
         Folder that `HonestButCurious` wrote.
     model : callable
-        Builds the model that was trained: a differentiable module without buffers (a BatchNorm
-        has some) that maps images ``(n, C, H, W)`` in [0, 1] to logits and is trained with
-        cross-entropy.
+        Builds the model that was trained: a differentiable module whose buffers no training
+        changes (a BatchNorm's are), that maps images ``(n, C, H, W)`` in [0, 1] to logits and is
+        trained with cross-entropy. It is attacked in evaluation mode, without dropout; what
+        clients did not train is taken as fixed.
     shape : tuple[int, int, int]
         Channels, height and width of an image.
     classes : int
@@ -66,25 +68,30 @@ def audit(
     StoreError
         If nothing was stored, or what was stored is not of this model.
     ValueError
-        If there is no such attack, or the model has buffers.
+        If there is no such attack.
     """
     chosen = {name: build_attack(name) for name in attacks}
     observations = _load(Path(store) / trial, _spec(model, shape, classes), work)
     made: list[Reconstruction] = []
     for name, attack in chosen.items():
-        if attack.applies(observations):
-            found = attack.reconstruct(observations, seed=seed, public=public, device=device)
-            made += [replace(one, attack=name) for one in found]
+        for alike in _by_model(observations):
+            if attack.applies(alike):
+                found = attack.reconstruct(alike, seed=seed, public=public, device=device)
+                made += [replace(one, attack=name) for one in found]
     return made
 
 
+def _by_model(observations: Sequence[Observation]) -> list[list[Observation]]:
+    """Group observations by which parts of the model were trained."""
+    groups: dict[ModelSpec, list[Observation]] = {}
+    for one in observations:
+        groups.setdefault(one.model, []).append(one)
+    return list(groups.values())
+
+
 def _spec(model: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int) -> ModelSpec:
-    buffers = [name for name, _ in model().named_buffers()]
-    if buffers:
-        raise ValueError(f"A model without buffers is needed, but this one has {buffers[0]!r}.")
-    name = f"{model.__module__}:{model.__qualname__}"
+    name = f"{getattr(model, '__qualname__', type(model).__qualname__)}:{uuid4().hex}"
     register_model(name, model)
-    flat_model.cache_clear()
     return ModelSpec(name, shape, classes)
 
 

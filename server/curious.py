@@ -6,12 +6,12 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from fl_sim.models import ModelSpec
 from fl_sim.observations import save_round
 from fl_sim.quantizers.payload import Payload
 from fl_sim.updates import LocalWork
+from fl_sim.weight_records import Changes, floats_of, read_changes
 from server.dequantize import Dequantize
 from server.strategy import QuantizedAveraging
 from server.wrapper import Wrapper
@@ -60,14 +60,14 @@ class HonestButCurious(Wrapper):
         self.model = model
         self.work = work
         self.rounds = None if rounds is None else frozenset(rounds)
-        self._given: dict[int, Tensor] = {}
+        self._given: dict[int, ArrayRecord] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Note the weights that go out, and delegate."""
         if self._observes(server_round):
-            self._given[server_round] = self.reader.flat(arrays)
+            self._given[server_round] = arrays
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -76,27 +76,28 @@ class HonestButCurious(Wrapper):
         """Keep the payloads that came back, and delegate."""
         if self._observes(server_round):
             replies = list(replies)
-            self._keep(server_round, self._payloads(replies))
+            self._keep(server_round, replies)
         return super().aggregate_train(server_round, replies)
 
     def _observes(self, server_round: int) -> bool:
         return self.rounds is None or server_round in self.rounds
 
-    def _keep(self, server_round: int, payloads: dict[int, Payload]) -> None:
-        weights = self._given.pop(server_round)
-        if payloads:
-            save_round(
-                self.store, self.trial, server_round, self.model, self.work, weights, payloads
-            )
-
-    def _payloads(self, replies: Iterable[Message]) -> dict[int, Payload]:
-        """Return the payload of each partition, less what the wrapped strategy refuses anyway."""
+    def _keep(self, server_round: int, replies: Iterable[Message]) -> None:
+        given = self._given.pop(server_round)
         payloads: dict[int, Payload] = {}
+        changes: dict[int, Changes] = {}
+        named = isinstance(self.reader, Dequantize)
         for reply in replies:
             try:
                 received = self.reader.reception.open(reply)
                 self.reader.reception.decode(received.payload)
             except Exception:  # whatever it is, the strategy that is wrapped reports it
                 continue
-            payloads.setdefault(received.partition, received.payload)
-        return payloads
+            if received.partition not in payloads:
+                payloads[received.partition] = received.payload
+                if named:
+                    changes[received.partition] = read_changes(reply, given)
+        if payloads:
+            weights, tensors = self.reader.flat(given), floats_of(given) if named else None
+            facts = (self.store, self.trial, server_round, self.model, self.work)
+            save_round(*facts, weights, payloads, tensors, changes)

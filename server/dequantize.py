@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.quantizers.payload import PayloadError
-from fl_sim.weight_records import flatten, layout_of, read_changes, unpack_weights
+from fl_sim.weight_records import flatten, floats_of, read_changes, unpack_weights
 from server.reception import ANY_COUNT, Reception
 from server.wrapper import Wrapper
 
@@ -46,8 +46,8 @@ class Dequantize(Wrapper):
         self._given = ArrayRecord()
 
     def flat(self, arrays: ArrayRecord) -> Tensor:
-        """Return what can be quantized of ``arrays`` as one ``(size,)`` vector."""
-        return flatten(arrays, layout_of(arrays))
+        """Return all floating-point ``arrays`` as one ``(size,)`` vector."""
+        return flatten(arrays, floats_of(arrays))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -63,5 +63,5 @@ def test_the_audit_refuses_another_model_and_an_empty_store(tmp_path):
         audit(tmp_path / "observations", lambda: torch.nn.Linear(64, 10), **facts)
     with pytest.raises(StoreError, match="no observations"):
         audit(tmp_path / "elsewhere", lambda: torch.nn.Linear(64, 10), **facts)
-    with pytest.raises(ValueError, match="running_mean"):
+    with pytest.raises(StoreError, match=r"'conv1.weight' where the model has 'weight'"):
         audit(tmp_path / "observations", lambda: torch.nn.BatchNorm1d(3), **facts)
