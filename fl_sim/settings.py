@@ -65,6 +65,26 @@ def _canonical_quantizers(specs: tuple[str, ...]) -> tuple[str, ...]:
     return canonical
 
 
+def _seed_list(value: object) -> Any:
+    """Read one number as a list of one."""
+    return (value,) if type(value) is int else split_list(value)
+
+
+def _spec_list(value: object) -> Any:
+    """Read numbers in a list of specs, such as ``observe = [1]``, as what they are written as."""
+    values = (value,) if type(value) is int else split_list(value)
+    if not isinstance(values, list | tuple):
+        return values
+    return tuple(str(one) if type(one) is int else one for one in values)
+
+
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise SettingsError("seeds", seed, "each seed only once")
+    return seeds
+
+
 def _load_tuned(value: object) -> object:
     """Read what attacks were tuned to from its file; a study may also hold it itself."""
     return _read_toml(Path(value), "tuned") if isinstance(value, str | Path) else value
@@ -106,15 +126,20 @@ Rules = Annotated[tuple[dict[str, tuple[Any, ...]], ...], BeforeValidator(_canon
 Tuned = Annotated[
     dict[str, dict[str, str]], BeforeValidator(_load_tuned), AfterValidator(_canonical_tuned)
 ]
-SpecList = Annotated[tuple[str, ...], BeforeValidator(split_list), Field(min_length=1)]
+SpecList = Annotated[tuple[str, ...], BeforeValidator(_spec_list), Field(min_length=1)]
 QuantizerList = Annotated[SpecList, AfterValidator(_canonical_quantizers)]
 SeedList = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(split_list), Field(min_length=1)
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+    BeforeValidator(_seed_list),
+    AfterValidator(_each_once),
+    Field(min_length=1),
 ]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class DataSettings(_Section):
@@ -135,7 +160,9 @@ class DataSettings(_Section):
     )
     clients: int = Field(10, ge=1, description="Number of clients, each with one partition.")
     partition: PartitionName = Field("iid", description="How images are dealt to clients.")
-    alpha: float = Field(0.5, gt=0, description="Concentration of the Dirichlet partition.")
+    alpha: float = Field(
+        0.5, ge=1e-3, le=1e9, description="Concentration of the Dirichlet partition."
+    )
     classes_per_client: int = Field(2, ge=1, description="Classes in a pathological partition.")
 
 
@@ -159,7 +186,7 @@ class TrainingSettings(_Section):
         0.003, ge=0, description="Step size of the server; 0 sends the same weights every round."
     )
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the server's SGD.")
-    timeout: float = Field(600.0, gt=0, description="Seconds to wait for a client's reply.")
+    timeout: float = Field(600.0, gt=0, le=1e9, description="Seconds to wait for a client's reply.")
 
     @property
     def work(self) -> LocalWork:
@@ -406,7 +433,7 @@ def settings_tree(settings: Settings) -> dict[str, Any]:
 
 def _read_toml(path: Path, setting: str = "study") -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(setting, str(path), f"cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from fl_sim.data.folders import Pixels, class_names, read_classes
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.settings import DataSettings, SettingsError
-
-_IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,38 +177,37 @@ def _load_folder(root: Path) -> tuple[Images, Images | None, tuple[str, ...]]:
     """Load ``root/<class>/*`` or, where both exist, ``root/train/...`` and ``root/test/...``."""
     if not root.is_dir():
         raise SettingsError("data_dir", str(root), "is not a folder")
-    split = (root / "train").is_dir() and (root / "test").is_dir()
-    train_root = root / "train" if split else root
-    classes = tuple(sorted(p.name for p in train_root.iterdir() if p.is_dir()))
+    train_root, test_root = root / "train", root / "test"
+    if not (train_root.is_dir() and test_root.is_dir()):
+        if train_root.is_dir() and class_names(train_root):
+            raise SettingsError("data_dir", str(root), "has a folder 'train', but no 'test'")
+        classes = _classes(root)
+        return _images(*read_classes(root, classes)), None, classes
+    classes = _classes(train_root)
+    differing = sorted(set(classes) ^ set(class_names(test_root)))
+    if differing:
+        where = "train" if differing[0] in classes else "test"
+        raise SettingsError(
+            "data_dir", str(root), f"has the class {differing[0]!r} in {where!r} only"
+        )
+    train, test = (_images(*read_classes(part, classes)) for part in (train_root, test_root))
+    if train.data.shape[1:] != test.data.shape[1:]:
+        shapes = " and ".join("x".join(map(str, images.data.shape[1:])) for images in (train, test))
+        raise SettingsError(
+            "data_dir",
+            str(root),
+            f"train and test must share channels, height, width, not {shapes}",
+        )
+    return train, test, classes
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    classes = class_names(root)
     if len(classes) < 2:
-        raise SettingsError("data_dir", str(train_root), "needs one sub-folder for each class")
-    train = _read_tree(train_root, classes)
-    return train, _read_tree(root / "test", classes) if split else None, classes
+        raise SettingsError("data_dir", str(root), "needs one sub-folder for each class")
+    return classes
 
 
-def _read_tree(root: Path, classes: tuple[str, ...]) -> Images:
-    paths = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).glob("*"))
-        if path.suffix.lower() in _IMAGE_SUFFIXES
-    ]
-    if not paths:
-        raise SettingsError("data_dir", str(root), "holds no images")
-    grey = _read_image(paths[0][0], "").mode in ("L", "1", "I;16")
-    pictures = [np.asarray(_read_image(path, "L" if grey else "RGB")) for path, _ in paths]
-    shapes = {picture.shape for picture in pictures}
-    if len(shapes) > 1:
-        raise SettingsError("data_dir", str(root), f"images must share one size, not {len(shapes)}")
-    data = torch.from_numpy(np.stack(pictures))
-    data = data.unsqueeze(1) if grey else data.permute(0, 3, 1, 2).contiguous()
-    return Images(data, torch.tensor([label for _, label in paths]))
-
-
-def _read_image(path: Path, mode: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.convert(mode) if mode else image
-    except (OSError, UnidentifiedImageError) as error:
-        raise SettingsError("data_dir", str(path), "is not an image that can be read") from error
+def _images(pictures: Pixels, labels: list[int]) -> Images:
+    data = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    return Images(data, torch.tensor(labels))

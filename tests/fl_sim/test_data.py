@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
 
 from fl_sim.data import load_federation, load_splits, private_batch
 from fl_sim.settings import DataSettings, SettingsError
@@ -135,3 +137,107 @@ def test_real_images_load(shared_data):
     cifar = load_splits(DataSettings(dataset="folder", data_dir=folder, limit=100), 0)
     assert cifar.shape == (3, 32, 32)
     assert len(cifar.classes) == 10
+
+
+def load_folder(folder):
+    return load_splits(DataSettings(dataset="folder", data_dir=folder), 0)
+
+
+def every_image(splits):
+    return torch.cat([part.data for part in (splits.train, splits.test, splits.public)])
+
+
+@given(st.lists(st.sampled_from(["L", "LA", "1", "I;16"]), min_size=20, max_size=20), st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_every_file_is_read_by_its_own_depth_and_colour_by_any(tmp_path_factory, modes, colour):
+    root = tmp_path_factory.mktemp("folder")
+    for number, mode in enumerate(modes):
+        path = root / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        if mode == "I;16":
+            Image.fromarray(np.full((4, 3), 255 * 257, np.uint16)).save(path)
+        else:
+            Image.new("L", (3, 4), 255).convert(mode).save(path)
+    if colour:
+        Image.new("RGB", (3, 4), (255, 255, 255)).save(root / "b" / "last.png")
+    splits = load_folder(root)
+    assert splits.shape == (3 if colour else 1, 4, 3)
+    assert bool((every_image(splits) == 255).all())
+
+
+def test_sixteen_bits_keep_their_grey_levels(tmp_path):
+    make_tree(tmp_path, mode="L")
+    for path in tmp_path.rglob("*.png"):
+        levels = np.asarray(Image.open(path)).astype(np.uint16) * 257
+        Image.fromarray(levels).save(path)
+    deep = load_folder(tmp_path)
+    make_tree(tmp_path / "eight", mode="L")
+    assert torch.equal(deep.train.data, load_folder(tmp_path / "eight").train.data)
+
+
+def test_hidden_names_are_no_classes_and_no_images(tmp_path):
+    make_tree(tmp_path)
+    for name in (".ipynb_checkpoints", "__MACOSX", "cat/.ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (1, 1)).save(tmp_path / name / "0.png")
+    (tmp_path / "cat" / "._0.png").write_bytes(b"AppleDouble")
+    splits = load_folder(tmp_path)
+    assert splits.classes == ("cat", "dog")
+    assert len(every_image(splits)) == 12
+
+
+def test_deeper_folders_and_rarer_suffixes_are_read_and_what_is_skipped_is_named(tmp_path, caplog):
+    make_tree(tmp_path)
+    (tmp_path / "cat" / "deep").mkdir()
+    for name in ("cat/deep/a.tif", "dog/b.JFIF"):
+        target = tmp_path / name
+        Image.new("RGB", (5, 6)).save(target, "TIFF" if name.endswith("tif") else "JPEG")
+    (tmp_path / "dog" / "notes.txt").write_text("none")
+    assert len(every_image(load_folder(tmp_path))) == 14
+    assert "1 of .txt" in caplog.text
+
+
+def test_classes_that_are_empty_or_in_one_split_only_are_refused(tmp_path):
+    make_tree(tmp_path / "a")
+    (tmp_path / "a" / "bird").mkdir()
+    with pytest.raises(SettingsError, match="bird.*at least one image"):
+        load_folder(tmp_path / "a")
+    make_tree(tmp_path / "b" / "train")
+    with pytest.raises(SettingsError, match="no 'test'"):
+        load_folder(tmp_path / "b")
+    make_tree(tmp_path / "b" / "test", classes=("cat", "dog", "eel"))
+    with pytest.raises(SettingsError, match="'eel' in 'test' only"):
+        load_folder(tmp_path / "b")
+
+
+@pytest.mark.parametrize("other", [{"mode": "L"}, {"size": (7, 5)}])
+def test_splits_of_different_shape_are_refused(tmp_path, other):
+    make_tree(tmp_path / "train")
+    make_tree(tmp_path / "test", **other)
+    with pytest.raises(SettingsError, match="train and test must share"):
+        load_folder(tmp_path)
+
+
+def test_a_large_colour_profile_and_text_are_read(tmp_path):
+    make_tree(tmp_path)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("note", "x" * 2**21, zip=True)
+    Image.new("RGB", (5, 6)).save(
+        tmp_path / "cat" / "0.png", pnginfo=text, icc_profile=bytes(2**21)
+    )
+    assert len(every_image(load_folder(tmp_path))) == 12
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n"])
+def test_broken_files_are_refused_by_name(tmp_path, content):
+    make_tree(tmp_path)
+    (tmp_path / "cat" / "0.png").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"0\.png.*not an image"):
+        load_folder(tmp_path)
+
+
+def test_an_image_too_large_to_open_is_refused_by_name(tmp_path):
+    make_tree(tmp_path)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(SettingsError, match=r"0\.png.*400000000 pixels"):
+        load_folder(tmp_path)

@@ -38,7 +38,7 @@ def test_specs_keep_their_own_commas():
     )
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5))
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5, unique=True))
 def test_seeds_survive_the_command_line(seeds):
     assert load_settings(None, {"seeds": ",".join(map(str, seeds))}).seeds == tuple(seeds)
 
@@ -71,6 +71,13 @@ def test_a_gradient_is_one_batch_and_a_delta_has_its_local_steps():
         ({"observe": "frist"}, ["observe", "frist", "first"]),
         ({"observe": "201"}, ["observe", "201", "200"]),
         ({"seeds": "-1"}, ["seeds", "-1"]),
+        ({"seeds": str(2**63)}, ["seeds", str(2**63)]),
+        ({"seeds": "1,2,1"}, ["seeds", "1", "once"]),
+        ({"timeout": "inf"}, ["timeout", "inf", "finite"]),
+        ({"server_learning_rate": "inf"}, ["server_learning_rate", "inf", "finite"]),
+        ({"local_learning_rate": "nan"}, ["local_learning_rate", "nan", "finite"]),
+        ({"alpha": "inf"}, ["alpha", "inf"]),
+        ({"alpha": "1e-300"}, ["alpha", "1e-300", "0.001"]),
         ({"update": "delta", "local_batches": "2"}, ["local_batches", "2", "1"]),
     ],
 )
@@ -87,3 +94,10 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
     path.write_text("[training]\nbatchsize = 4\n")
     with pytest.raises(SettingsError, match="batchsize.*did you mean 'batch_size'"):
         load_settings(path, {})
+
+
+def test_a_byte_order_mark_and_single_numbers_are_read(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text("seeds = 3\n[audit]\nobserve = [1]\n", encoding="utf-8-sig")
+    settings = load_settings(path, {})
+    assert (settings.seeds, settings.audit.observe) == ((3,), ("1",))

@@ -1,0 +1,112 @@
+"""Pictures in folders: one sub-folder a class, every picture by its own depth and colour."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+from fl_sim.settings import SettingsError
+
+log = logging.getLogger("fl_sim.data")
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+_SUFFIXES = {
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+_GREY = {"1", "L", "LA", "I;16", "I;16B", "I;16L", "I"}
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # colour profiles reach megabytes
+
+
+def class_names(root: Path) -> tuple[str, ...]:
+    """Return the names of the sub-folders, hidden ones left out, in order."""
+    return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not _hidden(p.name)))
+
+
+def read_classes(root: Path, classes: tuple[str, ...]) -> tuple[Pixels, list[int]]:
+    """Return the pictures below ``root/<class>``, ``(N, H, W, C)``, and the index of their class.
+
+    All have three channels if one has colour, else one. What is skipped is counted in a warning.
+
+    Raises
+    ------
+    SettingsError
+        If a class has no pictures, a picture cannot be read, or their sizes differ.
+    """
+    pictures: list[Pixels] = []
+    labels: list[int] = []
+    skipped: Counter[str] = Counter()
+    for label, name in enumerate(classes):
+        files = _files(root / name)
+        paths = [path for path in files if path.suffix.lower() in _SUFFIXES]
+        skipped.update(p.suffix or p.name for p in files if p.suffix.lower() not in _SUFFIXES)
+        if not paths:
+            raise SettingsError("data_dir", str(root / name), "a class needs at least one image")
+        for path in paths:
+            pictures.append(_read_picture(path))
+            labels.append(label)
+            if pictures[-1].shape[:2] != pictures[0].shape[:2]:
+                (height, width), (first, second) = (
+                    p.shape[:2] for p in (pictures[-1], pictures[0])
+                )
+                raise SettingsError(
+                    "data_dir",
+                    str(path),
+                    f"images must share one size, not {width}x{height} beside {second}x{first}",
+                )
+    if skipped:
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(skipped.items()))
+        log.warning("%s: skipped what is no image: %s", root, kinds)
+    channels = max(picture.shape[2] for picture in pictures)
+    same = [np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures]
+    return np.stack(same), labels
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _files(root: Path) -> list[Path]:
+    """Return the files at any depth, but for hidden ones (checkpoints, AppleDouble files)."""
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not any(map(_hidden, path.relative_to(root).parts))
+    )
+
+
+def _read_picture(path: Path) -> Pixels:
+    """Return one picture, upright, as ``(H, W, 1)`` if its file is grey, else ``(H, W, 3)``."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode == "F" or (image.mode == "I" and opened.format != "PNG"):
+                raise SettingsError("data_dir", str(path), "pixels must have 8 or 16 bits")
+            if image.mode.startswith("I"):
+                deep = np.asarray(image).astype(np.float64)
+                return np.rint(deep / 257).astype(np.uint8)[..., None]
+            if image.mode in _GREY:
+                return np.asarray(image.convert("L"))[..., None]
+            return np.asarray(image.convert("RGB"))
+    except SettingsError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingsError(
+            "data_dir", str(path), f"is not an image that can be read ({reason})"
+        ) from error
