@@ -383,7 +383,7 @@ def main() -> None:
     """
     try:
         with interruptible():
-            cli(standalone_mode=False)
+            sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -396,6 +396,8 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error}; {KEPT}")
+    except click.exceptions.Abort:
+        _fail("no answer was given, nothing was done")
     except Interrupted as request:
         request.announce()
         sys.exit(request.status)

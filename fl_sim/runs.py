@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_sim.data import data_digest
+from fl_sim.data import load_splits
 from fl_sim.files import StoreError, read_facts, write_text
 from fl_sim.fingerprint import code_version, fingerprint
 from fl_sim.observations import round_path
@@ -121,7 +121,7 @@ def training_key(trial: Trial, settings: Settings) -> str:
     training = settings.training.model_dump(mode="json", exclude={"timeout"})
     inputs = {
         "trial": trial.to_json(),
-        "images": data_digest(trial.data),
+        "images": load_splits(trial.data, trial.seed).digest,
         "training": training,
         "rounds": settings.observed_rounds,
     }

@@ -218,7 +218,7 @@ def test_a_full_disk_keeps_what_was_finished(finished, tmp_path):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, done.stderr
     assert "No space left on device" in errors[0]
-    assert "resumes" in errors[0]
+    assert "the same command goes on" in errors[0]
     assert "Traceback" not in done.stderr
     assert [line for line in done.stdout.splitlines() if "status" in line] == [
         "status 1",

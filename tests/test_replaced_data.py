@@ -17,7 +17,7 @@ SMALL = [
 
 
 def draw(folder, seed):
-    for loader in (datasets._load, datasets._digest, datasets.load_splits):
+    for loader in (datasets._load, datasets.load_splits):
         loader.cache_clear()  # as in a new process
     partitions.load_federation.cache_clear()
     rng = np.random.default_rng(seed)

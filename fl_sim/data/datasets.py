@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,12 +47,14 @@ class Splits:
     """Three disjoint sets: clients draw from ``train``, accuracy is measured on ``test``.
 
     ``public`` holds the auxiliary images an attacker may own and the gallery of identifiability.
+    ``digest`` stands for what was loaded: a folder whose pictures were replaced has another one.
     """
 
     train: Images
     test: Images
     public: Images
     classes: tuple[str, ...]
+    digest: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,7 +72,8 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     SettingsError
         If the folder is missing, holds no images, or the split leaves a part empty.
     """
-    known, test, classes = _load(settings.dataset, settings.data_dir)
+    loaded = _load(settings.dataset, settings.data_dir)
+    known, test, classes = loaded
     rng = numpy_rng(seed, Purpose.SPLIT)
     if test is None:
         order = rng.permutation(len(known))
@@ -84,44 +87,36 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
         raise SettingsError(
             "dataset", settings.dataset, f"{len(known)} images are too few to split in three"
         )
-    return Splits(known.take(order[cut:]), test, known.take(order[:cut]), classes)
+    return Splits(known.take(order[cut:]), test, known.take(order[:cut]), classes, loaded.digest)
 
 
-def data_digest(settings: DataSettings) -> str:
-    """Return 16 hexadecimal digits that stand for the images, labels and classes of a data set.
+class _Loaded(NamedTuple):
+    """Training images, test images if the set has them, and the names of its classes."""
 
-    They are of what was loaded, not of where it lies: a folder whose pictures were replaced has
-    another digest.
+    train: Images
+    test: Images | None
+    classes: tuple[str, ...]
 
-    Raises
-    ------
-    SettingsError
-        If the data set cannot be loaded.
-    """
-    return _digest(settings.dataset, settings.data_dir)
-
-
-@lru_cache(maxsize=2)
-def _digest(name: str, folder: Path | None) -> str:
-    train, test, classes = _load(name, folder)
-    digest = hashlib.sha256(repr(classes).encode())
-    for images in (train, test):
-        if images is not None:
-            for values in (images.data, images.labels):
-                digest.update(repr(tuple(values.shape)).encode())
-                digest.update(values.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that stand for all of it, wherever it was read from."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for images in (self.train, self.test):
+            if images is not None:
+                for values in (images.data, images.labels):
+                    digest.update(repr(tuple(values.shape)).encode())
+                    digest.update(values.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, folder: Path | None) -> tuple[Images, Images | None, tuple[str, ...]]:
-    """Return training images, test images if the set has them, and the names of its classes."""
+def _load(name: str, folder: Path | None) -> _Loaded:
     if name == "digits":
-        return _load_digits()
+        return _Loaded(*_load_digits())
     if name == "folder":
         assert folder is not None  # the settings saw to it
-        return _load_folder(folder)
-    return _load_torchvision(name, folder or Path.home() / ".cache" / "fl_sim")
+        return _Loaded(*_load_folder(folder))
+    return _Loaded(*_load_torchvision(name, folder or Path.home() / ".cache" / "fl_sim"))
 
 
 def _load_digits() -> tuple[Images, None, tuple[str, ...]]:

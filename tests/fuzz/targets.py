@@ -186,6 +186,7 @@ def _honest(nonce: str) -> RecordDict:
             "arrays": ArrayRecord({"payload": sent, "bn.running_mean": statistics}),
             "metrics": MetricRecord({"num-examples": 3, "loss": 0.5}),
             "facts": ConfigRecord({"nonce": nonce, "partition-id": 0}),
+            "changes": ConfigRecord({"quantized": list(range(len(LAYOUT.segments))), "same": []}),
         }
     )
 
