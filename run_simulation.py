@@ -383,7 +383,9 @@ def main() -> None:
     """
     try:
         with interruptible():
-            sys.exit(cli(standalone_mode=False) or 0)
+            status = cli(standalone_mode=False)
+        if status:
+            sys.exit(status)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
