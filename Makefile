@@ -6,13 +6,17 @@ PACKAGES := fl_sim clients server attacker results run_simulation.py
 # Many small tensors: one torch thread a process, parallelism over processes.
 export OMP_NUM_THREADS := 1
 
-.PHONY: run test lint format clean
+.PHONY: run test test-portable lint format clean
 
 run: $(STAMP)
 	$(BIN)/python run_simulation.py
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# The numeric tests as on a processor without vector instructions: sums in another order.
+test-portable: $(STAMP)
+	ATEN_CPU_CAPABILITY=default $(BIN)/pytest -n 2 --dist loadgroup tests/attacker tests/fl_sim tests/results
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
