@@ -28,7 +28,9 @@ cli = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
 )
 
-DEFAULT_STUDY = Path(__file__).parent / "studies" / "default.toml"
+_HERE = Path(__file__).parent
+STUDIES = _HERE / "studies" if (_HERE / "studies").is_dir() else _HERE / "fl_sim" / "studies"
+"""The studies that come along: of the checkout, or of the installed package."""
 LOG = "log.jsonl"
 STEPS = ("trained", "attacked", "scored")
 DEFAULT_SWEEP = ("tv=1e-4,1e-3,1e-2,1e-1",)
@@ -76,7 +78,9 @@ LogTo = Annotated[str, typer.Option(help="Log figures below the run for tensorbo
 @with_settings
 def run(
     context: typer.Context,
-    study: Annotated[Path | None, typer.Option(help="TOML file of a study.")] = None,
+    study: Annotated[
+        Path, typer.Option(help="TOML file of a study, or the name of one that comes along.")
+    ] = Path("default"),
     out: Annotated[Path | None, typer.Option(help="Output folder; runs/<study> if absent.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The study's size for seconds.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Do finished work again.")] = False,
@@ -89,7 +93,7 @@ def run(
     """Train every trial of a study, attack what the server observed, and report."""
     if context.invoked_subcommand is not None:
         return
-    path = study or DEFAULT_STUDY
+    path = _study_file(study)
     _check_tool(log_to)
     asked = load_study(path, overrides, smoke=smoke)
     root = out or Path("runs") / (path.stem + ("-smoke" if smoke else ""))
@@ -104,6 +108,14 @@ def run(
         _work(asked, root, training=True)
         _log(asked, root, log_to)
     _require_trained(asked, root, f"failed, see {root / LOG}")
+
+
+def _study_file(study: Path) -> Path:
+    """Return the file of a study that is named by its path, or as one of `STUDIES`."""
+    named = {path.stem: path for path in sorted(STUDIES.glob("*.toml"))}
+    if study.is_file() or str(study) not in named:
+        return study
+    return named[str(study)]
 
 
 @cli.command()
