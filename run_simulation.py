@@ -14,6 +14,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fl_sim.files import StoreError
 from fl_sim.interrupts import KEPT, Interrupted, interruptible
@@ -81,7 +82,7 @@ def run(
     study: Annotated[
         Path, typer.Option(help="TOML file of a study, or the name of one that comes along.")
     ] = Path("default"),
-    out: Annotated[Path | None, typer.Option(help="Output folder; runs/<study> if absent.")] = None,
+    out: Annotated[str | None, typer.Option(help="Output folder; runs/<study> if absent.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The study's size for seconds.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Do finished work again.")] = False,
     log_to: LogTo = "",
@@ -96,7 +97,7 @@ def run(
     path = _study_file(study)
     _check_tool(log_to)
     asked = load_study(path, overrides, smoke=smoke)
-    root = out or Path("runs") / (path.stem + ("-smoke" if smoke else ""))
+    root = Path("runs") / (path.stem + ("-smoke" if smoke else "")) if out is None else _folder(out)
     _start_fork_server(asked)
     from server import study as server  # noqa: PLC0415 - torch and Flower, not for --help
 
@@ -108,6 +109,12 @@ def run(
         _work(asked, root, training=True)
         _log(asked, root, log_to)
     _require_trained(asked, root, f"failed, see {root / LOG}")
+
+
+def _folder(out: str) -> Path:
+    if not out.strip():
+        raise SettingsError("out", out, "the name of a folder")
+    return Path(out)
 
 
 def _study_file(study: Path) -> Path:
@@ -180,7 +187,7 @@ def status(run: RunArgument) -> None:
         table.add_column(column, justify="right" if column in STEPS else "left", overflow="fold")
     for _, row in frame.iterrows():
         counts = (f"{row[step]} of {row['of_' + step]}" for step in STEPS)
-        table.add_row(row["point"], row["quantizer"], *counts)
+        table.add_row(Text(row["point"]), Text(row["quantizer"]), *counts)
     if not frame["point"].any():
         table.columns.pop(0)
     console = Console()
@@ -289,12 +296,13 @@ def quantizers() -> None:
     from fl_sim.quantizers.catalogue import catalogue  # noqa: PLC0415
 
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("spec", no_wrap=True)
+    table.add_column("spec", overflow="fold")
     for column in ("bits for d elements", "unbiased", "error", "source"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for entry in catalogue():
         unbiased = "yes" if entry.unbiased else "no"
-        table.add_row(entry.example, entry.bits, unbiased, entry.error, entry.source)
+        cells = (entry.example, entry.bits, unbiased, entry.error, entry.source)
+        table.add_row(*map(Text, cells))
     Console().print(table)
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from results.baselines import FEATURELESS
 from results.curves import VERDICT_STYLE, VISIBLE_MSE, marker_areas
 from results.statistics import Statistic, mean, median, tenth
+from results.tables import starred
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8860B")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -352,7 +353,7 @@ def _best_featureless(metric: Metric, baselines: pd.DataFrame) -> float:
 
 def _hover(row: "pd.Series") -> str:
     lines = [
-        f"<b>{row['quantizer']}</b>: {row['verdict']}",
+        f"<b>{row['quantizer']}</b>: {starred(row)}",
         f"accuracy {100 * row['test_accuracy_mean']:.1f} %",
         f"{row['uplink_bytes_per_update']:,.0f} bytes, "
         f"{row['bits_per_parameter']:.2f} bits a parameter",

@@ -63,7 +63,7 @@ def _metric() -> "LearnedPerceptualImagePatchSimilarity | None":
     url = AlexNet_Weights.DEFAULT.url
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not weights.exists():
-        log.warning("LPIPS is left out: its weights are not at hand; put %s at %s.", url, weights)
+        log.info("LPIPS is left out: its weights are not at hand; put %s at %s.", url, weights)
         return None
     return LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True)
 

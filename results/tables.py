@@ -8,6 +8,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fl_sim.files import write_text
 from results.baselines import bar
@@ -265,10 +266,10 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
     points = results.groupby(axes, sort=False) if axes else [((), results)]
     for values, point in points:
         if axes:
-            console.print(", ".join(map("{} = {}".format, axes, values)), highlight=False)
+            console.print(Text(", ".join(map("{} = {}".format, axes, values))))
         console.print(terminal_table(point, console.width))
         for _, row in point[~point["established"]].iterrows():
-            console.print(f"* {row['quantizer']}: not established, {row['doubt']}", highlight=False)
+            console.print(Text(f"* {row['quantizer']}: not established, {row['doubt']}"))
 
 
 def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
@@ -297,7 +298,7 @@ def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
             min_width=18 if heading == "quantizer" else None,
         )
     for row in cells.itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a spec may hold brackets, which are markup in plain text
     return table
 
 

@@ -73,6 +73,11 @@ def test_an_output_folder_that_is_a_file_is_refused(capsys, tmp_path):
     assert out.read_text() == "mine"
 
 
+def test_an_empty_name_of_an_output_folder_is_refused(capsys):
+    assert command("--out", "") == 2
+    assert "out = '': the name of a folder" in capsys.readouterr().err
+
+
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))

@@ -279,6 +279,14 @@ def test_the_printed_table_fits_the_terminal_and_names_doubts(width):
     assert "4,000" in text
 
 
+def test_brackets_of_a_spec_are_printed_as_they_are():
+    spec = "mixed:body.[a-z0-9].*=8,[/b]=4"
+    scores = study(SIGN.assign(quantizer=spec, masked=True))
+    console = Console(width=200, file=io.StringIO())
+    print_results(table(scores, history(**{spec: [0.8, 0.7]}), spec), console)
+    assert console.file.getvalue().count(spec) == 2  # in the table and in its doubt
+
+
 def test_missing_figures_are_dashes():
     made = table(study(NONE), history(none=[0.9]), "none", "sign")
     console = Console(width=120, file=io.StringIO(), record=True)
