@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from fl_sim.example_gradients import example_gradients, supports
@@ -25,6 +26,7 @@ _FEW_TO_CONVOLVE, _FEW_TO_UNFOLD = 1 << 10, 1 << 13
 # Pixels of one batch, and parameters, up to which batches with weights of their own cost no more
 # than batches that share them.
 _SMALL_BATCH, _SMALL_MODEL = 1 << 8, 1 << 17
+_SAME_GRADIENT = 1e-3  # relative distance at which two ways to compute a gradient agree
 
 
 class Segment(NamedTuple):
@@ -184,8 +186,20 @@ def convolutions_for(images: Tensor) -> Iterator[None]:
         one_dnn.enabled = usual
 
 
+@contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Compute attention by kernels that can be differentiated twice; the fused ones cannot."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 class FlatModel:
-    """A model as a pure function of one flat weight vector."""
+    """A model in evaluation mode as a pure function of one flat weight vector."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -207,7 +221,8 @@ class FlatModel:
         """Map ``(size,)`` weights and ``(n, C, H, W)`` images to ``(n, classes)`` logits."""
         fixed = {name: value.to(weights.device) for name, value in self._fixed.items()}
         tensors = fixed | self.layout.unflatten(weights)
-        return functional_call(self.module, tensors, (images,))  # type: ignore[no-any-return]
+        with differentiable_kernels():
+            return functional_call(self.module, tensors, (images,))  # type: ignore[no-any-return]
 
     def loss(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy against target probabilities ``(n, classes)``."""
@@ -221,15 +236,33 @@ class FlatModel:
     def eager_gradient(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the same gradient of the same loss by plain autograd: faster, a plain value."""
         self._eager_weights.copy_(weights)
-        with convolutions_for(images):
+        with convolutions_for(images), differentiable_kernels():
             loss = cross_entropy(self._eager_module(images), targets)
             gradients = torch.autograd.grad(loss, self._eager_parameters, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in gradients])
 
     @cached_property
     def layer_by_layer(self) -> bool:
-        """Whether `example_gradients` knows all layers."""
-        return self._supported
+        """Whether `example_gradients` knows all layers, and computes what plain autograd does.
+
+        It does not where a layer is used twice, for instance, or on anything but flat inputs.
+        """
+        return self._supported and self._agrees()
+
+    def _agrees(self) -> bool:
+        rng = torch.Generator().manual_seed(0)
+        classes = self.spec.classes
+        images = torch.rand((1, 2, *self.spec.shape), generator=rng)
+        targets = torch.rand((1, 2, classes), generator=rng).softmax(dim=-1)
+        weights = torch.randn(self.layout.size, generator=rng) / 10
+        try:
+            fast = example_gradients(self.module, self.layout.unflatten(weights), images, targets)[
+                0
+            ]
+        except (RuntimeError, AssertionError, IndexError):
+            return False
+        exact = self.eager_gradient(weights, images[0], targets[0])
+        return bool((fast - exact).norm() <= _SAME_GRADIENT * exact.norm())
 
     def gradients(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the gradient of each of b batches ``(b, n, C, H, W)``: ``(b, size)``.

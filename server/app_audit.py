@@ -1,5 +1,6 @@
 """Audit of somebody else's Flower app: attack what `HonestButCurious` kept of it."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,9 @@ from uuid import uuid4
 from torch import nn
 
 from attacker.presets import build_attack
+from fl_sim.differentiable import check_differentiable, dropout_layers
 from fl_sim.files import StoreError
-from fl_sim.models import ModelSpec, register_model
+from fl_sim.models import ModelSpec, build_model, register_model
 from fl_sim.observations import Observation, load_observations
 from fl_sim.public_images import PublicImages
 from fl_sim.reconstructions import Reconstruction
@@ -67,14 +69,26 @@ def audit(
     ------
     StoreError
         If nothing was stored, or what was stored is not of this model.
+    NotDifferentiableError
+        If a layer cannot be differentiated twice, by its name, before any attack starts.
     ValueError
         If there is no such attack.
     """
     chosen = {name: build_attack(name) for name in attacks}
     observations = _load(Path(store) / trial, _spec(model, shape, classes), work)
+    groups = _by_model(observations)
+    for alike in groups:
+        check_differentiable(alike[0].model)
+    if dropped := dropout_layers(build_model(observations[0].model)):
+        warnings.warn(
+            f"Clients train with dropout ({', '.join(dropped)}) and are attacked without it: "
+            "an attacker who guesses what was dropped may find more.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     made: list[Reconstruction] = []
     for name, attack in chosen.items():
-        for alike in _by_model(observations):
+        for alike in groups:
             if attack.applies(alike):
                 found = attack.reconstruct(alike, seed=seed, public=public, device=device)
                 made += [replace(one, attack=name) for one in found]

@@ -1,5 +1,6 @@
 """The honest-but-curious server: a wrapper around any strategy that keeps what it sees."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from fl_sim.weight_records import Changes, floats_of, read_changes
 from server.dequantize import Dequantize
 from server.strategy import QuantizedAveraging
 from server.wrapper import Wrapper
+
+log = logging.getLogger("fl_sim.server")
 
 
 class HonestButCurious(Wrapper):
@@ -61,6 +64,7 @@ class HonestButCurious(Wrapper):
         self.work = work
         self.rounds = None if rounds is None else frozenset(rounds)
         self._given: dict[int, ArrayRecord] = {}
+        self._warned = False
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -91,13 +95,26 @@ class HonestButCurious(Wrapper):
             try:
                 received = self.reader.reception.open(reply)
                 self.reader.reception.decode(received.payload)
+                changed = read_changes(reply, given) if named else None
             except Exception:  # whatever it is, the strategy that is wrapped reports it
                 continue
             if received.partition not in payloads:
                 payloads[received.partition] = received.payload
-                if named:
-                    changes[received.partition] = read_changes(reply, given)
+                if changed is not None:
+                    changes[received.partition] = changed
+        self._warn_of_buffers({name for one in changes.values() for name in one.exact})
         if payloads:
             weights, tensors = self.reader.flat(given), floats_of(given) if named else None
             facts = (self.store, self.trial, server_round, self.model, self.work)
             save_round(*facts, weights, payloads, tensors, changes)
+
+    def _warn_of_buffers(self, names: set[str]) -> None:
+        """Say once, in the first round observed, that what is kept cannot be attacked."""
+        if names and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: training changes buffers (%s), as those of a BatchNorm layer; what is "
+                "observed is kept, but an audit cannot attack such a model",
+                *(self.trial, ", ".join(sorted(names))),
+                extra={"event": "not attackable", "trial": self.trial},
+            )

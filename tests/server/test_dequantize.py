@@ -269,3 +269,10 @@ def test_observations_without_a_model_ask_for_it(tmp_path):
     train(HonestButCurious(FedAvg(), tmp_path), Quantize("sign"), rounds=1)
     with pytest.raises(StoreError, match="not an observation"):
         load_observations(round_path(tmp_path, "flower", 1))
+
+
+def test_a_model_with_batch_norm_is_said_to_be_out_of_reach_in_the_first_round(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        train(HonestButCurious(FedAvg(), tmp_path), Quantize("sign"), rounds=2)
+    (said,) = [r for r in caplog.records if getattr(r, "event", "") == "not attackable"]
+    assert "body.1.running_mean" in said.getMessage()

@@ -78,3 +78,26 @@ def test_the_update_of_the_clients_own_batch_is_the_one_it_sent(tied, frozen, tm
         attacks=["cell:iterations=2,restarts=0"],
     )
     assert len(found) == 4
+
+
+def test_an_audit_says_that_clients_train_with_dropout(tmp_path):
+    def net():
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 3))
+
+    app = ClientApp(mods=[Quantize("none")])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        model = net()
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        nn.functional.cross_entropy(model(torch.rand(1, 1, 2, 2)), torch.tensor([1])).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        metrics = MetricRecord({"num-examples": 1})
+        content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
+        return Message(RecordDict(content), reply_to=message)
+
+    work = LocalWork("delta", learning_rate=0.1)
+    strategy = HonestButCurious(FedAvg(fraction_evaluate=0.0), tmp_path, work=work)
+    strategy.start(LocalGrid(app, 2), ArrayRecord(net().state_dict()), num_rounds=1)
+    with pytest.warns(RuntimeWarning, match=r"train with dropout \(1\)"):
+        audit(tmp_path, net, shape=(1, 2, 2), classes=3, attacks=["cell:iterations=1,restarts=0"])
