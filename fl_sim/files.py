@@ -1,7 +1,9 @@
-"""Files that are whole or absent: atomic writes of bytes, text and tensors."""
+"""Files that are whole or absent: atomic writes of bytes, text and tensors; names of folders."""
 
+import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +13,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+# ``name:key=value,key=value``, also within ``wrapper(...)``: folded, no two of these are the same.
+_PAIR = r"[a-z]+=[a-z0-9.]+(?:e-\d+)?"
+_PLAIN = re.compile(rf"(?:[a-z_]+\()*[a-z0-9_]+(?::{_PAIR}(?:,{_PAIR})*)?\)*")
+_LONGEST = 150  # characters of a spec in a name; file systems allow 255 for all of it
 
 
 class StoreError(RuntimeError):
@@ -39,6 +46,22 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def folder_name(spec: str) -> str:
+    """Return a spec as the name of a folder: ``uniform:bits=4`` becomes ``uniform-bits-4``.
+
+    A digest follows where what is folded or left out may be all that two specs differ in.
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", spec).strip("-")
+    if _PLAIN.fullmatch(spec) and len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{short_digest(spec)}"
+
+
+def short_digest(text: str) -> str:
+    """Return 8 hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _umask() -> int:

@@ -1,6 +1,5 @@
 """What an attack makes of observations, and its store on disk."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fl_sim.files import StoreError, read_facts, read_tensors, write_tensors
+from fl_sim.files import StoreError, folder_name, read_facts, read_tensors, write_tensors
 
 Status = Literal["converged", "stalled", "diverged"]
 
@@ -53,8 +52,7 @@ class Reconstruction:
 
 def reconstruction_path(root: Path, trial: str, attack: str, server_round: int) -> Path:
     """Return the file of one attack on one round of one trial below ``root``."""
-    folder = re.sub(r"[^A-Za-z0-9.]+", "-", attack).strip("-")
-    return root / trial / folder / f"round-{server_round:05d}.safetensors"
+    return root / trial / folder_name(attack) / f"round-{server_round:05d}.safetensors"
 
 
 def save_reconstructions(path: Path, reconstructions: Sequence[Reconstruction], key: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from fl_sim.files import write_text
+from fl_sim.files import short_digest, write_text
 from fl_sim.lock import locked
 from fl_sim.runs import RunFolder
 from fl_sim.settings import (
@@ -133,4 +133,5 @@ def _point(tree: Mapping[str, Any], values: Mapping[str, object]) -> Point:
 
 def _plain(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", text)
+    return name if name == text else f"{name}-{short_digest(text)}"

@@ -1,11 +1,11 @@
 """A trial: one quantizer and one seed of a study; what a client must be told of it."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from fl_sim.data import Federation, load_federation, load_splits
+from fl_sim.files import folder_name
 from fl_sim.models import ModelSpec
 from fl_sim.settings import DataSettings, Settings
 from fl_sim.updates import LocalWork, weights_may_differ
@@ -13,7 +13,7 @@ from fl_sim.updates import LocalWork, weights_may_differ
 
 def trial_name(quantizer: str, seed: int) -> str:
     """Return what a quantizer with a seed is called: ``uniform-bits-4_seed-0``."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", quantizer).strip("-") + f"_seed-{seed}"
+    return f"{folder_name(quantizer)}_seed-{seed}"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,22 @@
+import re
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fl_sim.files import StoreError, read_tensors, write_bytes, write_tensors
 from fl_sim.models import ModelSpec
 from fl_sim.observations import Observation, load_observations, round_path, save_observations
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.catalogue import catalogue
 from fl_sim.reconstructions import (
     Reconstruction,
     load_reconstructions,
     reconstruction_path,
     save_reconstructions,
 )
+from fl_sim.trials import trial_name
 from fl_sim.updates import LocalWork, Update, flat_model
 
 SPEC = ModelSpec("lenet", (1, 8, 8), 10)
@@ -79,6 +85,40 @@ def test_reconstructions_come_back_exactly(tmp_path):
     assert torch.equal(read.labels, made.labels)
     assert (read.loss, read.status, read.evaluations) == (float("inf"), "diverged", 17)
     assert path.parent.name == "cell-tv-1e-4-restarts-2"
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ("mixed:body.[02].*=8,rest=2", "mixed:body.[!02].*=8,rest=2"),
+        ("mixed:a_b=8,rest=2", "mixed:a-b=8,rest=2", "mixed:a:b=8,rest=2"),
+        ("mixed:x_8_y=4,rest=2", "mixed:x=8,y=4,rest=2"),
+        ("mixed:Body=8,rest=2", "mixed:body=8,rest=2"),
+        ("cell:tv=1e4", "cell:tv=1e-4", "cell:tv=1e+4", "cell:tv=-1e4"),
+        ("mixed:" + "a" * 300 + "=8,rest=2", "mixed:" + "a" * 301 + "=8,rest=2"),
+    ],
+)
+def test_specs_that_differ_have_folders_that_differ(specs, tmp_path):
+    paths = {str(reconstruction_path(tmp_path, "trial", spec, 1)).lower() for spec in specs}
+    names = {trial_name(spec, 0).lower() for spec in specs}
+    assert len(paths) == len(names) == len(specs)
+    assert max(map(len, names)) < 200
+
+
+@given(st.lists(st.text("ab8_:,=.*![]()+-", max_size=12), min_size=2, max_size=20, unique=True))
+@settings(max_examples=50, deadline=None)
+def test_no_two_mixed_specs_share_a_folder(rules):
+    specs = [f"mixed:{rule}=8,rest=2" for rule in rules]
+    assert len({trial_name(spec, 0) for spec in specs}) == len(specs)
+
+
+def test_catalogued_quantizers_are_called_what_they_are():
+    names = [trial_name(entry.example, 0) for entry in catalogue()]
+    assert "error-feedback-sign_seed-0" in names
+    assert "qsgd-levels-4-norm-l2_seed-0" in names
+    assert names == [
+        "-".join(re.findall(r"[A-Za-z0-9.]+", e.example)) + "_seed-0" for e in catalogue()
+    ]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

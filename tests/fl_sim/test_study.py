@@ -58,6 +58,11 @@ def test_a_folder_with_a_comma_is_one_folder():
     assert study.points[0].settings.data.data_dir == Path("a,b")
 
 
+def test_values_that_fold_alike_are_points_of_their_own(study_of):
+    study = study_of('[data]\ndataset = "folder"\ndata_dir = ["a b", "a-b", "a/b"]\n')
+    assert len({point.name for point in study.points}) == 3
+
+
 def test_a_study_is_read_back_from_its_folder(study_of, tmp_path):
     study = study_of(AXES + '[[exclude]]\nquantizers = "sign"\nalpha = 0.1\n')
     folders = study.create(tmp_path / "out")
