@@ -39,6 +39,22 @@ def holder(root: Path) -> str:
             return ""
     except Timeout:
         return _holder(root)
+    except OSError:  # a disk that is read-only here, or somebody else's folder
+        return _holder(root) if _is_locked(_lock_file(root)) else ""
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether somebody holds a lock file that can be read, but not written."""
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
 
 
 def _taken(root: Path) -> FileLock:

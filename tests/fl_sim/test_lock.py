@@ -1,8 +1,10 @@
+import errno
 import multiprocessing
 import os
 import signal
 
 import pytest
+from filelock import FileLock
 
 from fl_sim.lock import holder, locked
 from fl_sim.settings import SettingsError
@@ -37,6 +39,17 @@ def test_a_second_writer_is_refused_and_a_killed_one_does_not_block(tmp_path, ot
     assert holder(tmp_path) == ""
     with locked([tmp_path]):
         pass
+
+
+def test_who_writes_is_said_where_the_disk_is_read_only(tmp_path, other, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert holder(tmp_path).startswith(f"process {other.pid} since")
+    other.kill()
+    other.join()
+    assert holder(tmp_path) == ""
 
 
 def test_who_holds_nothing_is_nobody(tmp_path):
