@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from fl_sim.models import MODELS
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.updates import LocalWork, UpdateKind
+from fl_sim.updates import MAX_IMAGES, LocalWork, UpdateKind
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
 PartitionName = Literal["iid", "dirichlet", "pathological"]
@@ -170,11 +170,13 @@ class TrainingSettings(_Section):
     """The federated optimization; the same for accuracy and for privacy."""
 
     update: UpdateKind = Field("gradient", description="gradient (FedSGD) or delta (FedAvg).")
-    rounds: int = Field(200, ge=1, description="Training rounds.")
-    batch_size: int = Field(1, ge=1, description="Images in a client's batch.")
+    rounds: int = Field(200, ge=1, le=10**9, description="Training rounds.")
+    batch_size: int = Field(1, ge=1, le=MAX_IMAGES, description="Images in a client's batch.")
     fraction_train: float = Field(1.0, gt=0, le=1, description="Share of clients in a round.")
     local_learning_rate: float = Field(0.1, gt=0, description="Step size of local SGD (delta).")
-    local_steps: int = Field(1, ge=1, description="Local SGD steps in a round (delta).")
+    local_steps: int = Field(
+        1, ge=1, le=MAX_IMAGES, description="Local SGD steps in a round (delta)."
+    )
     local_batches: int | None = Field(
         None, ge=1, description="Distinct batches in a round; the local steps cycle through them."
     )
@@ -187,6 +189,21 @@ class TrainingSettings(_Section):
     )
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the server's SGD.")
     timeout: float = Field(600.0, gt=0, le=1e9, description="Seconds to wait for a client's reply.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingSettings":
+        if (self.local_batches or 1) > self.local_steps:
+            raise SettingsError(
+                "local_batches", self.local_batches, f"at most local_steps, {self.local_steps}"
+            )
+        batches = self.local_batches or self.local_steps
+        if self.update == "delta" and self.batch_size * batches > MAX_IMAGES:
+            raise SettingsError(
+                "batch_size",
+                self.batch_size,
+                f"{batches} local batches of it must be at most {MAX_IMAGES} images",
+            )
+        return self
 
     @property
     def work(self) -> LocalWork:
@@ -260,16 +277,10 @@ class Settings(_Section):
             )
         if self.data.dataset == "folder" and self.data.data_dir is None:
             raise SettingsError("data_dir", None, "dataset 'folder' needs the folder of its images")
-        training = self.training
-        if (training.local_batches or 1) > training.local_steps:
-            raise SettingsError(
-                "local_batches",
-                training.local_batches,
-                f"at most local_steps, {training.local_steps}",
-            )
+        rounds = self.training.rounds
         for name in self.audit.observe:
-            if not 1 <= _round_number(name, training.rounds) <= training.rounds:
-                raise SettingsError("observe", name, f"a round from 1 to {training.rounds}")
+            if not 1 <= _round_number(name, rounds) <= rounds:
+                raise SettingsError("observe", name, f"a round from 1 to {rounds}")
         return self
 
     @property
@@ -300,9 +311,9 @@ class Settings(_Section):
 def _round_number(name: str, rounds: int) -> int:
     if name in _NAMED_ROUNDS:
         share = _NAMED_ROUNDS[name]
-    elif match := re.fullmatch(r"(\d+(?:\.\d+)?)%", name):
+    elif match := re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?)%", name):
         share = float(match[1]) / 100
-    elif name.isdigit():
+    elif re.fullmatch("[0-9]{1,100}", name):
         return int(name)
     else:
         allowed = "first, middle, last, a round number, or a percentage like 5%"

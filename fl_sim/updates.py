@@ -19,7 +19,7 @@ from fl_sim.models import ModelSpec, build_model
 
 UpdateKind = Literal["gradient", "delta"]
 
-_MAX_IMAGES = 1 << 20
+MAX_IMAGES = 1 << 20  # in one update
 # Pixels, over all images, up to which oneDNN takes longer to prepare a convolution than to compute
 # it, and up to which `example_gradients` are faster than ``vmap``; see docs/performance.md.
 _FEW_TO_CONVOLVE, _FEW_TO_UNFOLD = 1 << 10, 1 << 13
@@ -127,12 +127,12 @@ class LocalWork:
 
     def __post_init__(self) -> None:
         counts = (self.batch_size, self.local_steps, self.local_batches)
-        if not all(type(count) is int and 1 <= count <= _MAX_IMAGES for count in counts):
+        if not all(type(count) is int and 1 <= count <= MAX_IMAGES for count in counts):
             raise ValueError(
-                f"Batch size, steps and batches {counts} must be from 1 to {_MAX_IMAGES}."
+                f"Batch size, steps and batches {counts} must be from 1 to {MAX_IMAGES}."
             )
-        if self.images > _MAX_IMAGES:
-            raise ValueError(f"{self.images} images in one update are more than {_MAX_IMAGES}.")
+        if self.images > MAX_IMAGES:
+            raise ValueError(f"{self.images} images in one update are more than {MAX_IMAGES}.")
         if self.kind not in get_args(UpdateKind) or not isinstance(self.fixed_batch, bool):
             raise ValueError(f"An update is a gradient or a delta, not {self.kind!r}.")
         if not isinstance(self.learning_rate, float | int) or not isfinite(self.learning_rate):
