@@ -1,37 +1,45 @@
 # Everything a fresh machine with Python 3.11+ and make needs: `make run`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
-PACKAGES := fl_sim clients server attacker results run_simulation.py
+RUNTIME := .venv/.runtime
+DEVELOPMENT := .venv/.development
+# Exact versions, and errors only: setuptools warns at length of what an editable install is.
+INSTALL := $(BIN)/pip install --quiet --quiet --constraint constraints.txt
 # Many small tensors: one torch thread a process, parallelism over processes.
 export OMP_NUM_THREADS := 1
 
 .PHONY: run test test-portable lint format clean
 
-run: $(STAMP)
+run: $(RUNTIME)
 	$(BIN)/python run_simulation.py
 
-test: $(STAMP)
+test: $(DEVELOPMENT)
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 # The numeric tests as on a processor without vector instructions: sums in another order.
-test-portable: $(STAMP)
+test-portable: $(DEVELOPMENT)
 	ATEN_CPU_CAPABILITY=default $(BIN)/pytest -n 2 --dist loadgroup tests/attacker tests/fl_sim tests/results
 
-lint: $(STAMP)
+lint: $(DEVELOPMENT)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(DEVELOPMENT)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(STAMP): pyproject.toml requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[dev]"
-	touch $@
+$(RUNTIME): requirements.txt constraints.txt
+	@echo "Installing what a study needs into .venv; the first time takes minutes, most of them PyTorch."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(INSTALL) --upgrade pip
+	@$(INSTALL) --requirement requirements.txt
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME) pyproject.toml
+	@echo "Installing what tests and linters need into .venv."
+	@$(INSTALL) --build-constraint constraints.txt --editable ".[dev]"
+	@touch $@
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
