@@ -22,8 +22,9 @@ from fl_sim.lock import holder
 from fl_sim.logs import log_file
 from fl_sim.provenance import Session, describe, read_sessions
 from fl_sim.runs import RunFolder
-from fl_sim.settings import SettingsError, load_settings, nearest, option_fields, split_list
+from fl_sim.settings import SettingsError, load_settings, option_fields, split_list
 from fl_sim.study import Study, load_study, read_study
+from fl_sim.suggestions import one_of
 
 cli = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
@@ -248,9 +249,7 @@ def report(
     chosen = [name for name in formats.split(",") if name]
     for name in chosen:
         if name not in FORMATS:
-            raise SettingsError(
-                "format", name, f"one of {', '.join(FORMATS)}{nearest(name, FORMATS)}"
-            )
+            raise SettingsError("format", name, one_of(name, FORMATS))
     _check_tool(log_to)
     study = read_study(run)
     with _writing(study, run, quiet, verbose):
@@ -336,7 +335,7 @@ def _check_tool(tool: str) -> None:
     from results.loggers import LOGGERS  # noqa: PLC0415
 
     if tool not in LOGGERS:
-        raise SettingsError("log_to", tool, f"one of {', '.join(LOGGERS)}{nearest(tool, LOGGERS)}")
+        raise SettingsError("log_to", tool, one_of(tool, LOGGERS))
     if find_spec(tool) is None:
         raise SettingsError("log_to", tool, f'is not installed; pip install ".[{tool}]"')
 

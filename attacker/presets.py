@@ -1,8 +1,7 @@
 """Attacks by name, as data; any of their values can be edited in a spec string."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
 from attacker.attack import Attack
@@ -12,6 +11,7 @@ from attacker.problems import ROUNDS
 from attacker.starts import STARTS
 from attacker.suite import Suite
 from fl_sim.attack_loss import OBJECTIVES, AttackLoss
+from fl_sim.suggestions import one_of
 
 # Published as L-BFGS without line search from N(0, 1): `dlg:start=normal,warmup=0,restarts=0`.
 _DLG = {
@@ -106,7 +106,7 @@ def build_attack(spec: str) -> Attack | Suite:
     """
     name, _, edits = spec.partition(":")
     if name not in ATTACK_NAMES:
-        raise ValueError(_unknown("attack", name, ATTACK_NAMES))
+        raise ValueError(f"no attack {name!r}; {one_of(name, ATTACK_NAMES)}")
     if name == "suite":
         if edits:
             raise ValueError(f"suite takes no parameters, but {edits!r} was given.")
@@ -122,7 +122,7 @@ def _build(name: str, edits: str) -> Attack:
     values = settings(chosen)
     for key, text in texts.items():
         if key not in values:
-            raise ValueError(_unknown(f"parameter of attack {name!r}", key, values))
+            raise ValueError(f"no parameter {key!r}; {one_of(key, values)}")
         values[key] = _parse(key, text, values[key])
     return _assemble(name, values)
 
@@ -148,7 +148,7 @@ def _parse(key: str, text: str, default: Any) -> Any:
     """Read a value of the type of its default."""
     if key in _CHOICES:
         if text not in _CHOICES[key]:
-            raise ValueError(_unknown(key, text, _CHOICES[key]))
+            raise ValueError(f"{key}={text} is not allowed; {one_of(text, _CHOICES[key])}")
         return text
     try:
         value = type(default)(text)
@@ -158,8 +158,3 @@ def _parse(key: str, text: str, default: Any) -> Any:
     if not value >= 0:
         raise ValueError(f"{key}={text!r} must not be negative.")
     return value
-
-
-def _unknown(what: str, name: str, allowed: Iterable[str]) -> str:
-    nearest = get_close_matches(name, list(allowed), n=1, cutoff=0.0)
-    return f"Unknown {what}: {name!r}. Allowed: {', '.join(allowed)}. Nearest: {nearest[0]!r}."

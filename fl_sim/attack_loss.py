@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.quantizers.cell import Cell
+from fl_sim.suggestions import one_of
 
 Objective = Literal["squared", "cosine", "scaled", "cell"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
@@ -45,9 +46,8 @@ class AttackLoss:
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"objective={self.objective!r} is unknown; allowed are {', '.join(OBJECTIVES)}."
-            )
+            known = one_of(self.objective, OBJECTIVES)
+            raise ValueError(f"objective={self.objective} is not allowed; {known}")
         for name in ("tv", "box", "floor"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must not be negative.")

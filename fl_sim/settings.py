@@ -1,9 +1,8 @@
 """Typed, validated settings of a study: one frozen tree from a TOML file and the command line."""
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -23,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from fl_sim.models import MODELS
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.suggestions import nearest, one_of
 from fl_sim.updates import MAX_IMAGES, LocalWork, UpdateKind
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
@@ -35,12 +35,6 @@ class SettingsError(ValueError):
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         super().__init__(f"{setting} = {value!r}: {allowed}")
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the nearest valid name, or nothing."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def split_list(value: object) -> Any:
@@ -272,9 +266,7 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _check(self) -> "Settings":
         if self.model not in MODELS:
-            raise SettingsError(
-                "model", self.model, f"one of {', '.join(MODELS)}{nearest(self.model, MODELS)}"
-            )
+            raise SettingsError("model", self.model, one_of(self.model, MODELS))
         if self.data.dataset == "folder" and self.data.data_dir is None:
             raise SettingsError("data_dir", None, "dataset 'folder' needs the folder of its images")
         rounds = self.training.rounds
@@ -467,7 +459,7 @@ def _as_settings_error(error: ValidationError) -> SettingsError:
     expected = first.get("ctx", {}).get("expected")
     if expected is not None and isinstance(first["input"], str):
         names = re.findall(r"'([^']*)'", expected)
-        allowed = "one of " + ", ".join(names) + nearest(first["input"], names)
+        allowed = one_of(first["input"], names)
     return SettingsError(place, first["input"], allowed)
 
 

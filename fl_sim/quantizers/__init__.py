@@ -12,13 +12,13 @@ from fl_sim.quantizers.kmeans import KMeans
 from fl_sim.quantizers.logarithmic import Log, Natural
 from fl_sim.quantizers.mixed import Mixed
 from fl_sim.quantizers.noise import DpGaussian, Gaussian, Laplace
-from fl_sim.quantizers.parameters import suggest
 from fl_sim.quantizers.payload import MAX_SPEC
 from fl_sim.quantizers.qsgd import QSGD, TernGrad
 from fl_sim.quantizers.rotation import Drive, Eden
 from fl_sim.quantizers.sign import ScaledSign, Sign
 from fl_sim.quantizers.topk import TopK
 from fl_sim.quantizers.uniform import Stochastic, Uniform
+from fl_sim.suggestions import one_of
 
 __all__ = ["QUANTIZERS", "Quantizer", "parse_quantizer"]
 
@@ -80,7 +80,7 @@ def _parse(spec: str) -> Quantizer:
     name, _, parameters = head.partition(":")
     kind = ErrorFeedback if name.startswith(_FEEDBACK) else QUANTIZERS.get(name)
     if kind is None:
-        raise ValueError(f"no quantizer {name!r}; {suggest(name, list(QUANTIZERS))}")
+        raise ValueError(f"no quantizer {name!r}; {one_of(name, QUANTIZERS)}")
     quantizer = kind.from_parameters(parameters)
     if not plus:
         return quantizer

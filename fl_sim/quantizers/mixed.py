@@ -10,8 +10,9 @@ from torch import Tensor
 from fl_sim.quantizers.absmax import Absmax
 from fl_sim.quantizers.base import Facts, Quantizer
 from fl_sim.quantizers.cell import Cell
-from fl_sim.quantizers.parameters import suggest, within
+from fl_sim.quantizers.parameters import within
 from fl_sim.quantizers.uniform import Stochastic, Uniform
+from fl_sim.suggestions import one_of
 from fl_sim.updates import Layout, Update
 
 _FAMILIES: dict[str, type[Uniform | Absmax]] = {
@@ -49,7 +50,7 @@ class Mixed(Quantizer):
 
     def __post_init__(self) -> None:
         if self.of not in _FAMILIES:
-            raise ValueError(f"of={self.of} is not allowed; {suggest(self.of, list(_FAMILIES))}")
+            raise ValueError(f"of={self.of} is not allowed; {one_of(self.of, _FAMILIES)}")
         names = [name for name, _ in self.rules]
         if not names or names[-1] != "rest" or len(set(names)) < len(names):
             raise ValueError("give each rule once and rest=bits last, e.g. mixed:first=8,rest=2.")
@@ -97,7 +98,7 @@ class Mixed(Quantizer):
         for rule, _ in self.rules[:-1]:
             if layers and not any(matches(rule, index) for index in tensors):
                 names = [segment.name for segment in layout.segments]
-                raise ValueError(f"{self.spec}: no tensor {rule!r}; {suggest(rule, names)}")
+                raise ValueError(f"{self.spec}: no tensor {rule!r}; {one_of(rule, names)}")
         return [next(b for rule, b in self.rules if matches(rule, i)) for i in tensors]
 
     def _parts(self, layout: Layout) -> list[Part]:

@@ -1,8 +1,9 @@
 """Parameters of a quantizer between their text and their typed, validated values."""
 
 from dataclasses import MISSING, Field, fields
-from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from fl_sim.suggestions import one_of
 
 NOT_A_PARAMETER = {"parameter": False}  # metadata of a field that no ``name=value`` sets
 
@@ -48,7 +49,7 @@ def parse_parameters(kind: type, text: str) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"{item!r} is not of the form name=value.")
         if name not in names:
-            raise ValueError(f"no parameter {name!r}; {suggest(name, names)}")
+            raise ValueError(f"no parameter {name!r}; {one_of(name, names)}")
         if name in values:
             raise ValueError(f"{name} is given twice.")
         values[name] = _convert(name, value, types[name])
@@ -58,14 +59,6 @@ def parse_parameters(kind: type, text: str) -> dict[str, Any]:
     return values
 
 
-def suggest(name: str, allowed: list[str]) -> str:
-    """Return what is allowed, and the nearest of it to ``name``."""
-    if not allowed:
-        return "it takes none."
-    near = get_close_matches(name, allowed, n=1, cutoff=0.0)
-    return f"allowed are {', '.join(allowed)}; did you mean {near[0]!r}?"
-
-
 def _fields(kind: type) -> tuple[Field[Any], ...]:
     return tuple(f for f in fields(kind) if f.metadata.get("parameter", True))
 
@@ -73,7 +66,7 @@ def _fields(kind: type) -> tuple[Field[Any], ...]:
 def _convert(name: str, text: str, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
-            raise ValueError(f"{name}={text} is not allowed; {suggest(text, list(get_args(kind)))}")
+            raise ValueError(f"{name}={text} is not allowed; {one_of(text, get_args(kind))}")
         return text
     number = next(k for k in (float, int) if k is kind or k in get_args(kind))
     try:

@@ -24,11 +24,11 @@ def test_the_optimizer_can_be_exchanged_and_brings_its_own_parameters():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("dgl", r"Unknown attack: 'dgl'\. Allowed: .*dlg.* Nearest: 'dlg'"),
-        ("cell:restart=3", r"'restart'.*Allowed: .*restarts.* Nearest: 'restarts'"),
+        ("dgl", r"no attack 'dgl'; one of dlg, .*; did you mean 'dlg'\?"),
+        ("cell:restart=3", r"'restart'; one of .*restarts.*; did you mean 'restarts'\?"),
         ("cell:restarts=many", r"restarts='many' must be a whole number"),
         ("cell:tv=-1", r"tv='-1' must not be negative"),
-        ("cell:objective=cosin", r"Nearest: 'cosine'"),
+        ("cell:objective=cosin", r"cosin is not allowed; one of .*; did you mean 'cosine'\?"),
         ("cell:rate=0.1", r"'rate'"),
     ],
 )
