@@ -26,10 +26,10 @@ from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.trials import Trial, attacked_together, trials_of
 from fl_sim.updates import flat_model
 from results.baselines import score_baselines
-from results.gates import SUCCESS_MSE, Truth, examine
+from results.gates import Truth
 from results.perceptual import lpips_at_hand
-from results.scoring import score_batches
 from results.tables import OBSERVATION, VICTIM, mark_strongest, results_table
+from results.victims import score_victims
 
 log = logging.getLogger("fl_sim.results")
 
@@ -246,20 +246,10 @@ class RunReader:
         trial, server_round, guesses = attacked.trial, attacked.round, attacked.guesses
         batches = [self.truth(trial, server_round, guess.partition) for guess in guesses]
         truth = Truth(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
-        images = torch.stack([guess.images for guess in guesses])
-        labels = torch.stack([guess.labels for guess in guesses])
-        scores = score_batches(images, labels, *truth, self.gallery(trial))
-        scores["recovered"] = scores["mse"] < SUCCESS_MSE
-        facts = examine(attacked.observations, guesses, truth)
-        facts.insert(0, "partition", [guess.partition for guess in guesses])
-        facts["status"] = [guess.status for guess in guesses]
-        facts["evaluations"] = [guess.evaluations for guess in guesses]
-        scores = scores.join(facts, on="batch").drop(columns="batch")
+        scores = score_victims(attacked.observations, guesses, truth, self.gallery(trial))
+        scores["round"], scores["attack"] = server_round, attacked.attack
         scores.insert(0, "quantizer", trial.quantizer)
         scores.insert(1, "seed", trial.seed)
-        scores.insert(2, "round", server_round)
-        scores.insert(3, "partition", scores.pop("partition"))
-        scores.insert(4, "attack", attacked.attack)
         return scores
 
 

@@ -1,7 +1,7 @@
 """Audit of somebody else's Flower app: attack what `HonestButCurious` kept of it."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +18,20 @@ from fl_sim.reconstructions import Reconstruction
 from fl_sim.updates import LocalWork
 
 
+class Audit(list[Reconstruction]):
+    """What the attacks of an audit made, by round and partition.
+
+    Attributes
+    ----------
+    observations : list of Observation
+        What they were made from; `results.app_report.print_audit` reports both.
+    """
+
+    def __init__(self, made: Iterable[Reconstruction], observations: list[Observation]) -> None:
+        super().__init__(made)
+        self.observations = observations
+
+
 def audit(
     store: Path | str,
     model: Callable[[], nn.Module],
@@ -30,7 +44,7 @@ def audit(
     public: PublicImages | None = None,
     seed: int = 0,
     device: str = "cpu",
-) -> list[Reconstruction]:
+) -> Audit:
     """Reconstruct the private images behind every payload in a store.
 
     Parameters
@@ -61,9 +75,9 @@ def audit(
 
     Returns
     -------
-    list of Reconstruction
-        Of every attack that applies, by round and partition; `results.scoring.score_batch` scores
-        one against the truth, which an auditor of his own app knows.
+    Audit
+        A list of the reconstructions of every attack that applies, by round and partition. Who
+        audits an own app knows the truth: `results.app_report.print_audit` holds them against it.
 
     Raises
     ------
@@ -92,7 +106,7 @@ def audit(
             if attack.applies(alike):
                 found = attack.reconstruct(alike, seed=seed, public=public, device=device)
                 made += [replace(one, attack=name) for one in found]
-    return made
+    return Audit(made, observations)
 
 
 def _by_model(observations: Sequence[Observation]) -> list[list[Observation]]:

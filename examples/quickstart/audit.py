@@ -4,28 +4,23 @@ import sys
 from pathlib import Path
 
 import torch
-from quickstart.task import IMAGES_PER_CLIENT, Net, load_images
+from quickstart.task import IMAGES_PER_CLIENT, Net, load_images, load_test_images
 
 from fl_sim.updates import LocalWork
-from results.scoring import score_batch
+from results.app_report import print_audit
 from server.app_audit import audit
 
 
 def main(out: Path) -> None:
-    """Print how well each client's images are reconstructed."""
+    """Print how well each client's images are reconstructed, and what that is worth."""
     torch.manual_seed(0)
     # One epoch over four images in one batch is one step of SGD with the learning rate.
     work = LocalWork("delta", batch_size=IMAGES_PER_CLIENT, learning_rate=0.1)
     found = audit(
         out / "observations", Net, shape=(1, 8, 8), classes=10, work=work, attacks=["cell"]
     )
-    print("round  client  attack     PSNR  labels")
-    for one in found:
-        scores = score_batch(one.images, one.labels, *load_images(one.partition))
-        print(
-            f"{one.round:5}  {one.partition:6}  {one.attack:8} "
-            f"{scores['psnr'].median():6.1f}  {scores['label_hit'].mean():6.0%}"
-        )
+    public, _ = load_test_images()
+    print_audit(found.observations, found, lambda _, client: load_images(client), public)
 
 
 if __name__ == "__main__":

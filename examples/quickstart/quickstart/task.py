@@ -60,11 +60,16 @@ def train(net, trainloader, epochs, lr):
     return running_loss / (epochs * len(trainloader))
 
 
-def test(net):
-    """Return the accuracy on the test images."""
+def load_test_images():
+    """Return images and labels that no client holds."""
     digits = load_digits()
     images = torch.from_numpy(digits.images[:TEST_IMAGES]).float()[:, None] / 16
-    labels = torch.from_numpy(digits.target[:TEST_IMAGES])
+    return images, torch.from_numpy(digits.target[:TEST_IMAGES])
+
+
+def test(net):
+    """Return the accuracy on the test images."""
+    images, labels = load_test_images()
     net.eval()
     with torch.no_grad():
         return (net(images).argmax(dim=1) == labels).float().mean().item()

@@ -1,0 +1,148 @@
+"""The report of an audit: what was found of every victim, which gates held, and the verdict."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+import pandas as pd
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from fl_sim.observations import Observation
+from fl_sim.quantizers.entropy import entropy_coded_bytes
+from fl_sim.reconstructions import Reconstruction
+from results.baselines import score_baselines
+from results.gates import CONSISTENCY_TOLERANCE, Truth
+from results.tables import mark_strongest, print_results, results_table
+from results.victims import score_victims
+
+OwnImages = Callable[[int, int], tuple[Tensor, Tensor]]
+"""Maps round and partition to the images ``(n, C, H, W)`` and labels ``(n,)`` trained on."""
+
+
+def audit_scores(
+    observations: Sequence[Observation],
+    found: Sequence[Reconstruction],
+    truth: OwnImages,
+    public: Tensor,
+) -> pd.DataFrame:
+    """Score an audit: one row per private image and attack.
+
+    Parameters
+    ----------
+    observations : sequence of Observation
+        What was attacked: ``found.observations`` of `server.app_audit.audit`.
+    found : sequence of Reconstruction
+        What the attacks made of it.
+    truth : callable
+        What a client trained on in a round, in the order of its batches.
+    public : Tensor
+        ``(m, C, H, W)`` public images: the gallery, and what featureless pictures are made of.
+
+    Returns
+    -------
+    DataFrame
+        ``quantizer``, ``seed``, the columns of `results.victims.score_victims`, ``strongest``.
+    """
+    seen = {(one.round, one.partition): one for one in observations}
+    groups: dict[tuple[object, ...], list[Reconstruction]] = {}
+    for one in found:
+        source = seen[one.round, one.partition]
+        key = (one.attack, one.round, source.payload.spec, source.model)
+        groups.setdefault(key, []).append(one)
+    frames = []
+    for guesses in groups.values():
+        sources = [seen[guess.round, guess.partition] for guess in guesses]
+        batches = [truth(guess.round, guess.partition) for guess in guesses]
+        private = Truth(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+        frame = score_victims(sources, guesses, private, public)
+        frame.insert(0, "quantizer", sources[0].payload.spec)
+        frame.insert(1, "seed", 0)
+        frames.append(frame)
+    scores = pd.concat(frames, ignore_index=True)
+    scores["strongest"] = mark_strongest(scores)
+    return scores
+
+
+def audit_results(
+    observations: Sequence[Observation], scores: pd.DataFrame, truth: OwnImages, public: Tensor
+) -> pd.DataFrame:
+    """Sum up an audit as `results.tables.results_table` does a study, without accuracies.
+
+    Parameters as `audit_scores`, whose result ``scores`` is.
+    """
+    victims = scores[["round", "partition"]].drop_duplicates().itertuples(index=False)
+    private = torch.cat([truth(int(row.round), int(row.partition))[0] for row in victims])
+    specs = list(dict.fromkeys(scores["quantizer"]))
+    payloads = {s: [o.payload for o in observations if o.payload.spec == s] for s in specs}
+    rows = [
+        (s, 0, 1, float("nan"), sum(p.nbytes for p in payloads[s]), len(payloads[s])) for s in specs
+    ]
+    columns = ["quantizer", "seed", "round", "accuracy", "uplink_bytes", "updates"]
+    return results_table(
+        specs,
+        history=pd.DataFrame(rows, columns=columns),
+        scores=scores,
+        baselines=score_baselines(private, public),
+        entropy_coded={s: fmean(map(entropy_coded_bytes, payloads[s])) for s in specs},
+        parameters=observations[0].payload.layout.size,
+    )
+
+
+def print_audit(
+    observations: Sequence[Observation],
+    found: Sequence[Reconstruction],
+    truth: OwnImages,
+    public: Tensor,
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Print what an audit found: every victim, the table of a study, and what was assumed wrongly.
+
+    Parameters as `audit_scores`, whose result it returns; ``console`` is where to print.
+    """
+    console = console or Console()
+    scores = audit_scores(observations, found, truth, public)
+    console.print(_victim_table(scores))
+    print_results(audit_results(observations, scores, truth, public), console)
+    for line in inconsistencies(scores):
+        console.print(Text(line))
+    return scores
+
+
+def inconsistencies(scores: pd.DataFrame) -> list[str]:
+    """Say which clients sent another update than `LocalWork` predicts for their own images."""
+    wrong = scores[scores["inconsistency"] > CONSISTENCY_TOLERANCE]
+    columns = ["round", "partition"]
+    worst = wrong.groupby(columns, as_index=False)["inconsistency"].max()
+    return [
+        f"! round {row['round']}, client {row['partition']}: LocalWork predicts another update for "
+        f"its own images than it sent, off by {row['inconsistency']:.0%} of the largest value. "
+        "Momentum, weight decay, augmentation, another learning rate or number of steps? What was "
+        "found is a lower bound."
+        for row in worst.to_dict("records")
+    ]
+
+
+def _victim_table(scores: pd.DataFrame) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("round", "client", "attack", "PSNR", "labels", "status", "gates"):
+        wordy = heading in ("attack", "status", "gates")
+        table.add_column(heading, justify="left" if wordy else "right", overflow="fold")
+    for _, rows in scores.groupby(["round", "partition", "attack"]):
+        first = rows.iloc[0]
+        figures = (f"{rows['psnr'].median():.1f}", f"{rows['labels_recovered'].mean():.0%}")
+        names = (str(first[name]) for name in ("round", "partition", "attack"))
+        table.add_row(*map(Text, (*names, *figures, first["status"], _gates(first))))
+    return table
+
+
+def _gates(row: "pd.Series") -> str:
+    """Name the gates that a victim does not pass; see `results.gates.examine`."""
+    names = {"masked": "the truth has less loss", "unexplained": "the truth explains more"}
+    short = [text for name, text in names.items() if row[name]]
+    if row["inconsistency"] > CONSISTENCY_TOLERANCE:
+        short.append("the update is another")
+    return ", ".join(short) or "passed"
