@@ -118,11 +118,11 @@ def inconsistencies(scores: pd.DataFrame) -> list[str]:
     columns = ["round", "partition"]
     worst = wrong.groupby(columns, as_index=False)["inconsistency"].max()
     return [
-        f"! round {row['round']}, client {row['partition']}: LocalWork predicts another update for "
+        f"! round {row['round']:.0f}, client {row['partition']:.0f}: LocalWork predicts another update for "
         f"its own images than it sent, off by {row['inconsistency']:.0%} of the largest value. "
         "Momentum, weight decay, augmentation, another learning rate or number of steps? What was "
         "found is a lower bound."
-        for row in worst.to_dict("records")
+        for _, row in worst.iterrows()
     ]
 
 
