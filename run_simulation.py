@@ -1,9 +1,11 @@
 """The command line: train, attack and report a study; thin, the work is done by the packages."""
 
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fl_sim import __version__
 from fl_sim.files import StoreError
 from fl_sim.interrupts import KEPT, Interrupted, interruptible
 from fl_sim.lock import holder
@@ -38,6 +41,7 @@ STEPS = ("trained", "attacked", "scored")
 DEFAULT_SWEEP = ("tv=1e-4,1e-3,1e-2,1e-1",)
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors only, and no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs to read.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show every event of the log.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run or study, e.g. runs/default.")]
 
@@ -76,6 +80,18 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 LogTo = Annotated[str, typer.Option(help="Log figures below the run for tensorboard or mlflow.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fl-sim {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+]
+
+
 @cli.callback(invoke_without_command=True)
 @with_settings
 def run(
@@ -89,6 +105,7 @@ def run(
     log_to: LogTo = "",
     quiet: Quiet = False,
     verbose: Verbose = False,
+    version: Version = False,  # noqa: ARG001 - its callback has answered it
     *,
     overrides: dict[str, str],
 ) -> None:
@@ -178,11 +195,19 @@ def reproduce(
 
 
 @cli.command()
-def status(run: RunArgument) -> None:
+def status(run: RunArgument, as_json: Json = False) -> None:
     """Show what of a run is done, what the same command would still do, and who is at it."""
     from results.status import progress  # noqa: PLC0415
 
     frame = progress(run)
+    left = {step: int((frame[f"of_{step}"] - frame[step]).sum()) for step in STEPS}
+    sessions = read_sessions(read_study(run).folders(run)[0])
+    at_work = holder(run)
+    if as_json:
+        last = sessions[-1] if sessions else None
+        rows = frame.to_dict("records")
+        _print_json({"done": rows, "left": left, "last_session": last, "at_work": at_work})
+        return
     table = Table(box=SIMPLE_HEAD)
     for column in ("point", "quantizer", *STEPS):
         table.add_column(column, justify="right" if column in STEPS else "left", overflow="fold")
@@ -193,13 +218,10 @@ def status(run: RunArgument) -> None:
         table.columns.pop(0)
     console = Console()
     console.print(table)
-    left = {step: int((frame[f"of_{step}"] - frame[step]).sum()) for step in STEPS}
     todo = ", ".join(f"{count} to be {step}" for step, count in left.items() if count)
     console.print(f"Left: {todo or 'nothing'}.", highlight=False)
-    sessions = read_sessions(read_study(run).folders(run)[0])
     if sessions:
         console.print(f"Last session: {describe(sessions[-1])}", highlight=False)
-    at_work = holder(run)
     if at_work:
         console.print(f"At work: {at_work}.", highlight=False)
 
@@ -290,10 +312,13 @@ def purge(
 
 
 @cli.command()
-def quantizers() -> None:
+def quantizers(as_json: Json = False) -> None:
     """List the quantizers: spec, size, unbiased or not, error, source."""
     from fl_sim.quantizers.catalogue import catalogue  # noqa: PLC0415
 
+    if as_json:
+        _print_json([asdict(entry) for entry in catalogue()])
+        return
     table = Table(box=SIMPLE_HEAD)
     table.add_column("spec", overflow="fold")
     for column in ("bits for d elements", "unbiased", "error", "source"):
@@ -306,13 +331,21 @@ def quantizers() -> None:
 
 
 @cli.command()
-def attacks() -> None:
-    """List the attacks with every value they use; each can be edited, as in cell:tv=1e-4."""
-    from attacker.presets import PRESETS, SUITE, settings  # noqa: PLC0415
+def attacks(as_json: Json = False) -> None:
+    """List the attacks: what each does, and every value it uses; edit one as in cell:tv=1e-4."""
+    from attacker.presets import catalogue  # noqa: PLC0415
 
-    for name, preset in PRESETS.items():
-        print(f"{name}:" + ",".join(f"{key}={value}" for key, value in settings(preset).items()))
-    print("suite: the best by one yardstick of", ", ".join(SUITE))
+    if as_json:
+        _print_json(catalogue())
+        return
+    for entry in catalogue():
+        print(f"{entry['name']}: {entry['summary']}")
+        values = ",".join(f"{key}={value}" for key, value in entry["values"].items())
+        print("   ", f"{entry['name']}:{values}" if values else ", ".join(entry["members"]))
+
+
+def _print_json(facts: object) -> None:
+    print(json.dumps(facts, indent=2))
 
 
 @contextmanager

@@ -4,19 +4,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from attacker.presets import PRESETS, SUITE, settings
+from attacker.presets import catalogue
 from fl_sim.document import replace_section
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "attacks.md"
 
 
 def presets_table() -> str:
-    """Return every preset with every value it uses, as Markdown."""
-    lines = ["| attack | every value it uses |", "|---|---|"]
-    for name, preset in PRESETS.items():
-        values = " ".join(f"{key}={value}" for key, value in settings(preset).items())
-        lines.append(f"| `{name}` | `{values}` |")
-    lines += ["", "`suite` is made of " + ", ".join(f"`{name}`" for name in SUITE) + "."]
+    """Return what every attack does, and every value it uses, as Markdown."""
+    lines = ["| attack | what it does | every value it uses |", "|---|---|---|"]
+    for entry in catalogue():
+        members = (f"`{member}`" for member in entry.get("members", ()))
+        values = (f"{key}={value}" for key, value in entry["values"].items())
+        uses = ", ".join(members) or f"`{' '.join(values)}`"
+        lines.append(f"| `{entry['name']}` | {entry['summary']} | {uses} |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from attacker.attack import Attack
 from attacker.labels import LABEL_STRATEGIES
@@ -24,37 +24,96 @@ _DLG = {
 }
 _CELL = {"objective": "cell", "tv": 1e-3, "box": 1.0, "iterations": 400}
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "dlg": {**_DLG, "labels": "joint"},
-    "idlg": {**_DLG, "labels": "analytic"},
-    "inverting_gradients": {
-        "objective": "cosine",
-        "tv": 0.01,
-        "box": 1.0,
-        "optimizer": "signed_adam",
-        "iterations": 4800,
-    },
-    "rgap": {**_DLG, "start": "recursive", "iterations": 600, "warmup": 0},
-    "analytic": {"start": "linear_layer", "iterations": 1},
-    "active_imprint": {"start": "imprint", "iterations": 1},
-    "learned": {"start": "public", "iterations": 1},
-    "learned_cell": {**_CELL, "start": "public", "iterations": 30},
-    "inversion_network": {"start": "public_network", "iterations": 1},
-    "inversion_network_cell": {**_CELL, "start": "public_network", "iterations": 30},
-    "synthetic": {"start": "synthetic", "iterations": 1},
-    "synthetic_cell": {**_CELL, "start": "synthetic", "iterations": 30},
-    "averaging": {
-        "objective": "scaled",
-        "rounds": "averaged",
-        "tv": 1.0,
-        "box": 1.0,
-        "warmup": 50,
-        "restarts": 1,
-    },
-    "scaled": {"objective": "scaled", "tv": 0.1, "box": 1.0, "warmup": 50, "restarts": 1},
-    "cell": {**_CELL, "warmup": 50, "restarts": 1},
-    "joint": {**_CELL, "warmup": 50, "restarts": 1, "rounds": "joint"},
-    "synthetic_joint": {**_CELL, "start": "synthetic", "iterations": 100, "rounds": "joint"},
+
+class Preset(NamedTuple):
+    """An attack as data: what it does, and where it departs from the defaults."""
+
+    summary: str
+    values: Mapping[str, Any]
+
+
+PRESETS: Mapping[str, Preset] = {
+    "dlg": Preset(
+        "Searches images and labels together whose update matches the payload.",
+        {**_DLG, "labels": "joint"},
+    ),
+    "idlg": Preset(
+        "As dlg, with the labels read from the gradient of the last layer.",
+        {**_DLG, "labels": "analytic"},
+    ),
+    "inverting_gradients": Preset(
+        "Matches the direction of the update alone, among smooth images.",
+        {
+            "objective": "cosine",
+            "tv": 0.01,
+            "box": 1.0,
+            "optimizer": "signed_adam",
+            "iterations": 4800,
+        },
+    ),
+    "rgap": Preset(
+        "Solves the layers one after another for their inputs, then searches from there.",
+        {**_DLG, "start": "recursive", "iterations": 600, "warmup": 0},
+    ),
+    "analytic": Preset(
+        "Reads the image off the gradient of the first linear layer.",
+        {"start": "linear_layer", "iterations": 1},
+    ),
+    "active_imprint": Preset(
+        "Reads images off a layer that the server planted (the active threat model).",
+        {"start": "imprint", "iterations": 1},
+    ),
+    "learned": Preset(
+        "Predicts the image by a regression fitted on public images.",
+        {"start": "public", "iterations": 1},
+    ),
+    "learned_cell": Preset(
+        "As learned, then a short search inside the quantizer's cell.",
+        {**_CELL, "start": "public", "iterations": 30},
+    ),
+    "inversion_network": Preset(
+        "Predicts the image by a network trained on public images.",
+        {"start": "public_network", "iterations": 1},
+    ),
+    "inversion_network_cell": Preset(
+        "As inversion_network, then a short search inside the quantizer's cell.",
+        {**_CELL, "start": "public_network", "iterations": 30},
+    ),
+    "synthetic": Preset(
+        "Predicts the image by a regression fitted on random textures, without any data.",
+        {"start": "synthetic", "iterations": 1},
+    ),
+    "synthetic_cell": Preset(
+        "As synthetic, then a short search inside the quantizer's cell.",
+        {**_CELL, "start": "synthetic", "iterations": 30},
+    ),
+    "averaging": Preset(
+        "Averages a client's payloads for the same weights, then matches the mean.",
+        {
+            "objective": "scaled",
+            "rounds": "averaged",
+            "tv": 1.0,
+            "box": 1.0,
+            "warmup": 50,
+            "restarts": 1,
+        },
+    ),
+    "scaled": Preset(
+        "Matches the payload, with each mismatch counted in steps of the quantizer.",
+        {"objective": "scaled", "tv": 0.1, "box": 1.0, "warmup": 50, "restarts": 1},
+    ),
+    "cell": Preset(
+        "Accepts every update that quantizes to the payload, and seeks a smooth image among those.",
+        {**_CELL, "warmup": 50, "restarts": 1},
+    ),
+    "joint": Preset(
+        "As cell, on all payloads of a client that repeats its images.",
+        {**_CELL, "warmup": 50, "restarts": 1, "rounds": "joint"},
+    ),
+    "synthetic_joint": Preset(
+        "As joint, from the prediction of synthetic.",
+        {**_CELL, "start": "synthetic", "iterations": 100, "rounds": "joint"},
+    ),
 }
 
 SUITE = (
@@ -71,6 +130,8 @@ SUITE = (
     "learned_cell",
 )
 """What ``suite`` is made of; `inverting_gradients` is dear, and almost nowhere the strongest."""
+
+_SUITE = "Runs several attacks and keeps, for each victim, what explains its payload best."
 
 ATTACK_NAMES: tuple[str, ...] = (*PRESETS, "suite")
 
@@ -116,7 +177,7 @@ def build_attack(spec: str) -> Attack | Suite:
 
 def _build(name: str, edits: str) -> Attack:
     texts = dict(edit.partition("=")[::2] for edit in edits.split(",") if edit)
-    chosen = dict(PRESETS[name])
+    chosen = dict(PRESETS[name].values)
     if "optimizer" in texts:
         chosen["optimizer"] = _parse("optimizer", texts["optimizer"], "")
     values = settings(chosen)
@@ -125,6 +186,15 @@ def _build(name: str, edits: str) -> Attack:
             raise ValueError(f"no parameter {key!r}; {one_of(key, values)}")
         values[key] = _parse(key, text, values[key])
     return _assemble(name, values)
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Return of every attack ``name``, ``summary``, ``values``; of the suite also ``members``."""
+    single = [
+        {"name": name, "summary": preset.summary, "values": settings(preset.values)}
+        for name, preset in PRESETS.items()
+    ]
+    return [*single, {"name": "suite", "summary": _SUITE, "values": {}, "members": list(SUITE)}]
 
 
 def settings(preset: Mapping[str, Any]) -> dict[str, Any]:
