@@ -74,8 +74,8 @@ def audit_results(
 
     Parameters as `audit_scores`, whose result ``scores`` is.
     """
-    victims = scores[["round", "partition"]].drop_duplicates().itertuples(index=False)
-    private = torch.cat([truth(int(row.round), int(row.partition))[0] for row in victims])
+    victims = scores[["round", "partition"]].drop_duplicates().to_numpy()
+    private = torch.cat([truth(int(round_), int(client))[0] for round_, client in victims])
     specs = list(dict.fromkeys(scores["quantizer"]))
     payloads = {s: [o.payload for o in observations if o.payload.spec == s] for s in specs}
     rows = [
@@ -118,8 +118,8 @@ def inconsistencies(scores: pd.DataFrame) -> list[str]:
     columns = ["round", "partition"]
     worst = wrong.groupby(columns, as_index=False)["inconsistency"].max()
     return [
-        f"! round {row['round']:.0f}, client {row['partition']:.0f}: LocalWork predicts another update for "
-        f"its own images than it sent, off by {row['inconsistency']:.0%} of the largest value. "
+        f"! round {row['round']:.0f}, client {row['partition']:.0f}: LocalWork predicts another "
+        f"update for its own images than it sent, off by {row['inconsistency']:.0%} of the largest value. "
         "Momentum, weight decay, augmentation, another learning rate or number of steps? What was "
         "found is a lower bound."
         for _, row in worst.iterrows()
