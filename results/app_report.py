@@ -120,8 +120,8 @@ def inconsistencies(scores: pd.DataFrame) -> list[str]:
     return [
         f"! round {row['round']:.0f}, client {row['partition']:.0f}: LocalWork predicts another "
         f"update for its own images than it sent, off by {row['inconsistency']:.0%} of the largest "
-        "value. Momentum, weight decay, augmentation, another learning rate or number of steps? What was "
-        "found is a lower bound."
+        "value. Momentum, weight decay, augmentation, another learning rate or number of steps? "
+        "What was found is a lower bound."
         for _, row in worst.iterrows()
     ]
 
