@@ -6,7 +6,7 @@ from pathlib import Path
 from fl_sim.files import write_bytes, write_text
 from results.curves import draw_curve, save_figure
 from results.study_reader import StudyReader, run_gallery
-from results.tables import paper_table
+from results.tables import definitions, paper_table
 
 
 def export(root: Path, formats: Iterable[str]) -> list[Path]:
@@ -56,14 +56,18 @@ def _markdown(study: StudyReader, suffix: str) -> list[Path]:
     rows = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     doubts = study.results.loc[~study.results["established"], ["quantizer", "doubt"]]
-    notes = [f"\\* `{q}`: not established, {doubt}." for q, doubt in doubts.itertuples(index=False)]
-    return _write(study, suffix, "\n".join([*lines, "", *dict.fromkeys(notes)]).rstrip() + "\n")
+    notes = [f"- {word}: {text}." for word, text in definitions(study.results).items()]
+    notes += [f"- * `{q}`: not established, {why}." for q, why in doubts.itertuples(index=False)]
+    notes = [note.replace("- *", "- \\*") for note in notes]
+    return _write(study, suffix, "\n".join([*lines, "", *dict.fromkeys(notes)]) + "\n")
 
 
 def _latex(study: StudyReader, suffix: str) -> list[Path]:
     shown = paper_table(study.results).replace({"%": r"\%", "_": r"\_"}, regex=True)
     shown.columns = shown.columns.str.replace("%", r"\%").str.replace("_", r"\_")
-    return _write(study, suffix, shown.style.hide(axis="index").to_latex(hrules=True))
+    table = shown.style.hide(axis="index").to_latex(hrules=True)
+    words = [rf"\emph{{{word}}}: {text}." for word, text in definitions(study.results).items()]
+    return _write(study, suffix, f"{table}\\par {{\\footnotesize {' '.join(words)}}}\n")
 
 
 def _write(study: StudyReader, suffix: str, text: str) -> list[Path]:

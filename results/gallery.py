@@ -1,5 +1,6 @@
 """The gallery: the same random victims, as they are and as each quantizer's attack shows them."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,8 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from results.curves import VERDICT_STYLE
+from results.tables import STAR
 
 _PITCH = 1.27  # inches from row to row, pictures being one inch wide
+_LETTER, _LINE = 0.06, 0.14  # inches, of the note
 
 
 class GalleryRow(NamedTuple):
@@ -40,6 +43,8 @@ class GalleryRow(NamedTuple):
 def gallery_figure(truth: Tensor, captions: Sequence[str], rows: Sequence[GalleryRow]) -> Figure:
     """Draw a row of truth and a row per quantizer, with the MSE under each picture.
 
+    A note below says what a star means, where there is one.
+
     Parameters
     ----------
     truth : Tensor
@@ -50,7 +55,11 @@ def gallery_figure(truth: Tensor, captions: Sequence[str], rows: Sequence[Galler
         Pictures of the same victims in the same order.
     """
     margin = 0.3 + 0.08 * max(len("not established"), *(len(row.label) for row in rows), 0)
-    width, height = margin + len(truth) + 0.1, _PITCH * (len(rows) + 1) + 0.1
+    width = margin + len(truth) + 0.1
+    starred = any(row.shown.endswith("*") for row in rows)
+    note = textwrap.wrap(f"* {STAR}", int(width / _LETTER)) if starred else []
+    bottom = _PITCH * (len(rows) + 1) + 0.1
+    height = bottom + _LINE * len(note)
     figure = Figure(figsize=(width, height), dpi=120)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(-margin, width - margin)
@@ -61,6 +70,7 @@ def gallery_figure(truth: Tensor, captions: Sequence[str], rows: Sequence[Galler
         errors = ["failed" if not np.isfinite(e) else f"MSE {e:.2g}" for e in row.errors]
         label, colour = f"{row.label}\n{row.shown}", VERDICT_STYLE[row.verdict][0]
         _draw_row(axes, number, label=label, colour=colour, images=row.images, captions=errors)
+    axes.text(0.1 - margin, bottom, "\n".join(note), va="top", fontsize=7)
     return figure
 
 

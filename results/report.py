@@ -23,7 +23,7 @@ from results import charts
 from results.baselines import bar
 from results.pictures import BUDGET, affordable_victims, victim_cards
 from results.run_reader import RunReader, random_victims
-from results.tables import REFERENCE, VICTIM, csv_text, starred
+from results.tables import REFERENCE, VICTIM, csv_text, definitions, starred
 
 _PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
 
@@ -147,6 +147,7 @@ def _write(studies: Sequence[Study], title: str, path: Path) -> None:
         title=title,
         studies=studies,
         verdicts=_verdicts(studies),
+        definitions=definitions(results),
         switches={name: list(options) for name, options in switches.items()},
         captions={name: _CAPTIONS[name] for name in figures if name != "curve"},
         victims=len(strongest.drop_duplicates(VICTIM)),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fl_sim.files import write_text
 from results.baselines import bar
-from results.gates import doubt, unsettled
+from results.gates import SUCCESS_MSE, doubt, unsettled
 from results.statistics import (
     Statistic,
     bootstrap_interval,
@@ -45,6 +45,19 @@ SUMMARIES: tuple[tuple[str, str, Statistic], ...] = (
     ("update_rmse", "update_rmse", median),
 )
 """Privacy columns: name, the score it sums up, and how."""
+
+VERDICTS: dict[str, str] = {
+    "leaks": f"half of the victims or more are recovered (MSE below {SUCCESS_MSE:g}) or identified",
+    "partly leaks": "the median picture is closer than any featureless one, or more than a tenth "
+    "of the victims are identified",
+    "nothing found": "the attack is shown to work, and found nothing",
+    "not established": "nothing was found, but the attack is not shown to work: never read it as "
+    "private",
+}
+"""What each verdict means; every table, page and document takes the words from here."""
+
+STAR = "the attack is not shown to work on enough victims: a better one may find more"
+"""What a star at a verdict means."""
 
 CONTROL_RATIO = 1.25
 """Update errors within this ratio count as equal."""
@@ -183,19 +196,10 @@ def against_control(table: pd.DataFrame, strongest: pd.DataFrame) -> pd.DataFram
 
 
 def verdict(row: "pd.Series") -> str:
-    """Say in a word what the strongest attack shows.
+    """Say in a word of `VERDICTS` what the strongest attack shows.
 
     What was found is found, whatever the gates say; that nothing was found counts only where
     they are passed.
-
-    ``leaks``
-        Half of the victims or more are recovered, or identified among the public images.
-    ``partly leaks``
-        Closer than the best featureless picture, or more than a tenth identified.
-    ``nothing found``
-        By this suite, and every gate is passed.
-    ``not established``
-        Nothing was found, but a gate is not passed: never to be read as private.
     """
     if max(row["success_rate"], row["identified_rate"]) >= 0.5:
         return "leaks"
@@ -207,6 +211,12 @@ def verdict(row: "pd.Series") -> str:
 def starred(row: "pd.Series") -> str:
     """Return a row's verdict as it is shown: with a star where the figures are not established."""
     return str(row["verdict"]) + ("" if row["established"] else "*")
+
+
+def definitions(results: pd.DataFrame) -> dict[str, str]:
+    """Return what the verdicts of some results mean, and the star where one is shown."""
+    shown = {word: text for word, text in VERDICTS.items() if word in set(results["verdict"])}
+    return shown if results["established"].all() else shown | {"*": STAR}
 
 
 def paper_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -258,7 +268,7 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def print_results(results: pd.DataFrame, console: Console) -> None:
-    """Print the results as wide as the console is, and why what is not established is not.
+    """Print the results as wide as the console is, their doubts, and what the verdicts mean.
 
     Those of a study with axes, whose columns come first, are one table for each of its points.
     """
@@ -270,6 +280,8 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
         console.print(terminal_table(point, console.width))
         for _, row in point[~point["established"]].iterrows():
             console.print(Text(f"* {row['quantizer']}: not established, {row['doubt']}"))
+    for word, meaning in definitions(results).items():
+        console.print(Text(f"{word}: {meaning}"))
 
 
 def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:

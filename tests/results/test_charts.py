@@ -72,6 +72,19 @@ def test_hollow_points_are_not_established():
     assert "failed to optimise" in trace(figure, "not established").hovertext[0]
 
 
+def test_a_leak_that_is_not_established_has_a_star_and_is_hollow():
+    half = pd.concat([SIGN.assign(recovered=True)[:6], SIGN.assign(masked=True)[6:]])
+    scores = study(NONE, half)
+    baselines = BASELINES.assign(psnr=7.0, ssim=0.1, identified=0.0)
+    figure, _ = charts.curve(table(scores, history(none=[0.9], sign=[0.8])), scores, baselines)
+    leaks = trace(figure, "leaks")
+    assert list(leaks.marker.symbol) == ["circle", "circle-open"]
+    assert [text.split("<br>")[0] for text in leaks.hovertext] == [
+        "<b>none</b>: leaks",
+        "<b>sign</b>: leaks*",
+    ]
+
+
 def test_training_counts_the_bytes_one_client_sent():
     figure = charts.training(history(none=[0.5, 0.7]))
     line = figure.data[0]

@@ -3,6 +3,7 @@ import pytest
 
 from results.exports import FORMATS, export
 from results.run_reader import RunReader
+from results.tables import STAR, VERDICTS
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
@@ -30,13 +31,18 @@ def test_tables_for_papers(graded_run):
     assert {line.count("|") for line in lines[:5]} == {13}
     assert lines[5:] == [
         "",
-        "\\* `sign`: not established, the attack failed to optimise on 100% of the victims.",
+        f"- leaks: {VERDICTS['leaks']}.",
+        f"- not established: {VERDICTS['not established']}.",
+        f"- \\*: {STAR}.",
+        "- \\* `sign`: not established, the attack failed to optimise on 100% of the victims.",
     ]
     text = latex.read_text()
     assert text.count(r"\\") == 1 + 3
     assert r"& identified \% &" in text
     assert "uniform:bits=4 & 60.5 [60.0, 61.0] & +0.0 [+0.0, +0.0]" in text
     assert "not established*" in text
+    assert rf"\emph{{leaks}}: {VERDICTS['leaks']}. \emph{{not" in text
+    assert rf"\emph{{*}}: {STAR}." in text
 
 
 def test_an_unknown_format_writes_nothing(graded_run, tmp_path):

@@ -5,6 +5,7 @@ from PIL import Image
 
 from results.curves import save_figure
 from results.gallery import GalleryRow, gallery_figure, picture
+from results.tables import STAR
 
 
 def test_pictures_are_clamped_before_they_become_bytes():
@@ -45,4 +46,17 @@ def test_forty_quantizers_fit(tmp_path):
     ]
     save_figure(gallery_figure(truth, ["a", "b"], rows), tmp_path / "gallery.png")
     with Image.open(tmp_path / "gallery.png") as image:
-        assert image.height == pytest.approx(120 * (1.27 * 41 + 0.1), abs=2)
+        assert 120 * (1.27 * 41 + 0.1) < image.height < 120 * (1.27 * 41 + 1)
+
+
+@pytest.mark.parametrize("starred", [True, False])
+def test_a_star_is_drawn_and_explained_where_there_is_one(starred):
+    truth = torch.rand(2, 1, 8, 8)
+    rows = [
+        GalleryRow("none", "leaks", "leaks", truth, [0.1, 0.2]),
+        GalleryRow("sign", "leaks", "leaks" + "*" * starred, truth, [0.1, 0.2]),
+    ]
+    texts = [text.get_text() for text in gallery_figure(truth, ["a", "b"], rows).axes[0].texts]
+    assert "none\nleaks" in texts
+    assert ("sign\nleaks*" in texts) is starred
+    assert (f"* {STAR}" in [" ".join(text.split()) for text in texts]) is starred

@@ -14,6 +14,8 @@ from fl_sim.settings import SettingsError, dump_settings
 from results.pictures import affordable_victims, png, victim_cards
 from results.report import compare, sentence, write_report
 from results.run_reader import RunReader, random_victims
+from results.study_reader import run_gallery
+from results.tables import STAR, VERDICTS
 from tests.results.conftest import graded, small_settings, write_run
 
 
@@ -60,6 +62,33 @@ def test_the_page_has_verdicts_threat_model_setting_and_provenance(page):
     assert "Not established: the attack failed to optimise on 100% of the victims" in text
     assert "run_simulation.py reproduce" in text
     assert "quantizers = [" in text
+
+
+def partly_failed(
+    images: torch.Tensor, labels: torch.Tensor, quantizer: str, attack: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The truth, but noise for the victims of `sign` whose label is 0, 1 or 2."""
+    return graded(images, labels, quantizer if labels[0] < 3 else "none", attack)
+
+
+def test_a_leak_has_a_star_on_page_and_gallery_where_the_attack_failed_on_some(tmp_path):
+    changes = {"quantizers": ["none", "sign"], "training": {"rounds": 2, "batch_size": 1}}
+    run = RunReader(write_run(tmp_path / "run", small_settings(**changes), partly_failed).root)
+    assert run.results["verdict"].tolist() == ["leaks", "leaks"]
+    write_report(run, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert re.findall(r'data-verdict="leaks">(.*?)<', html) == ["leaks", "leaks*"]
+    assert f"<dt>*</dt><dd>{STAR}</dd>" in html
+    figure = run_gallery(run)
+    assert figure is not None
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert {"none\nleaks", "sign\nleaks*"} <= set(labels)
+
+
+def test_the_page_defines_the_verdicts_it_shows(page):
+    shown = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
+    words = ("leaks", "not established")
+    assert shown == [*((word, VERDICTS[word]) for word in words), ("*", STAR)]
 
 
 def test_every_quantizer_has_a_row_and_every_chart_a_name(page):

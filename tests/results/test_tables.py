@@ -5,9 +5,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from results.curves import VERDICT_STYLE
 from results.statistics import median
 from results.tables import (
     COLUMNS,
+    STAR,
+    VERDICTS,
     mark_strongest,
     paper_table,
     print_results,
@@ -253,6 +256,11 @@ def test_verdicts(success, identified, mse, established, word):
         "established": established,
     }
     assert verdict(pd.Series(row)) == word
+    assert word in VERDICTS
+
+
+def test_every_verdict_has_a_colour():
+    assert list(VERDICT_STYLE) == list(VERDICTS)
 
 
 def test_the_same_table_gives_the_same_bytes(tmp_path):
@@ -275,6 +283,10 @@ def test_the_printed_table_fits_the_terminal_and_names_doubts(width):
     assert max(len(line) for line in text.splitlines()) <= width
     assert "not established*" in text
     assert "sign: not established, the attack failed to optimise on 100%" in text
+    words = " ".join(text.split())
+    assert f"leaks: {VERDICTS['leaks']} not established: {VERDICTS['not established']}" in words
+    assert f"*: {STAR}" in words
+    assert "nothing found:" not in words
     assert ("SSIM" in text) is (width == 120)
     assert "4,000" in text
 
