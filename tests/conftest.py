@@ -1,5 +1,6 @@
 """Shared fixtures: the real images beside the checkout, and one torch thread a process."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("../shared/data with CIFAR-10 and MNIST images is not beside the checkout")
     return SHARED_DATA
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say in one line what was skipped, and why."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        told = "; ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"skipped: {told}")
