@@ -16,6 +16,8 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -134,6 +136,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false where a number is meant; Python takes them for 1 and 0."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        wants = cls.model_fields[info.field_name or ""].annotation
+        if wants is not bool and any(type(one) is bool for one in values):
+            raise SettingsError(str(info.field_name), value, "true or false is not allowed here")
+        return value
 
 
 class DataSettings(_Section):
@@ -325,6 +337,12 @@ def option_fields() -> dict[str, tuple[str | None, FieldInfo]]:
     return options
 
 
+def _option(name: str, value: object) -> tuple[str | None, FieldInfo]:
+    if name not in option_fields():
+        raise SettingsError(name, value, f"no such setting{nearest(name, option_fields())}")
+    return option_fields()[name]
+
+
 def is_axis(name: str) -> bool:
     """Return whether a setting may have several values: one that changes results and is no list."""
     section, field = option_fields()[name]
@@ -371,7 +389,7 @@ def read_tree(
 
 def set_leaf(tree: dict[str, Any], name: str, value: object) -> None:
     """Set a value of a plain tree by the leaf name of its setting."""
-    section = option_fields()[name][0]
+    section = _option(name, value)[0]
     target = tree if section is None else tree.setdefault(section, {})
     if not isinstance(target, dict):
         raise SettingsError(str(section), target, "a table of settings")
@@ -469,7 +487,7 @@ def _plain(value: object) -> object:
 
 def _several(name: str, value: object) -> object:
     """Read text with commas as the values of an axis; a path may have commas of its own."""
-    field = option_fields()[name][1]
+    field = _option(name, value)[1]
     if (
         isinstance(value, str)
         and "," in value

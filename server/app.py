@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.files import write_text
 from fl_sim.runs import RunFolder, training_key
-from fl_sim.settings import Settings, load_settings
+from fl_sim.settings import Settings, SettingsError, load_settings
 from fl_sim.trials import Trial, trials_of
 from server.reception import RoundFailedError
 from server.training import HistoryRow, find_nodes, train_trial
@@ -64,6 +64,12 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
         log.info("trained %s", trial.name, extra=facts | {"event": "trained"})
 
 
+def check_data(settings: Settings) -> None:
+    """Raise `SettingsError` where the data of a trial cannot be loaded and dealt as asked."""
+    for trial in trials_of(settings):
+        _ = trial.federation
+
+
 def write_history(settings: Settings, folder: RunFolder) -> None:
     """Gather the histories of all finished trials in ``history.csv``."""
     stream = io.StringIO()
@@ -86,13 +92,27 @@ def main(grid: Grid, context: Context) -> None:
 
     ``study`` and ``out`` are paths (absolute ones, since Flower runs a copy of the app); every
     other key is a setting in kebab-case, e.g. ``batch-size``, or one of Flower's own names.
+    A number or boolean is read as its text is. What is raised ends Flower's run as failed.
     """
-    config = {key: value for key, value in context.run_config.items() if value != ""}
-    study, out = config.pop("study", None), config.pop("out", "runs/flower")
-    overrides = {_FLOWER_CONFIG.get(k, k.replace("-", "_")): v for k, v in config.items()}
-    settings = load_settings(Path(str(study)) if study else None, overrides)
-    folder = RunFolder(Path(str(out)))
+    config = {key: str(value) for key, value in context.run_config.items() if value != ""}
+    folder = RunFolder(Path(config.pop("out", "runs/flower")))
+    try:
+        settings = _read_config(config)
+    except SettingsError as error:
+        log.error("the run config cannot be used: %s", error, extra={"event": "refused"})
+        raise
     folder.create(settings)
     train_study(grid, settings, folder, on_round=lambda *_: None)
     write_history(settings, folder)
+    failed = [t.name for t in trials_of(settings) if folder.finished(t, settings) is None]
+    if failed:
+        raise RoundFailedError(f"{len(failed)} trial(s) could not be trained: {', '.join(failed)}")
     print(f"results are in {folder.root.resolve()}")
+
+
+def _read_config(config: dict[str, str]) -> Settings:
+    study = config.pop("study", None)
+    overrides = {_FLOWER_CONFIG.get(k, k.replace("-", "_")): v for k, v in config.items()}
+    settings = load_settings(Path(study) if study else None, overrides)
+    check_data(settings)
+    return settings

@@ -13,7 +13,7 @@ from fl_sim.runs import RunFolder
 from fl_sim.settings import Settings, SettingsError
 from fl_sim.study import Study
 from fl_sim.trials import Trial, trials_of
-from server.app import build_server_app, write_history
+from server.app import build_server_app, check_data, write_history
 from server.audit import AttackJob, audit_jobs, check_attacks, run_jobs
 from server.lost_workers import WorkerLostError
 from server.workers import run_tasks
@@ -37,8 +37,7 @@ def check_study(study: Study) -> None:
         raise SettingsError("device", "cuda", "cpu, as torch finds no GPU here")
     for point in study.points:
         check_attacks(point.settings.audit)
-        for trial in trials_of(point.settings):
-            _ = trial.federation
+        check_data(point.settings)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_sim.settings import Settings, SettingsError, dump_settings, load_settings, split_list
+from fl_sim.settings import (
+    Settings,
+    SettingsError,
+    dump_settings,
+    load_settings,
+    parse_settings,
+    set_leaf,
+    split_list,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -111,3 +119,14 @@ def test_a_byte_order_mark_and_single_numbers_are_read(tmp_path):
     path.write_text("seeds = 3\n[audit]\nobserve = [1]\n", encoding="utf-8-sig")
     settings = load_settings(path, {})
     assert (settings.seeds, settings.audit.observe) == ((3,), ("1",))
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_size", "server_learning_rate", "seeds", "observe", "model"]
+)
+@pytest.mark.parametrize("value", [True, [True]])
+def test_true_is_no_number(name, value):
+    tree = {}
+    set_leaf(tree, name, value)
+    with pytest.raises(SettingsError, match=rf"{name} = \[?True"):
+        parse_settings(tree)

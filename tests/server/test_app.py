@@ -10,8 +10,9 @@ from flwr.serverapp import ServerApp
 
 from clients.app import app as client_app
 from fl_sim.engines import LocalGrid
-from fl_sim.settings import SettingsError
+from fl_sim.settings import SettingsError, load_settings
 from server.app import app as server_app
+from server.reception import RoundFailedError
 from server.training import find_nodes
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
@@ -48,6 +49,44 @@ def test_flower_run_trains_what_its_run_config_says(tmp_path):
 def test_a_run_config_that_cannot_be_used_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="batch_size = '0'"):
         run({"batch-size": "0", "out": str(tmp_path / "out")})
+
+
+def test_numbers_in_a_run_config_are_read_as_their_text_is(tmp_path):
+    config = {"clients": 2, "num-server-rounds": 1, "quantizers": "sign", "learning-rate": 0.01}
+    out = tmp_path / "out"
+    run({**config, "seeds": 3, "observe": 1, "limit": 50, "fixed-batch": True, "out": str(out)})
+    settings = load_settings(out / "settings.toml", {})
+    assert (settings.seeds, settings.audit.observe, settings.data.limit) == ((3,), ("1",), 50)
+    assert settings.training.fixed_batch
+    assert settings.training.server_learning_rate == 0.01
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"batch-size": True}, "batch_size = 'True'"),
+        ({"study": 0}, "study = '0': cannot be read"),
+        ({"clients": 5000}, "clients = 5000: at most"),
+        ({"bach-size": 2}, "bach_size = '2': no such setting; did you mean 'batch_size'"),
+    ],
+)
+def test_what_a_run_config_cannot_be_is_logged_in_one_line_and_ends_the_run(
+    tmp_path, caplog, config, words
+):
+    with pytest.raises(SettingsError, match=words):
+        run({**config, "out": str(tmp_path / "out")})
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_that_fails_ends_the_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RoundFailedError("no update could be used")
+
+    monkeypatch.setattr("server.app.train_trial", fail)
+    with pytest.raises(RoundFailedError, match=r"1 trial.*sign"):
+        run({"clients": 2, "quantizers": "sign", "out": str(tmp_path / "out")})
 
 
 def test_nodes_that_do_not_come_up_are_missed_in_time():
