@@ -120,6 +120,7 @@ class DpGaussian(Noisy):
     def __post_init__(self) -> None:
         positive("clip", self.clip)
         positive("noise", self.noise)
+        positive("clip * noise", self.noise_scale)
 
     @property
     def noise_scale(self) -> float:

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fl_sim.suggestions import one_of
 
+_SMALLEST, _LARGEST = 1e-30, 1e30  # of scales: what float32 holds, with room for what they scale
 NOT_A_PARAMETER = {"parameter": False}  # metadata of a field that no ``name=value`` sets
 
 
@@ -15,9 +16,10 @@ def within(name: str, value: float, low: float, high: float) -> None:
 
 
 def positive(name: str, value: float) -> None:
-    """Refuse a number that is not finite and above zero."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}={show(value)} is not allowed; give a number above 0.")
+    """Refuse a number that is not above zero, or that float32 cannot reckon with."""
+    if not _SMALLEST <= value <= _LARGEST:
+        allowed = f"a number above 0, from {show(_SMALLEST)} to {show(_LARGEST)}"
+        raise ValueError(f"{name}={show(value)} is not allowed; give {allowed}.")
 
 
 def show(value: object) -> str:
