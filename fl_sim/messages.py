@@ -1,6 +1,7 @@
 """Updates and payloads as Flower records: the only place that knows the record layout."""
 
 import secrets
+import sys
 
 import torch
 from flwr.app import (
@@ -19,6 +20,7 @@ from fl_sim.trials import Trial
 from fl_sim.updates import Layout, Update
 
 PAYLOAD, PAYLOAD_TYPE = "payload", "fl_sim.payload"
+EXAMPLES = "num-examples"
 _VECTOR_TYPE = "fl_sim.float32"
 _NONCE, _PARTITION, _FACTS = "nonce", "partition-id", "facts"
 
@@ -83,7 +85,7 @@ def update_reply(vector: Tensor, examples: int, instruction: Message) -> Message
     """Return a client's reply with its update as computed; only the quantizing mod sees it."""
     content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
         "arrays": _record("update", _array(vector)),
-        "metrics": MetricRecord({"num-examples": examples}),
+        "metrics": MetricRecord({EXAMPLES: examples}),
     }
     return Message(RecordDict(content), reply_to=instruction)
 
@@ -148,19 +150,21 @@ def read_payload(reply: Message, layout: Layout) -> Payload:
     return Payload.from_bytes(array.data, layout)
 
 
-def examples_of(reply: Message) -> int:
-    """Return the number of examples a reply claims.
+def weight_of(reply: Message, key: str = EXAMPLES) -> float:
+    """Return what a reply says it weighs in an average: the metric ``key`` of its one record.
 
     Raises
     ------
     PayloadError
-        If it is missing or not a positive integer.
+        If it is missing or not a positive number, of examples not a whole one.
     """
-    record = reply.content.get("metrics")
-    count = record.get("num-examples") if isinstance(record, MetricRecord) else None
-    if type(count) is not int or count < 1:
-        raise PayloadError(f"The reply claims {count!r} examples.")
-    return count
+    records = list(reply.content.metric_records.values())
+    weight = records[0].get(key) if len(records) == 1 else None
+    kinds = (int,) if key == EXAMPLES else (int, float)
+    if type(weight) not in kinds or not 0 < weight <= sys.maxsize:  # type: ignore[operator]
+        what = "examples" if key == EXAMPLES else f"as {key!r}"
+        raise PayloadError(f"The reply claims {weight!r} {what}.")
+    return weight  # type: ignore[return-value]
 
 
 def partition_query(node_id: int) -> Message:

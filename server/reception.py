@@ -1,21 +1,18 @@
 """Where replies come in: what was agreed is opened, everything else is refused and reported."""
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message
 
-from fl_sim.messages import examples_of, nonce_of, partition_of, read_payload, set_nonce
+from fl_sim.messages import EXAMPLES, nonce_of, partition_of, read_payload, set_nonce, weight_of
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.payload import Payload, PayloadError
 from fl_sim.updates import Layout, Update, all_finite
 
 log = logging.getLogger("fl_sim.server")
-
-ANY_COUNT = range(1, sys.maxsize)
 
 
 class RoundFailedError(RuntimeError):
@@ -28,7 +25,7 @@ class Received:
 
     partition: int
     payload: Payload
-    examples: int
+    weight: float
 
 
 class Reception:
@@ -44,22 +41,26 @@ class Reception:
         Of the trial or app, for reports.
     quantizer : str, optional
         Spec that was agreed; any if absent.
-    examples : range
+    examples : range, optional
         Numbers of examples a client may claim; they are what averages are weighted by.
     partitions : dict[int, int], optional
         Partition of each node id. If absent, the first one that a node claims is its own.
+    weighted_by : str
+        Metric of a reply that averages are weighted by, where it is not the number of examples.
     """
 
     def __init__(
         self,
         name: str,
         quantizer: str | None = None,
-        examples: range = ANY_COUNT,
+        examples: range | None = None,
         partitions: dict[int, int] | None = None,
+        weighted_by: str = EXAMPLES,
     ) -> None:
         self.name = name
         self.quantizer = None if quantizer is None else parse_quantizer(quantizer)
         self.examples = examples
+        self.weighted_by = weighted_by
         self._fixed = partitions is not None
         self._partitions = {} if partitions is None else dict(partitions)
         self._layout: Callable[[Message], Layout] = lambda _: Layout(())
@@ -100,11 +101,11 @@ class Reception:
         payload = read_payload(reply, self._layout(reply))
         if self.quantizer is not None and payload.spec != self.quantizer.spec:
             raise PayloadError(f"it was quantized with {payload.spec!r}, not as agreed")
-        examples = examples_of(reply)
-        if examples not in self.examples:
+        weight = weight_of(reply, self.weighted_by)
+        if self.examples is not None and weight not in self.examples:
             allowed = f"{self.examples.start} to {self.examples.stop - 1}"
-            raise PayloadError(f"it claims {examples} examples, but {allowed} are agreed")
-        return Received(partition, payload, examples)
+            raise PayloadError(f"it claims {weight} examples, but {allowed} are agreed")
+        return Received(partition, payload, weight)
 
     def usable(
         self, server_round: int, replies: Iterable[Message]
@@ -152,7 +153,8 @@ class Reception:
 
     def report(self, server_round: int, reply: Message, reason: str) -> None:
         """Say that a reply is dropped, and why."""
-        partition = self._partitions.get(reply.metadata.src_node_id, "unknown")
+        node = reply.metadata.src_node_id
+        partition = self._partitions.get(node, f"unknown of node {node}")
         text = "dropped the reply of partition %s: %s"
         self._log(server_round, partition, text, partition, reason)
 

@@ -99,11 +99,11 @@ class QuantizedAveraging(Strategy):
         for reply, received in self.reception.usable(server_round, replies):
             with self.reception.refusing(server_round, reply):
                 update = self.reception.decode(received.payload)
-                total.add_(update.vector, alpha=received.examples)
+                total.add_(update.vector, alpha=received.weight)
                 used.append(received)
         if not used:
             raise self.reception.failure(server_round)
-        self.weights.grad = (total / sum(received.examples for received in used)).float()
+        self.weights.grad = (total / sum(received.weight for received in used)).float()
         self.optimizer.step()
         metrics: dict[str, int | float | list[int] | list[float]] = {
             "uplink-bytes": sum(received.payload.nbytes for received in used),

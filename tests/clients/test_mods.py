@@ -6,11 +6,11 @@ from fl_sim.data import private_batch
 from fl_sim.engines import LocalGrid
 from fl_sim.messages import (
     arrays_of,
-    examples_of,
     read_payload,
     set_nonce,
     train_config,
     train_instruction,
+    weight_of,
 )
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.settings import load_settings
@@ -38,7 +38,7 @@ def test_a_client_sends_its_update_quantized_and_nothing_else():
     reply = ask(LocalGrid(app, 3), trial, 5, weights, node=1)
     payload = read_payload(reply, flat_model(trial.model_spec).layout)
     assert payload.spec == "uniform:bits=8"
-    assert examples_of(reply) == 2
+    assert weight_of(reply) == 2
     assert list(reply.content.array_records["arrays"]) == ["payload"]
     assert list(reply.content.metric_records["metrics"]) == ["num-examples"]
     assert set(reply.content.config_records["facts"]) == {"nonce", "partition-id"}

@@ -5,7 +5,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fl_sim.engines import LocalGrid
 from fl_sim.messages import (
     arrays_of,
-    examples_of,
     pack_reply,
     read_payload,
     read_task,
@@ -15,6 +14,7 @@ from fl_sim.messages import (
     train_config,
     train_instruction,
     update_reply,
+    weight_of,
     weights_of,
 )
 from fl_sim.models import ModelSpec
@@ -53,7 +53,7 @@ def test_weights_and_updates_cross_bit_for_bit(instruction):
     assert torch.equal(weights_of(arrays_of(vector)), vector)
     reply = update_reply(vector, 3, instruction)
     assert torch.equal(read_update(reply, flat_model(DLG).layout).vector, vector)
-    assert examples_of(reply) == 3
+    assert weight_of(reply) == 3
 
 
 DLG_SIZE = 15_826
@@ -98,4 +98,4 @@ def test_replies_that_are_not_one_packed_payload_are_refused(instruction):
 def test_claims_of_no_examples_are_refused(instruction, count):
     metrics = {} if count is None else {"num-examples": count}
     with pytest.raises(PayloadError, match="examples"):
-        examples_of(reply_with(instruction, {"metrics": MetricRecord(metrics)}))
+        weight_of(reply_with(instruction, {"metrics": MetricRecord(metrics)}))

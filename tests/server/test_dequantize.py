@@ -199,6 +199,20 @@ def listed_metrics(hostile):
     hostile.last["metrics"]["train_loss"] = [0.5, 0.5]
 
 
+def long_count(hostile):
+    hostile.last["metrics"]["train_loss"] = 10**400
+
+
+def metrics_elsewhere(hostile):
+    hostile.last["more"] = hostile.last["metrics"]
+    del hostile.last["metrics"]
+
+
+def arrays_elsewhere(hostile):
+    hostile.last["more"] = hostile.arrays()
+    del hostile.last["arrays"]
+
+
 def empty_topk(hostile):
     layout = hostile.strategy.reception.open(hostile.replies[2]).payload.layout
     raw = Payload("topk:keep=1e-300", b"", layout).to_bytes()
@@ -237,6 +251,9 @@ def steal_partition(hostile):
         (odd_metrics, "metrics"),
         (infinite_metrics, "metrics"),
         (listed_metrics, "metrics"),
+        (long_count, "reply of partition 2"),
+        (metrics_elsewhere, "metrics"),
+        (arrays_elsewhere, "records"),
         (empty_topk, "reply of partition 2"),
         (true_partition, "does not say which partition"),
         (another_quantizer, "not as agreed"),
@@ -255,6 +272,63 @@ def test_a_client_that_misbehaves_is_refused_and_reported(spoil, reason, caplog)
     assert reason in caplog.text
     for key, array in expected.items():
         assert np.array_equal(arrays[key].numpy(), array.numpy())
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"metrics": MetricRecord({"accuracy": [0.5, 0.5], "num-examples": 6})},
+        {"metrics": MetricRecord({"accuracy": float("nan"), "num-examples": 6})},
+        {"metrics": MetricRecord({"accuracy": 10**400, "num-examples": 6})},
+        {"metrics": MetricRecord({"accuracy": 0.5, "num-examples": -12})},
+        {"metrics": MetricRecord({"accuracy": 0.5})},
+        {"more": MetricRecord({"accuracy": 0.5, "num-examples": 6})},
+        {},
+    ],
+)
+def test_a_client_that_spoils_an_evaluation_is_refused_and_the_others_count(spoilt, caplog):
+    strategy = HonestButCurious(FedAvg(), "unused", rounds=[])
+    grid = LocalGrid(make_app(Quantize("none")), 3)
+    messages = strategy.configure_evaluate(1, start(), ConfigRecord(), grid)
+    replies = list(grid.send_and_receive(messages))
+    replies[0].content = RecordDict(spoilt)
+    with caplog.at_level(logging.WARNING, "fl_sim"):
+        metrics = strategy.aggregate_evaluate(1, replies)
+    assert metrics["accuracy"] == 0.5
+    assert f"node {replies[0].metadata.src_node_id}" in caplog.text
+    for reply in replies:
+        reply.content = RecordDict()
+    assert strategy.aggregate_evaluate(1, replies) is None
+
+
+def dp(strategy):
+    return DifferentialPrivacyServerSideFixedClipping(strategy, 0.0, 1e6, 3)
+
+
+@pytest.mark.parametrize("wrap", [lambda strategy: strategy, dp])
+def test_metrics_may_have_any_name_and_averages_any_weight(wrap):
+    class Renamed:
+        """Call the metrics of a reply what an app likes, and weigh clients by 0.5, 1 and 1.5."""
+
+        def __call__(self, message, context, call_next):
+            reply = call_next(message, context)
+            reply.content["mine"] = MetricRecord(
+                {"loss": 1.0, "weight": (context.node_config["partition-id"] + 1) / 2}
+            )
+            del reply.content["metrics"]
+            return reply
+
+    def averaged(strategy, *mods):
+        return strategy.start(LocalGrid(make_app(*mods), 3), start(), num_rounds=1)
+
+    def make():
+        return wrap(FedAvg(fraction_evaluate=0.0, weighted_by_key="weight"))
+
+    alone = averaged(make(), Renamed())
+    found = averaged(Dequantize(make()), Quantize("none"), Renamed())
+    for name, array in alone.arrays.items():
+        np.testing.assert_allclose(found.arrays[name].numpy(), array.numpy(), atol=1e-5)
+    assert found.train_metrics_clientapp[1]["loss"] == pytest.approx(1)
 
 
 def test_a_round_in_which_all_misbehave_raises():
