@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
+from fl_sim.interrupts import keeping_signals
 from fl_sim.settings import EngineSettings
 
 _CLIENT_APP_ERROR = 0  # Flower's ErrorCode.UNKNOWN
@@ -232,12 +233,32 @@ def _run_local(server_app: ServerApp, client_app: ClientApp, clients: int) -> No
 def _run_ray(server_app: ServerApp, client_app: ClientApp, clients: int, address: str) -> None:
     from flwr.simulation import run_simulation  # noqa: PLC0415 - Ray takes seconds to import
 
+    start_ray(address)
     run_simulation(
         server_app=server_app,
         client_app=client_app,
         num_supernodes=clients,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"address": address, "log_to_driver": False, "logging_level": "error"},
-        },
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )
+
+
+def start_ray(address: str) -> bool:
+    """Start Ray, or join its cluster, unless that is done; signals do what they did before.
+
+    Returns
+    -------
+    bool
+        Whether there was anything to do, and hence is to shut down.
+    """
+    import ray  # noqa: PLC0415 - Ray takes seconds to import
+
+    if ray.is_initialized():
+        return False
+    with keeping_signals():
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return True

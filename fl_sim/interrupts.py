@@ -1,20 +1,22 @@
 """End a command within seconds when it is interrupted or asked to terminate."""
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Timer
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+import psutil  # type: ignore[import-untyped]
 
 KEPT = "what was finished stays, the same command goes on"
 """What a command that ends early tells its user."""
 
-_PATIENCE = (
-    1.0  # seconds to unwind in; every file is written atomically, so none need be waited for
-)
+_PATIENCE = 1.0  # seconds to unwind in; files are written atomically, so none is waited for
+_SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
 
 class Interrupted(BaseException):
@@ -44,15 +46,26 @@ def interruptible() -> Iterator[None]:
     """Raise `Interrupted` in the main thread on SIGINT, SIGTERM and SIGHUP.
 
     Whatever still waits after a second, for a client or a cluster say, is left: the process and
-    its workers then end at once. So they do at a second signal.
+    all it started then end at once. So they do at a second signal. Under ``nohup`` a SIGHUP stays
+    ignored.
     """
-    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
-    former = {one: signal.signal(one, _raise) for one in signals}
+    with keeping_signals():
+        for one in _SIGNALS:
+            if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN:
+                signal.signal(one, _raise)
+        yield
+
+
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """Give back, at the end of the block, what signals did before: Ray takes SIGTERM for itself."""
+    former = {one: signal.getsignal(one) for one in _SIGNALS}
     try:
         yield
     finally:
-        for one, handler in former.items():
-            signal.signal(one, handler)
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            for one, handler in former.items():
+                signal.signal(one, handler)
 
 
 def end_workers() -> None:
@@ -63,18 +76,22 @@ def end_workers() -> None:
 
 def _raise(signum: int, frame: FrameType | None) -> None:
     del frame
+    logging.disable()  # what fails because it ends is no news
     request = Interrupted(signum)
-    for one in (signal.SIGINT, signal.SIGTERM):
+    for one in _SIGNALS:
         signal.signal(one, lambda *_: _end(request))
-    deadline = Timer(_PATIENCE, _end, [request])
+    deadline = threading.Timer(_PATIENCE, _end, [request])
     deadline.daemon = True
     deadline.start()
     raise request
 
 
 def _end(request: Interrupted) -> None:
-    """End this process and its workers now."""
-    end_workers()
+    """End this process and all it started, a local cluster among it, now."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
+                process.kill()  # that one ends by itself, once it has deleted what is left
     sys.stdout.flush()
     request.announce()
     os._exit(request.status)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from fl_sim.engines import start_ray
 from fl_sim.interrupts import Interrupted, end_workers
 from fl_sim.logs import collected, replay
 from fl_sim.settings import EngineSettings
@@ -128,9 +129,7 @@ def _on_ray(
 ) -> Iterator[tuple[Task, Result]]:
     import ray  # noqa: PLC0415 - Ray takes seconds to import
 
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    started = start_ray(address)
 
     @ray.remote(num_cpus=1, num_gpus=gpus)
     def call(task: Task) -> tuple[Result, list[logging.LogRecord]]:

@@ -24,11 +24,14 @@ SMALL = [
 BEGUN = {"training": '"training"', "attacking": '"attacked"', "scoring": '"scored"'}
 """An event of the log by which a phase has begun."""
 
+ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+
 TABLES = ("results.csv", "scores.csv", "history.csv")
 
 
-def start(out: Path) -> subprocess.Popen:
-    script = [sys.executable, ROOT / "run_simulation.py", *SMALL, "--out", out]
+def start(out: Path, engine: str) -> subprocess.Popen:
+    arguments = [*SMALL, "--engine", engine, "--out", out]
+    script = [sys.executable, ROOT / "run_simulation.py", *arguments]
     return subprocess.Popen(
         script, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -56,17 +59,20 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("phase", "request_", "status", "word"),
+    ("engine", "phase", "request_"),
     [
-        ("training", signal.SIGINT, 130, "interrupted"),
-        ("attacking", signal.SIGINT, 130, "interrupted"),
-        ("attacking", signal.SIGTERM, 143, "terminated"),
-        ("scoring", signal.SIGTERM, 143, "terminated"),
+        ("local", "training", signal.SIGINT),
+        ("local", "attacking", signal.SIGINT),
+        ("local", "attacking", signal.SIGTERM),
+        ("local", "scoring", signal.SIGTERM),
+        ("ray", "training", signal.SIGINT),
+        ("ray", "training", signal.SIGTERM),
     ],
 )
-def test_an_interrupted_study_ends_and_goes_on(phase, request_, status, word, whole, tmp_path):
+def test_an_interrupted_study_ends_and_goes_on(engine, phase, request_, whole, tmp_path):
+    status, word = ENDS[request_]
     out = tmp_path / "run"
-    running = start(out)
+    running = start(out, engine)
     started = wait_for(BEGUN[phase], out, running)
     os.kill(running.pid, request_)
     _, said = running.communicate(timeout=60)
@@ -75,6 +81,7 @@ def test_an_interrupted_study_ends_and_goes_on(phase, request_, status, word, wh
         f"{word}; what was finished stays, the same command goes on"
     ]
     assert "Traceback" not in said
+    assert "ERROR" not in said
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
     assert command(*SMALL, "--out", out, "--quiet") == 0
