@@ -135,6 +135,14 @@ def _folder(out: str) -> Path:
     return Path(out)
 
 
+def _read_kept(run: Path) -> Study:
+    """Return the study of a folder; raise `SettingsError` if what it holds of people was purged."""
+    study = read_study(run)
+    for folder in study.folders(run):
+        folder.require_kept()
+    return study
+
+
 def _study_file(study: Path) -> Path:
     """Return the file of a study that is named by its path, or as one of `STUDIES`."""
     named = {path.stem: path for path in sorted(STUDIES.glob("*.toml"))}
@@ -154,7 +162,7 @@ def attack(
     verbose: Verbose = False,
 ) -> None:
     """Attack again what a run observed, with further attacks."""
-    known = read_study(run).points[0].settings.audit.attacks
+    known = _read_kept(run).points[0].settings.audit.attacks
     added = split_list(attacks) if attacks else ()
     every = tuple(dict.fromkeys((*known, *added)))
     given = {"workers": workers, "device": device, "attacks": every, "tuned": tuned}
@@ -181,7 +189,7 @@ def reproduce(
     """Make a run again from its settings, and compare every table, observation and picture."""
     from results.reproduction import differences, outputs  # noqa: PLC0415
 
-    study = read_study(run)
+    study = _read_kept(run)
     again = out or run.with_name(f"{run.resolve().name}-again")
     if again.exists():
         raise SettingsError("out", str(again), "exists already; a new folder is needed")
@@ -201,12 +209,15 @@ def status(run: RunArgument, as_json: Json = False) -> None:
 
     frame = progress(run)
     left = {step: int((frame[f"of_{step}"] - frame[step]).sum()) for step in STEPS}
-    sessions = read_sessions(read_study(run).folders(run)[0])
+    folders = read_study(run).folders(run)
+    purged = {str(folder.root): folder.purged for folder in folders if folder.purged}
+    sessions = read_sessions(folders[0])
     at_work = holder(run)
     if as_json:
         last = sessions[-1] if sessions else None
         rows = frame.to_dict("records")
-        _print_json({"done": rows, "left": left, "last_session": last, "at_work": at_work})
+        facts = {"purged": purged, "last_session": last, "at_work": at_work}
+        _print_json({"done": rows, "left": left, **facts})
         return
     table = Table(box=SIMPLE_HEAD)
     for column in ("point", "quantizer", *STEPS):
@@ -220,6 +231,8 @@ def status(run: RunArgument, as_json: Json = False) -> None:
     console.print(table)
     todo = ", ".join(f"{count} to be {step}" for step, count in left.items() if count)
     console.print(f"Left: {todo or 'nothing'}.", highlight=False)
+    for root, day in purged.items():
+        console.print(Text(f"{root}: purged on {day}."))
     if sessions:
         console.print(f"Last session: {describe(sessions[-1])}", highlight=False)
     if at_work:
@@ -243,7 +256,7 @@ def tune(
     from results.scoring import score_batch  # noqa: PLC0415
     from server import tuning  # noqa: PLC0415
 
-    folder, study = RunFolder(run), read_study(run)
+    folder, study = RunFolder(run), _read_kept(run)
     given = {"workers": workers, "victims": victims, "attacks": attacks}
     overrides = {name: value for name, value in given.items() if value}
     settings = load_settings(folder.settings_file, overrides)
@@ -273,7 +286,7 @@ def report(
         if name not in FORMATS:
             raise SettingsError("format", name, one_of(name, FORMATS))
     _check_tool(log_to)
-    study = read_study(run)
+    study = _read_kept(run)
     with _writing(study, run, quiet, verbose):
         _report(run)
         export(run, chosen)
@@ -300,8 +313,10 @@ def purge(
     """Delete what a run holds of people: observations, reconstructions, pictures; keep tables."""
     from fl_sim import purge as private  # noqa: PLC0415
 
-    with read_study(run).locked(run):
-        paths = private.private_paths(run)
+    study = read_study(run)
+    roots = [run, *(folder.root for folder in study.folders(run))]
+    with study.locked(run):
+        paths = private.private_paths(roots)
         for path in paths:
             print(path)
         if not paths:

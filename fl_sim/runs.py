@@ -64,6 +64,16 @@ class RunFolder:
         """Scores of each reconstructed file."""
         return self.root / "scores"
 
+    @property
+    def purged_file(self) -> Path:
+        """The day on which `fl_sim.purge.purge` deleted what the run held of people."""
+        return self.root / "purged.txt"
+
+    @property
+    def purged(self) -> str:
+        """The day of the purge, ``2026-01-31``; empty if there was none since the last training."""
+        return self.purged_file.read_text().strip() if self.purged_file.exists() else ""
+
     def trial_file(self, trial: Trial) -> Path:
         """Return the history of one finished trial; it is written last, so it marks the end."""
         return self.root / "training" / f"{trial.name}.json"
@@ -102,8 +112,9 @@ class RunFolder:
             shutil.rmtree(made, ignore_errors=True)
 
     def create(self, settings: Settings) -> None:
-        """Make the folder and write the resolved settings."""
+        """Make the folder and write the resolved settings; what was purged may be made again."""
         write_text(self.settings_file, dump_settings(settings))
+        self.purged_file.unlink(missing_ok=True)
 
     def settings(self) -> Settings:
         """Return the settings this run was made with."""
@@ -114,6 +125,12 @@ class RunFolder:
         """Raise `SettingsError` if this is not the folder of a run or study."""
         if not self.settings_file.is_file():
             raise SettingsError("run", str(self.root), "is not the folder of a run")
+
+    def require_kept(self) -> None:
+        """Raise `SettingsError` if the run was purged since it was trained."""
+        if self.purged:
+            reason = f"purged on {self.purged}; its tables stay, the rest needs a new training"
+            raise SettingsError("run", str(self.root), reason)
 
 
 def training_key(trial: Trial, settings: Settings) -> str:

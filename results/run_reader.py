@@ -73,12 +73,13 @@ class RunReader:
     Raises
     ------
     SettingsError
-        If the folder is not that of a run.
+        If the folder is not that of a run, or was purged.
     """
 
     def __init__(self, root: Path, *, keep: bool = False) -> None:
         self.keep = keep
         self.folder = RunFolder(root)
+        self.folder.require_kept()
         self.settings = self.folder.settings()
         self.trials = trials_of(self.settings)
 
