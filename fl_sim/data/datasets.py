@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.data.folders import Pixels, class_names, read_classes
+from fl_sim.data.idx import find_idx, read_idx
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.settings import DataSettings, SettingsError
 
@@ -136,18 +137,42 @@ def _load_torchvision(name: str, root: Path) -> tuple[Images, Images, tuple[str,
         "fashion_mnist": tv.FashionMNIST,
         "cifar10": tv.CIFAR10,
         "cifar100": tv.CIFAR100,
+        "svhn": tv.SVHN,
     }
+    kind = kinds[name]
+    folder = find_idx(root, kind.__name__) if issubclass(kind, tv.MNIST) else None
+    if folder is not None:
+        train, test = (_from_idx(folder, split) for split in ("train", "t10k"))
+        return train, test, tuple(kind.classes)
     try:
         if name == "svhn":
-            train, test = (tv.SVHN(str(root), split, download=True) for split in ("train", "test"))
+            train, test = (kind(str(root), split, download=True) for split in ("train", "test"))
         else:
-            train, test = (_open(kinds[name], root, train) for train in (True, False))
+            train, test = (_open(kind, _home(root, kind), train) for train in (True, False))
     except (OSError, RuntimeError) as error:
         raise SettingsError(
-            "data_dir", str(root), f"has no {name!r} and it could not be downloaded ({error})"
+            "data_dir",
+            str(root),
+            f"has no {_expected(kind)} and it could not be downloaded ({error})",
         ) from error
     classes = tuple(getattr(train, "classes", map(str, range(10))))
     return _from_torchvision(train), _from_torchvision(test), classes
+
+
+def _expected(kind: Any) -> str:
+    """Return what torchvision looks for in the folder of its data."""
+    if kind.__name__ == "SVHN":
+        return "train_32x32.mat"
+    return str(getattr(kind, "base_folder", f"{kind.__name__}/raw/train-images-idx3-ubyte"))
+
+
+def _home(root: Path, kind: Any) -> Path:
+    """Return the folder that holds torchvision's own, if ``root`` is one too low or too high."""
+    own, root = _expected(kind), root.absolute()
+    if root.name == own:
+        return root.parent
+    above = None if (root / own).exists() else next(root.glob(f"*/{own}"), None)
+    return root if above is None else above.parent
 
 
 def _open(kind: Any, root: Path, train: bool) -> Any:
@@ -156,6 +181,11 @@ def _open(kind: Any, root: Path, train: bool) -> Any:
         return kind(str(root), train=train, download=False)
     except RuntimeError:
         return kind(str(root), train=train, download=True)
+
+
+def _from_idx(folder: Path, split: str) -> Images:
+    images, labels = (torch.tensor(values) for values in read_idx(folder, split))
+    return Images(images.unsqueeze(1), labels.long())
 
 
 def _from_torchvision(dataset: Any) -> Images:

@@ -1,3 +1,7 @@
+import gzip
+import pickle
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import torch
@@ -241,3 +245,106 @@ def test_an_image_too_large_to_open_is_refused_by_name(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "cat" / "0.png")
     with pytest.raises(SettingsError, match=r"0\.png.*400000000 pixels"):
         load_folder(tmp_path)
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    """Fail where a download is tried."""
+
+    def fail(*_, **__):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fail)
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+
+
+def make_mnist(folder, *, dash="-", packed=False, count=20):
+    """Write IDX files of 3 x 2 images: image ``i`` is all ``i``, of class ``i % 10``."""
+    folder.mkdir(parents=True)
+    numbers = np.arange(count, dtype=np.uint8)
+    images = np.repeat(numbers, 6).tobytes()
+    for split in ("train", "t10k"):
+        for name, shape, content in (
+            (f"{split}-images{dash}idx3-ubyte", (count, 3, 2), images),
+            (f"{split}-labels{dash}idx1-ubyte", (count,), (numbers % 10).tobytes()),
+        ):
+            header = np.array([0x800 + len(shape), *shape], ">i4").tobytes()
+            if packed:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(header + content))
+            else:
+                (folder / name).write_bytes(header + content)
+
+
+@pytest.mark.parametrize("given", ["", "MNIST", "MNIST/raw", ".."])
+@pytest.mark.parametrize(("packed", "dash"), [(False, "-"), (True, "-"), (False, ".")])
+def test_mnist_is_read_packed_or_not_and_from_a_folder_near(
+    tmp_path, no_download, given, packed, dash
+):
+    root = tmp_path / "data"
+    make_mnist(root / "MNIST" / "raw", packed=packed, dash=dash)
+    before = sorted(root.rglob("*"))
+    splits = load_splits(DataSettings(dataset="mnist", data_dir=root / given), 0)
+    assert splits.shape == (1, 3, 2)
+    assert torch.equal(splits.train.data[:, 0, 0, 0] % 10, splits.train.labels)
+    assert sorted(every_image(splits)[:, 0, 2, 1].tolist()) == sorted([*range(20)] * 2)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_the_files_of_mnist_may_lie_in_any_folder(tmp_path, no_download):
+    make_mnist(tmp_path / "some where", packed=True)
+    splits = load_splits(DataSettings(dataset="mnist", data_dir=tmp_path / "some where"), 0)
+    assert len(every_image(splits)) == 40
+
+
+@pytest.mark.parametrize("given", ["", "MNIST", "MNIST/raw"])
+def test_mnist_is_not_taken_for_fashion_mnist(tmp_path, no_download, given):
+    make_mnist(tmp_path / "MNIST" / "raw")
+    with pytest.raises(AssertionError, match="a download was tried"):
+        load_splits(DataSettings(dataset="fashion_mnist", data_dir=tmp_path / given), 0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_cut_off_idx_file_is_refused_by_name(tmp_path, no_download, packed):
+    folder = tmp_path / "MNIST" / "raw"
+    make_mnist(folder, packed=packed)
+    (path,) = folder.glob("t10k-images*")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(SettingsError, match=r"t10k-images.*is not a whole IDX file"):
+        load_splits(DataSettings(dataset="mnist", data_dir=tmp_path), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mnist", "MNIST/raw/train-images-idx3-ubyte"),
+        ("cifar10", "cifar-10-batches-py"),
+        ("cifar100", "cifar-100-python"),
+        ("svhn", "train_32x32.mat"),
+    ],
+)
+def test_where_nothing_can_be_downloaded_what_was_expected_is_named(
+    tmp_path, monkeypatch, name, expected
+):
+    def offline(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", offline)
+    with pytest.raises(SettingsError, match=f"has no {expected} and"):
+        load_splits(DataSettings(dataset=name, data_dir=tmp_path), 0)
+
+
+def make_cifar(folder):
+    """Write a CIFAR-10 of 20 grey images a split as Python reads it; what `torchvision` checks."""
+    folder.mkdir(parents=True)
+    for name in [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]:
+        batch = {"data": np.full((20, 3072), 7, np.uint8), "labels": [n % 10 for n in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+
+
+@pytest.mark.parametrize("given", ["", "cifar-10-batches-py", ".."])
+def test_cifar_is_read_from_a_folder_near(tmp_path, monkeypatch, no_download, given):
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    make_cifar(tmp_path / "data" / "cifar-10-batches-py")
+    splits = load_splits(DataSettings(dataset="cifar10", data_dir=tmp_path / "data" / given), 0)
+    assert (len(every_image(splits)), splits.shape) == (120, (3, 32, 32))
