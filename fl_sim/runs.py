@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +134,14 @@ class RunFolder:
 
 
 def training_key(trial: Trial, settings: Settings) -> str:
-    """Fingerprint all that determines a trial's history and observations."""
+    """Fingerprint all that determines a trial's history and observations.
+
+    The images count, not the folder they were read from.
+    """
+    anywhere = replace(trial, data=trial.data.model_copy(update={"data_dir": None}))
     training = settings.training.model_dump(mode="json", exclude={"timeout"})
     inputs = {
-        "trial": trial.to_json(),
+        "trial": anywhere.to_json(),
         "images": load_splits(trial.data, trial.seed).digest,
         "training": training,
         "rounds": settings.observed_rounds,

@@ -132,6 +132,11 @@ SeedList = Annotated[
 ]
 
 
+def _absolute(path: Path | None) -> Path | None:
+    """Return a path as it stands, so that it means the same wherever it is read again."""
+    return None if path is None else path.absolute()
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -152,7 +157,7 @@ class DataSettings(_Section):
     """Which images there are, and who holds them."""
 
     dataset: DatasetName = Field("digits", description="Data set; 'digits' is bundled.")
-    data_dir: Path | None = Field(
+    data_dir: Annotated[Path | None, AfterValidator(_absolute)] = Field(
         None, description="Folder of the images; torchvision data sets are downloaded to it."
     )
     test_fraction: float = Field(

@@ -133,5 +133,6 @@ def _point(tree: Mapping[str, Any], values: Mapping[str, object]) -> Point:
 
 def _plain(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", text)
+    shown = value.name if isinstance(value, Path) else text
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", shown)
     return name if name == text else f"{name}-{short_digest(text)}"

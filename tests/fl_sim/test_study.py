@@ -1,7 +1,11 @@
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from fl_sim.runs import training_key
 from fl_sim.settings import SettingsError, dump_settings, load_settings
 from fl_sim.study import load_study, read_study
 from fl_sim.trials import trials_of
@@ -55,12 +59,47 @@ def test_axes_come_from_the_command_line_too_and_one_value_wins_over_a_list(stud
 
 def test_a_folder_with_a_comma_is_one_folder():
     study = load_study(None, {"dataset": "folder", "data_dir": "a,b"})
-    assert study.points[0].settings.data.data_dir == Path("a,b")
+    assert study.points[0].settings.data.data_dir == Path("a,b").absolute()
+
+
+def test_a_relative_folder_means_the_same_wherever_the_study_is_read(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    study = load_study(None, {"dataset": "folder", "data_dir": "pictures"})
+    study.create(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert read_study(tmp_path / "run") == study
+    assert study.points[0].settings.data.data_dir == tmp_path / "pictures"
+
+
+def test_rules_on_relative_folders_hold(study_of):
+    axis = '[data]\ndataset = "folder"\ndata_dir = ["a", "b"]\n'
+    study = study_of(axis + '[[exclude]]\ndata_dir = "a"\n')
+    assert [point.settings.data.data_dir.name for point in study.points] == ["b"]
+
+
+def test_moved_pictures_are_the_same_and_other_ones_are_not(tmp_path):
+    def key(folder, seed):
+        for name in ("cat", "dog"):
+            (folder / name).mkdir(parents=True)
+            pixels = np.random.default_rng(seed).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+            for number, picture in enumerate(pixels):
+                Image.fromarray(picture).save(folder / name / f"{number}.png")
+        data = {"dataset": "folder", "data_dir": folder, "clients": 2}
+        settings = load_study(None, data).points[0].settings
+        return training_key(trials_of(settings)[0], settings)
+
+    here, there, other = (
+        key(tmp_path / name, seed) for name, seed in [("here", 0), ("there", 0), ("other", 1)]
+    )
+    assert here == there != other
 
 
 def test_values_that_fold_alike_are_points_of_their_own(study_of):
     study = study_of('[data]\ndataset = "folder"\ndata_dir = ["a b", "a-b", "a/b"]\n')
-    assert len({point.name for point in study.points}) == 3
+    names = {point.name for point in study.points}
+    assert len(names) == 3
+    assert all(re.fullmatch(r"data_dir=(a-)?b-[0-9a-f]{8}", name) for name in names)
 
 
 def test_a_study_is_read_back_from_its_folder(study_of, tmp_path):
