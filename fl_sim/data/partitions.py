@@ -94,8 +94,7 @@ def _partition(settings: DataSettings, splits: Splits, seed: int) -> tuple[Indic
             for client in range(settings.clients)
         )
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError("partition", settings.partition, reason) from error
+        raise SettingsError("partition", settings.partition, str(error)) from error
 
 
 def _partitioner(settings: DataSettings, classes: int, seed: int) -> Any:
