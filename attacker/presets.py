@@ -106,6 +106,10 @@ PRESETS: Mapping[str, Preset] = {
         "Accepts every update that quantizes to the payload, and seeks a smooth image among those.",
         {**_CELL, "warmup": 50, "restarts": 1},
     ),
+    "free_labels": Preset(
+        "As cell, with the labels searched along with the images, should they be misread.",
+        {**_CELL, "labels": "joint", "warmup": 50, "restarts": 1},
+    ),
     "joint": Preset(
         "As cell, on all payloads of a client that repeats its images.",
         {**_CELL, "warmup": 50, "restarts": 1, "rounds": "joint"},
@@ -123,6 +127,7 @@ SUITE = (
     "idlg",
     "scaled",
     "cell",
+    "free_labels",
     "averaging",
     "joint",
     "synthetic_joint",

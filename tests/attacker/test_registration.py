@@ -108,6 +108,27 @@ def test_status_and_pictures_of_a_default_attack_do_not_depend_on_the_order(orde
         assert error < 1e-3
 
 
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    order=st.permutations(PARTS),
+    bias=st.booleans(),
+    behind=st.sampled_from(BEHIND),
+    unused=st.booleans(),
+    kind=st.sampled_from(("conv", "mlp")),
+)
+def test_a_default_attack_finds_the_same_in_any_order(order, bias, behind, unused, kind):
+    images, labels = digits(1)
+    facts = {"bias": bias, "behind": behind, "unused": unused, "kind": kind}
+    found = []
+    for one in (PARTS, order):
+        seen = observe(images, labels, "uniform:bits=8", spec=of(one, **facts))
+        found += build_attack("cell:restarts=0").reconstruct(seen, seed=0)
+    errors = [(one.images[0] - images[0]).square().mean() for one in found]
+    assert found[0].status == found[1].status
+    assert found[0].labels.tolist() == found[1].labels.tolist()
+    assert abs(10 * (errors[0] / errors[1]).log10()) < 1  # dB
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_behind_a_scale_the_weight_tells_and_behind_a_norm_nothing(bias):
     head = find_head(of(behind="temperature", bias=bias))

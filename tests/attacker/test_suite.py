@@ -56,6 +56,19 @@ def test_a_guess_that_is_not_finite_is_never_chosen():
     assert all(r.images.isfinite().all() for r in found)
 
 
+def test_the_suite_survives_labels_that_are_misread(monkeypatch):
+    images, labels = digits(2)
+    seen = observe(images, labels, "uniform:bits=8")
+    monkeypatch.setattr(
+        "attacker.attack.recover_labels", lambda problems: (labels[:, None] + 1) % 10
+    )
+    members = tuple(build_attack(name) for name in ("cell", "free_labels"))
+    found = Suite("suite", members).reconstruct(seen, seed=0)
+    assert [int(one.labels) for one in found] == labels.tolist()
+    for one, image in zip(found, images, strict=True):
+        assert (one.images[0] - image).square().mean() < 1e-2
+
+
 def test_the_suite_averages_rounds_and_answers_for_each_observation():
     images, labels = digits(2)
     seen = observe(images, labels, "stochastic:bits=2", rounds=8)
