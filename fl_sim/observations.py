@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from fl_sim.files import StoreError, read_tensors, write_tensors
 from fl_sim.models import ModelSpec, build_model, check_spec, partly_trained
+from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.payload import Payload, PayloadError
 from fl_sim.updates import Layout, LocalWork, Segment, flat_model, layout_of_model
 from fl_sim.weight_records import Changes
+
+_UNREADABLE = (KeyError, TypeError, ValueError, PayloadError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,11 @@ def save_observations(root: Path, observations: Sequence[Observation]) -> None:
 
 
 def load_observations(
-    path: Path, model: ModelSpec | None = None, work: LocalWork | None = None
+    path: Path,
+    model: ModelSpec | None = None,
+    work: LocalWork | None = None,
+    *,
+    unreadable: list[str] | None = None,
 ) -> list[Observation]:
     """Read the observations of one round, sorted by partition.
 
@@ -116,6 +123,9 @@ def load_observations(
         The file.
     model, work
         Where the file does not say them; they win over what it says.
+    unreadable : list of str, optional
+        Where given, a client of an app of whom something cannot be read is named in it, with the
+        reason, and left out.
 
     Raises
     ------
@@ -127,7 +137,8 @@ def load_observations(
         spec = model or _model(facts["model"])
         done = work or LocalWork(**facts["work"])
         if "tensors" in facts:
-            return _of_an_app(tensors, facts, spec, done)
+            app = _AppRound(tensors, facts, spec, done)
+            return app.observations(unreadable)
         layout = layout_of_model(spec) if model is None else flat_model(model).layout
         weights = tensors.pop("weights")
         if weights.shape != (layout.size,) or weights.dtype != torch.float32:
@@ -141,35 +152,54 @@ def load_observations(
             Observation(trial, server_round, partition, spec, done, weights, payloads[partition])
             for partition in sorted(payloads)
         ]
-    except (KeyError, TypeError, ValueError, PayloadError) as error:
+    except _UNREADABLE as error:
         raise StoreError(f"{path.name} in {path.parent} is not an observation: {error}") from error
 
 
-def _of_an_app(
-    tensors: dict[str, Tensor], facts: dict[str, Any], spec: ModelSpec, work: LocalWork
-) -> list[Observation]:
-    """Return the observations of clients each of whom may have trained other parts of a model."""
-    whole = Layout(tuple(Segment(name, tuple(shape)) for name, shape in facts["tensors"]))
-    _compare(whole, build_model(spec))
-    values = whole.unflatten(tensors.pop("weights"))
-    trial, server_round = _where(facts)
-    given: dict[ModelSpec, Tensor] = {}
-    found = []
-    for partition in sorted(int(name.removeprefix("payload.")) for name in tensors):
-        changes = facts["changes"][str(partition)]
+class _AppRound:
+    """A round of an app, each client of which may have trained other parts of the model."""
+
+    def __init__(
+        self, tensors: dict[str, Tensor], facts: dict[str, Any], model: ModelSpec, work: LocalWork
+    ) -> None:
+        whole = Layout(tuple(Segment(name, tuple(shape)) for name, shape in facts["tensors"]))
+        _compare(whole, build_model(model))
+        self.values = whole.unflatten(tensors.pop("weights"))
+        self.payloads, self.changes = tensors, facts["changes"]
+        self.trial, self.round = _where(facts)
+        self.model, self.work = model, work
+        self.given: dict[ModelSpec, Tensor] = {}
+
+    def observations(self, unreadable: list[str] | None) -> list[Observation]:
+        """Return what can be read, and name what cannot; raise where nobody asks for its name."""
+        found = []
+        for name in self.payloads:
+            try:
+                found.append(self._observation(name))
+            except _UNREADABLE as error:
+                if unreadable is None:
+                    raise
+                client = name.removeprefix("payload.")
+                unreadable.append(f"round {self.round}, client {client}: {error}")
+        return sorted(found, key=lambda one: one.partition)
+
+    def _observation(self, name: str) -> Observation:
+        partition = int(name.removeprefix("payload."))
+        changes = self.changes[str(partition)]
         if changes["exact"]:
             raise ValueError(f"training changes {changes['exact'][0]!r}, which is no parameter")
         trained = set(changes["trained"])
         moved = trained | set(changes["tied"])
-        own = partly_trained(spec, {n: v for n, v in values.items() if n not in moved}, trained)
+        fixed = {n: value for n, value in self.values.items() if n not in moved}
+        own = partly_trained(self.model, fixed, trained)
         layout = flat_model(own).layout
         strange = trained - {name for name, _ in layout.segments}
         if strange:
             raise ValueError(f"clients trained {min(strange)!r}, which is no parameter")
-        payload = Payload.from_bytes(_bytes_of(tensors[f"payload.{partition}"]), layout)
-        weights = given.setdefault(own, layout.flatten(values))
-        found.append(Observation(trial, server_round, partition, own, work, weights, payload))
-    return found
+        payload = Payload.from_bytes(_bytes_of(self.payloads[name]), layout)
+        parse_quantizer(payload.spec).cell(payload)  # what attacks read of it
+        weights = self.given.setdefault(own, layout.flatten(self.values))
+        return Observation(self.trial, self.round, partition, own, self.work, weights, payload)
 
 
 def _compare(sent: Layout, model: nn.Module) -> None:

@@ -25,11 +25,19 @@ class Audit(list[Reconstruction]):
     ----------
     observations : list of Observation
         What they were made from; `results.app_report.print_audit` reports both.
+    unreadable : list of str
+        What could not be read and was left out, and why; there is a warning as well.
     """
 
-    def __init__(self, made: Iterable[Reconstruction], observations: list[Observation]) -> None:
+    def __init__(
+        self,
+        made: Iterable[Reconstruction],
+        observations: list[Observation],
+        unreadable: list[str],
+    ) -> None:
         super().__init__(made)
         self.observations = observations
+        self.unreadable = unreadable
 
 
 def audit(
@@ -82,14 +90,22 @@ def audit(
     Raises
     ------
     StoreError
-        If nothing was stored, or what was stored is not of this model.
+        If nothing was stored, or nothing of it can be read as of this model.
     NotDifferentiableError
         If a layer cannot be differentiated twice, by its name, before any attack starts.
     ValueError
         If there is no such attack.
     """
     chosen = {name: build_attack(name) for name in attacks}
-    observations = _load(Path(store) / trial, _spec(model, shape, classes), work)
+    unreadable: list[str] = []
+    observations = _load(Path(store) / trial, _spec(model, shape, classes), work, unreadable)
+    if unreadable:
+        warnings.warn(
+            f"Left out {len(unreadable)} of what was observed, which cannot be read: "
+            + "; ".join(unreadable),
+            RuntimeWarning,
+            stacklevel=2,
+        )
     groups = _by_model(observations)
     for alike in groups:
         check_differentiable(alike[0].model)
@@ -106,7 +122,7 @@ def audit(
             if attack.applies(alike):
                 found = attack.reconstruct(alike, seed=seed, public=public, device=device)
                 made += [replace(one, attack=name) for one in found]
-    return Audit(made, observations)
+    return Audit(made, observations, unreadable)
 
 
 def _by_model(observations: Sequence[Observation]) -> list[list[Observation]]:
@@ -123,8 +139,19 @@ def _spec(model: Callable[[], nn.Module], shape: tuple[int, int, int], classes: 
     return ModelSpec(name, shape, classes)
 
 
-def _load(folder: Path, spec: ModelSpec, work: LocalWork | None) -> list[Observation]:
+def _load(
+    folder: Path, spec: ModelSpec, work: LocalWork | None, unreadable: list[str]
+) -> list[Observation]:
+    """Read every round; note what is ``unreadable``, and raise where that is all there is."""
     paths = sorted(folder.glob("round-*.safetensors"))
     if not paths:
         raise StoreError(f"There are no observations in {folder}.")
-    return [one for path in paths for one in load_observations(path, spec, work)]
+    found: list[Observation] = []
+    for path in paths:
+        try:
+            found += load_observations(path, spec, work, unreadable=unreadable)
+        except StoreError as error:
+            unreadable.append(str(error))
+    if not found:
+        raise StoreError(f"Nothing in {folder} can be attacked: {unreadable[0]}")
+    return found
