@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from results.baselines import FEATURELESS
 from results.curves import VERDICT_STYLE, VISIBLE_MSE, marker_areas
 from results.statistics import Statistic, mean, median, tenth
-from results.tables import starred
+from results.tables import percent, starred
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8860B")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -215,11 +215,20 @@ def labels(results: pd.DataFrame) -> go.Figure:
     shown = results.dropna(subset=["label_accuracy"])
     figure = go.Figure()
     figure.add_bar(
+        name="strongest attack",
         x=(100 * shown["label_accuracy"]).tolist(),
         y=shown["quantizer"].tolist(),
         orientation="h",
         marker={"color": "#0072B2"},
         hovertemplate="%{y}: %{x:.0f} %<extra></extra>",
+    )
+    figure.add_scatter(
+        name="chance",
+        mode="markers",
+        x=(100 * shown["label_chance"]).tolist(),
+        y=shown["quantizer"].tolist(),
+        marker={"symbol": "line-ns", "size": 18, "line": {"width": 3, "color": "#D55E00"}},
+        hovertemplate="chance: %{x:.2g} %<extra></extra>",
     )
     figure.update_xaxes(title="labels recovered (%)", range=[0, 100])
     return _upright_names(figure, len(shown))
@@ -359,7 +368,8 @@ def _hover(row: "pd.Series") -> str:
         f"{row['bits_per_parameter']:.2f} bits a parameter",
         f"MSE {row['mse_median']:.2g} (most exposed tenth {row['mse_p10']:.2g})",
         f"PSNR {row['psnr_median']:.1f} dB, SSIM {row['ssim_median']:.2f}",
-        f"identified {row['identified_rate']:.0%}, labels {row['label_accuracy']:.0%}",
+        f"identified {row['identified_rate']:.0%} (chance {percent(row['identified_chance'])})",
+        f"labels {row['label_accuracy']:.0%} (chance {percent(row['label_chance'])})",
         f"strongest attack: {row['strongest_attack']}",
     ]
     if row["doubt"]:

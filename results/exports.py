@@ -6,7 +6,7 @@ from pathlib import Path
 from fl_sim.files import write_bytes, write_text
 from results.curves import draw_curve, save_figure
 from results.study_reader import StudyReader, run_gallery
-from results.tables import definitions, paper_table
+from results.tables import chance, definitions, paper_table
 
 
 def export(root: Path, formats: Iterable[str]) -> list[Path]:
@@ -59,7 +59,8 @@ def _markdown(study: StudyReader, suffix: str) -> list[Path]:
     notes = [f"- {word}: {text}." for word, text in definitions(study.results).items()]
     notes += [f"- * `{q}`: not established, {why}." for q, why in doubts.itertuples(index=False)]
     notes = [note.replace("- *", "- \\*") for note in notes]
-    return _write(study, suffix, "\n".join([*lines, "", *dict.fromkeys(notes)]) + "\n")
+    text = "\n".join([*lines, "", *dict.fromkeys(notes), "", chance(study.results)])
+    return _write(study, suffix, text.rstrip() + "\n")
 
 
 def _latex(study: StudyReader, suffix: str) -> list[Path]:
@@ -67,6 +68,7 @@ def _latex(study: StudyReader, suffix: str) -> list[Path]:
     shown.columns = shown.columns.str.replace("%", r"\%").str.replace("_", r"\_")
     table = shown.style.hide(axis="index").to_latex(hrules=True)
     words = [rf"\emph{{{word}}}: {text}." for word, text in definitions(study.results).items()]
+    words.append(chance(study.results).replace("%", r"\%"))
     return _write(study, suffix, f"{table}\\par {{\\footnotesize {' '.join(words)}}}\n")
 
 

@@ -23,7 +23,7 @@ from results import charts
 from results.baselines import bar
 from results.pictures import BUDGET, affordable_victims, victim_cards
 from results.run_reader import RunReader, random_victims
-from results.tables import REFERENCE, VICTIM, csv_text, definitions, starred
+from results.tables import REFERENCE, VICTIM, chance, csv_text, definitions, percent, starred
 
 _PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
 
@@ -148,6 +148,7 @@ def _write(studies: Sequence[Study], title: str, path: Path) -> None:
         studies=studies,
         verdicts=_verdicts(studies),
         definitions=definitions(results),
+        chance=chance(results),
         switches={name: list(options) for name, options in switches.items()},
         captions={name: _CAPTIONS[name] for name in figures if name != "curve"},
         victims=len(strongest.drop_duplicates(VICTIM)),
@@ -184,8 +185,9 @@ def sentence(row: "pd.Series", reference: "pd.Series | None") -> str:
         return f"{text} Not attacked yet."
     text += (
         f" The strongest attack recovers {row['success_rate']:.0%} of the victims, identifies "
-        f"{row['identified_rate']:.0%} and knows {row['label_accuracy']:.0%} of the labels "
-        f"(median {row['psnr_median']:.1f} dB)."
+        f"{row['identified_rate']:.0%} (chance {percent(row['identified_chance'])}) and knows "
+        f"{row['label_accuracy']:.0%} of the labels (chance {percent(row['label_chance'])}); its "
+        f"median picture has {row['psnr_median']:.1f} dB."
     )
     if not row["established"]:
         text += f" Not established: {row['doubt']}; a better attack may find more."
@@ -244,7 +246,10 @@ _CAPTIONS = {
         "Attack loss at the reconstruction against the loss of the same attack at the truth. A "
         "dot far above the diagonal is a failure of the attacker, and no credit to the quantizer.",
     ),
-    "labels": ("Labels", "Share of the private labels that the strongest attack knows."),
+    "labels": (
+        "Labels",
+        "Share of the private labels that the strongest attack knows; the line is chance.",
+    ),
     "clients": (
         "Clients",
         "Median error of the strongest attack on each client; dark is exposed.",

@@ -336,6 +336,8 @@ _SCORE_TYPES = {
     "inconsistency": "float64",
     "yardstick": "float64",
     "update_rmse": "float64",
+    "identified_chance": "float64",
+    "label_chance": "float64",
     "strongest": "bool",
 }
 _SCORE_COLUMNS = list(_SCORE_TYPES)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
+from scipy.stats import binom
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -167,6 +168,20 @@ def labels_recovered(labels: Sequence[int], true_labels: Sequence[int]) -> float
     """Return the share of the true labels that were guessed, as counts: order does not matter."""
     shared = Counter(labels) & Counter(true_labels)
     return shared.total() / len(true_labels)
+
+
+def label_chance(true_labels: Sequence[int], classes: int) -> float:
+    """Return what `labels_recovered` is on average for labels drawn blindly, each class alike.
+
+    Of a class that occurs t times among n labels, min(t, hits) are found, and the hits among n
+    draws are binomial. One label: 1 / classes.
+    """
+    count = len(true_labels)
+    found = [
+        binom.sf(range(occurrences), count, 1 / classes).sum()
+        for occurrences in Counter(true_labels).values()
+    ]
+    return float(sum(found) / count)
 
 
 def mse(images: Array, true_images: Array) -> Array:

@@ -47,9 +47,10 @@ SUMMARIES: tuple[tuple[str, str, Statistic], ...] = (
 """Privacy columns: name, the score it sums up, and how."""
 
 VERDICTS: dict[str, str] = {
-    "leaks": f"half of the victims or more are recovered (MSE below {SUCCESS_MSE:g}) or identified",
+    "leaks": "half of the victims or more are recovered "
+    f"(MSE below {SUCCESS_MSE:g}), or identified beyond chance",
     "partly leaks": "the median picture is closer than any featureless one, or more than a tenth "
-    "of the victims are identified",
+    "of the victims are identified beyond chance",
     "nothing found": "the attack is shown to work, and found nothing",
     "not established": "nothing was found, but the attack is not shown to work: never read it as "
     "private",
@@ -58,6 +59,9 @@ VERDICTS: dict[str, str] = {
 
 STAR = "the attack is not shown to work on enough victims: a better one may find more"
 """What a star at a verdict means."""
+
+CHANCES = ["identified_chance", "label_chance"]
+"""What ``identified_rate`` and ``label_accuracy`` are for a blind guess."""
 
 CONTROL_RATIO = 1.25
 """Update errors within this ratio count as equal."""
@@ -133,8 +137,8 @@ def results_table(
         suite), ``psnr_difference`` (median of the victims, paired, to ``none``, dB) and
         ``p_holm``, ``accuracy_difference`` (median of the seeds, paired, to ``none``),
         ``update_rmse``, ``control`` and ``psnr_against_control`` (see `against_control`),
-        ``pareto``, and ``*_low`` and ``*_high``, the 95 % bootstrap intervals. A quantizer not
-        yet trained or attacked has missing values.
+        ``pareto``, ``*_low`` and ``*_high``, the 95 % bootstrap intervals, and `CHANCES`. A
+        quantizer not yet trained or attacked has missing values.
     """
     strongest = scores[scores["strongest"]]
     baseline = bar(baselines) if len(baselines) else np.nan
@@ -157,9 +161,9 @@ def results_table(
     table["control"] = table["control"].fillna("")
     table["verdict"] = [verdict(row) for _, row in table.iterrows()]
     table["pareto"] = _pareto(table)
-    further = [column for column in table.columns if column not in COLUMNS]
+    further = [column for column in table.columns if column not in COLUMNS + CHANCES]
     bounds = [column for column in further if column.endswith(("_low", "_high"))]
-    return table[COLUMNS + [c for c in further if c not in bounds] + bounds]
+    return table[COLUMNS + [c for c in further if c not in bounds] + bounds + CHANCES]
 
 
 def against_control(table: pd.DataFrame, strongest: pd.DataFrame) -> pd.DataFrame:
@@ -199,13 +203,20 @@ def verdict(row: "pd.Series") -> str:
     """Say in a word of `VERDICTS` what the strongest attack shows.
 
     What was found is found, whatever the gates say; that nothing was found counts only where
-    they are passed.
+    they are passed. Of a rate of identification counts what is beyond chance: a gallery of one
+    public image names half of the victims to anybody.
     """
-    if max(row["success_rate"], row["identified_rate"]) >= 0.5:
+    identified = _beyond_chance(row["identified_rate"], row["identified_chance"])
+    if max(row["success_rate"], identified) >= 0.5:
         return "leaks"
-    if row["mse_median"] < row["baseline_mse"] or row["identified_rate"] > 0.1:
+    if row["mse_median"] < row["baseline_mse"] or identified > 0.1:
         return "partly leaks"
     return "nothing found" if row["established"] else "not established"
+
+
+def _beyond_chance(rate: float, chance: float) -> float:
+    """Return a rate corrected for guessing: 0 at chance, 1 where all is known."""
+    return (rate - chance) / (1 - chance) if chance != 1 else 0.0
 
 
 def starred(row: "pd.Series") -> str:
@@ -217,6 +228,25 @@ def definitions(results: pd.DataFrame) -> dict[str, str]:
     """Return what the verdicts of some results mean, and the star where one is shown."""
     shown = {word: text for word, text in VERDICTS.items() if word in set(results["verdict"])}
     return shown if results["established"].all() else shown | {"*": STAR}
+
+
+def chance(results: pd.DataFrame) -> str:
+    """Say what a blind guess reaches, in a sentence; nothing where nothing is attacked yet."""
+    known = results[CHANCES].dropna().drop_duplicates()
+    if known.empty:
+        return ""
+    identified, labels = (" to ".join(_ends(known[name])) for name in CHANCES)
+    return f"Chance alone identifies {identified} of the victims and knows {labels} of the labels."
+
+
+def _ends(rates: "pd.Series[float]") -> list[str]:
+    """Return the least and the greatest rate as text, once if they read the same."""
+    return list(dict.fromkeys(percent(rate) for rate in (rates.min(), rates.max())))
+
+
+def percent(rate: float) -> str:
+    """Return a small rate with two digits: ``0.69%``."""
+    return f"{100 * rate:.2g}%"
 
 
 def paper_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -291,7 +321,7 @@ def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
     """
     table = Table(
         caption="Privacy figures: strongest attack, median over victims; a picture without "
-        f"features has MSE {_number(results['baseline_mse'].iloc[0], '{:.2g}')}.",
+        f"features has MSE {_number(results['baseline_mse'].iloc[0], '{:.2g}')}. {chance(results)}",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -369,6 +399,7 @@ def _privacy(
         "doubt": reason,
     }
     batches = [batch for _, batch in strongest.sort_values("image").groupby(OBSERVATION)]
+    row |= {name: strongest[name].mean() for name in CHANCES}
     for name, score, statistic in SUMMARIES:
         clusters = np.array([batch[score].to_numpy(dtype=np.float64) for batch in batches])
         row[name] = float(statistic(clusters.ravel())) if len(clusters) else np.nan

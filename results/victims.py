@@ -9,7 +9,7 @@ from torch import Tensor
 from fl_sim.observations import Observation
 from fl_sim.reconstructions import Reconstruction
 from results.gates import SUCCESS_MSE, Truth, examine
-from results.scoring import score_batches
+from results.scoring import label_chance, score_batches
 
 
 def score_victims(
@@ -36,7 +36,9 @@ def score_victims(
     DataFrame
         ``round``, ``partition`` and ``attack``, the columns of `results.scoring.score_batches`
         less ``batch``, ``recovered`` (MSE below `SUCCESS_MSE`), those of `results.gates.examine`,
-        ``status`` and ``evaluations`` of the attack.
+        ``status`` and ``evaluations`` of the attack, and what a blind guess reaches:
+        ``identified_chance``, one among the public images and the true one, and ``label_chance``
+        (`results.scoring.label_chance`).
     """
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
@@ -46,6 +48,9 @@ def score_victims(
     facts.insert(0, "partition", [guess.partition for guess in guesses])
     facts["status"] = [guess.status for guess in guesses]
     facts["evaluations"] = [guess.evaluations for guess in guesses]
+    facts["identified_chance"] = 1 / (len(gallery) + 1)
+    classes = observations[0].model.classes
+    facts["label_chance"] = [label_chance(known, classes) for known in truth.labels.tolist()]
     scores = scores.join(facts, on="batch").drop(columns="batch")
     scores.insert(0, "round", observations[0].round)
     scores.insert(1, "partition", scores.pop("partition"))

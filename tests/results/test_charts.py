@@ -104,6 +104,9 @@ def test_charts_of_a_run(graded_run):
     assert len(trace(masking, "optimised").x) == 32
     assert (np.array(failed.y) > np.array(failed.x)).all()
     assert list(charts.labels(run.results).data[0].x) == [100, 100, 100]
+    assert list(charts.labels(run.results).data[1].x) == pytest.approx(
+        100 * run.results["label_chance"]
+    )
     clients = charts.clients(strongest).data[0]
     assert np.array(clients.z).shape == (3, 4)
     assert list(clients.y) == ["none", "uniform:bits=4", "sign"]

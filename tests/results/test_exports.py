@@ -3,7 +3,7 @@ import pytest
 
 from results.exports import FORMATS, export
 from results.run_reader import RunReader
-from results.tables import STAR, VERDICTS
+from results.tables import STAR, VERDICTS, chance
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
@@ -35,6 +35,8 @@ def test_tables_for_papers(graded_run):
         f"- not established: {VERDICTS['not established']}.",
         f"- \\*: {STAR}.",
         "- \\* `sign`: not established, the attack failed to optimise on 100% of the victims.",
+        "",
+        chance(RunReader(graded_run).results),
     ]
     text = latex.read_text()
     assert text.count(r"\\") == 1 + 3
@@ -42,7 +44,7 @@ def test_tables_for_papers(graded_run):
     assert "uniform:bits=4 & 60.5 [60.0, 61.0] & +0.0 [+0.0, +0.0]" in text
     assert "not established*" in text
     assert rf"\emph{{leaks}}: {VERDICTS['leaks']}. \emph{{not" in text
-    assert rf"\emph{{*}}: {STAR}." in text
+    assert rf"\emph{{*}}: {STAR}. Chance alone identifies 2.4\% of" in text
 
 
 def test_an_unknown_format_writes_nothing(graded_run, tmp_path):

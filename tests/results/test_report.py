@@ -88,6 +88,7 @@ def test_a_leak_has_a_star_on_page_and_gallery_where_the_attack_failed_on_some(t
 def test_the_page_defines_the_verdicts_it_shows(page):
     shown = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
     words = ("leaks", "not established")
+    assert "Chance alone identifies 2.4% of the victims and knows" in page
     assert shown == [*((word, VERDICTS[word]) for word in words), ("*", STAR)]
 
 
@@ -152,6 +153,8 @@ ROW = {
     "success_rate": 0.25,
     "identified_rate": 0.5,
     "label_accuracy": 1.0,
+    "identified_chance": 0.0069,
+    "label_chance": 0.1,
     "psnr_median": 10.0,
     "established": True,
     "doubt": "",
@@ -162,8 +165,8 @@ REFERENCE = pd.Series(ROW | {"quantizer": "none", "test_accuracy_mean": 0.9}).re
 def test_sentences_say_cost_saving_and_leak():
     assert sentence(pd.Series(ROW), REFERENCE) == (
         "Reaches 88.0 % test accuracy (-2.0 points) and sends 1,000 bytes an update (97% fewer). "
-        "The strongest attack recovers 25% of the victims, identifies 50% and knows 100% of the "
-        "labels (median 10.0 dB)."
+        "The strongest attack recovers 25% of the victims, identifies 50% (chance 0.69%) and knows "
+        "100% of the labels (chance 10%); its median picture has 10.0 dB."
     )
     assert "points" not in sentence(REFERENCE, REFERENCE)
     assert "points" not in sentence(pd.Series(ROW), None)

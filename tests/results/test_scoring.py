@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from results.scoring import (
     correlation,
     identification_rank,
+    label_chance,
     labels_recovered,
     match,
     psnr,
@@ -197,6 +200,13 @@ def test_identification_needs_a_gallery():
 )
 def test_labels_recovered_counts_with_multiplicity(guessed, truth, share):
     assert labels_recovered(guessed, truth) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("truth", [[3], [1, 1], [0, 1], [2, 2, 2, 0], [0, 1, 2, 0]])
+def test_label_chance_is_the_mean_over_all_blind_guesses(truth):
+    guesses = list(product(range(4), repeat=len(truth)))
+    expected = np.mean([labels_recovered(guess, truth) for guess in guesses])
+    assert label_chance(truth, 4) == pytest.approx(expected)
 
 
 def test_another_shape_is_refused():
