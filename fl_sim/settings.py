@@ -36,7 +36,7 @@ class SettingsError(ValueError):
     """A setting that cannot be used; one line names setting, value, what is allowed."""
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
-        super().__init__(" ".join(f"{setting} = {value!r}: {allowed}".split()))
+        super().__init__(f"{setting} = {value!r}: {' '.join(allowed.split())}")
 
 
 def split_list(value: object) -> Any:

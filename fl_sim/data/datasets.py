@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.data.folders import Pixels, class_names, read_classes
+from fl_sim.data.folders import Pixels, class_names, read_classes, warn_of_others
 from fl_sim.data.idx import find_idx, read_idx
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.settings import DataSettings, SettingsError
@@ -208,6 +208,7 @@ def _load_folder(root: Path) -> tuple[Images, Images | None, tuple[str, ...]]:
             raise SettingsError("data_dir", str(root), "has a folder 'train', but no 'test'")
         classes = _classes(root)
         return _images(*read_classes(root, classes)), None, classes
+    warn_of_others(root, ("train", "test"))
     classes = _classes(train_root)
     differing = sorted(set(classes) ^ set(class_names(test_root)))
     if differing:

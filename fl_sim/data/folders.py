@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def class_names(root: Path) -> tuple[str, ...]:
 def read_classes(root: Path, classes: tuple[str, ...]) -> tuple[Pixels, list[int]]:
     """Return the pictures below ``root/<class>``, ``(N, H, W, C)``, and the index of their class.
 
-    All have three channels if one has colour, else one. What is skipped is counted in a warning.
+    All have three channels if one has colour, else one. What is skipped, and further frames of a
+    picture, are counted in a warning.
 
     Raises
     ------
@@ -51,6 +53,7 @@ def read_classes(root: Path, classes: tuple[str, ...]) -> tuple[Pixels, list[int
     pictures: list[Pixels] = []
     labels: list[int] = []
     skipped: Counter[str] = Counter()
+    animated: list[str] = []
     for label, name in enumerate(classes):
         files = _files(root / name)
         paths = [path for path in files if path.suffix.lower() in _SUFFIXES]
@@ -58,8 +61,11 @@ def read_classes(root: Path, classes: tuple[str, ...]) -> tuple[Pixels, list[int
         if not paths:
             raise SettingsError("data_dir", str(root / name), "a class needs at least one image")
         for path in paths:
-            pictures.append(_read_picture(path))
+            picture, moves = _read_picture(path)
+            pictures.append(picture)
             labels.append(label)
+            if moves:
+                animated.append(str(path.relative_to(root)))
             if pictures[-1].shape[:2] != pictures[0].shape[:2]:
                 (height, width), (first, second) = (
                     p.shape[:2] for p in (pictures[-1], pictures[0])
@@ -72,9 +78,24 @@ def read_classes(root: Path, classes: tuple[str, ...]) -> tuple[Pixels, list[int
     if skipped:
         kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(skipped.items()))
         log.warning("%s: skipped what is no image: %s", root, kinds)
+    if animated:
+        text = "%s: only the first frame is read of %d file(s) with several frames, such as %s"
+        log.warning(text, root, len(animated), animated[0])
+    warn_of_others(root, classes)
     channels = max(picture.shape[2] for picture in pictures)
     same = [np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures]
     return np.stack(same), labels
+
+
+def warn_of_others(root: Path, used: tuple[str, ...]) -> None:
+    """Name in a warning what lies in a folder beside what is read of it."""
+    others = [p.name for p in sorted(root.iterdir()) if not (p.name in used or _hidden(p.name))]
+    if others:
+        log.warning("%s: skipped %s; the folders read are %s", root, _few(others), _few(used))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 def _hidden(name: str) -> bool:
@@ -90,23 +111,31 @@ def _files(root: Path) -> list[Path]:
     )
 
 
-def _read_picture(path: Path) -> Pixels:
-    """Return one picture, upright, as ``(H, W, 1)`` if its file is grey, else ``(H, W, 3)``."""
+def _read_picture(path: Path) -> tuple[Pixels, bool]:
+    """Return the first frame of a picture, and whether it has more.
+
+    The frame is upright, ``(H, W, 1)`` if its file is grey, else ``(H, W, 3)``; transparency is
+    left out.
+    """
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode == "F" or (image.mode == "I" and opened.format != "PNG"):
-                raise SettingsError("data_dir", str(path), "pixels must have 8 or 16 bits")
-            if image.mode.startswith("I"):
-                deep = np.asarray(image).astype(np.float64)
-                return np.rint(deep / 257).astype(np.uint8)[..., None]
-            if image.mode in _GREY:
-                return np.asarray(image.convert("L"))[..., None]
-            return np.asarray(image.convert("RGB"))
-    except SettingsError:
-        raise
+            moves = getattr(opened, "is_animated", False)
+            if opened.mode == "F" or (opened.mode == "I" and opened.format != "PNG"):
+                raise ValueError("pixels must have 8 or 16 bits")
+            return _pixels(ImageOps.exif_transpose(opened)), moves
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SettingsError(
             "data_dir", str(path), f"is not an image that can be read ({reason})"
         ) from error
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.float64)
+        return np.rint(deep / 257).astype(np.uint8)[..., None]
+    if image.mode in _GREY:
+        return np.asarray(image.convert("L"))[..., None]
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from fl_sim.data import load_federation, load_splits, private_batch
+from fl_sim.data.folders import read_classes
 from fl_sim.settings import DataSettings, SettingsError
 from fl_sim.updates import LocalWork
 
@@ -349,3 +350,67 @@ def test_cifar_is_read_from_a_folder_near(tmp_path, monkeypatch, no_download, gi
     make_cifar(tmp_path / "data" / "cifar-10-batches-py")
     splits = load_splits(DataSettings(dataset="cifar10", data_dir=tmp_path / "data" / given), 0)
     assert (len(every_image(splits)), splits.shape) == (120, (3, 32, 32))
+
+
+def only_picture(tmp_path, name, image, **save):
+    """Return the pixels ``(C, H, W)`` that are read of one picture."""
+    folder = tmp_path / "class"
+    folder.mkdir()
+    image.save(folder / name, **save)
+    (pixels,), _ = read_classes(tmp_path, ("class",))
+    return pixels
+
+
+def test_a_picture_turned_by_its_exif_data_is_read_upright(tmp_path):
+    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
+    pixels = only_picture(tmp_path, "a.png", image, exif=exif)
+    assert pixels[..., 0].tolist() == [[120, 0], [160, 40], [200, 80]]
+
+
+def test_cmyk_is_read_as_colour(tmp_path):
+    image = Image.new("CMYK", (3, 2), (255, 0, 0, 0))
+    pixels = only_picture(tmp_path, "a.tif", image)
+    assert pixels.shape == (2, 3, 3)
+    assert (pixels == (0, 255, 255)).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("transparency", [None, 1, bytes([255, 0])])
+def test_a_palette_is_read_as_its_colours_whatever_is_transparent(tmp_path, transparency):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    image.putpixel((1, 0), 1)
+    save = {} if transparency is None else {"transparency": transparency}
+    pixels = only_picture(tmp_path, "a.png", image, **save)
+    assert pixels.tolist() == [[[10, 20, 30], [200, 100, 0]]]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.tif", "a.webp"])
+def test_the_first_frame_is_read_of_an_animation_and_a_warning_says_so(tmp_path, caplog, name):
+    first, second = (Image.new("RGB", (3, 2), colour) for colour in ((255, 0, 0), (0, 255, 0)))
+    options = {"lossless": True} if name == "a.webp" else {}
+    pixels = only_picture(tmp_path, name, first, save_all=True, append_images=[second], **options)
+    assert (pixels == (255, 0, 0)).all()
+    assert (
+        f"only the first frame is read of 1 file(s) with several frames, such as class/{name}"
+        in (caplog.text)
+    )
+
+
+def test_one_frame_is_not_warned_of(tmp_path, caplog):
+    make_tree(tmp_path)
+    load_folder(tmp_path)
+    assert caplog.text == ""
+
+
+def test_what_lies_beside_the_folders_that_are_read_is_named(tmp_path, caplog):
+    for part in ("train", "test", "val"):
+        make_tree(tmp_path / part)
+    (tmp_path / ".DS_Store").touch()
+    Image.new("RGB", (5, 6)).save(tmp_path / "train" / "loose.png")
+    load_folder(tmp_path)
+    assert f"{tmp_path}: skipped val; the folders read are train, test" in caplog.text
+    assert f"{tmp_path / 'train'}: skipped loose.png; the folders read are cat, dog" in caplog.text
+    assert ".DS_Store" not in caplog.text
