@@ -94,7 +94,7 @@ def audit(
     NotDifferentiableError
         If a layer cannot be differentiated twice, by its name, before any attack starts.
     ValueError
-        If there is no such attack.
+        If there is no such attack, or none that applies.
     """
     chosen = {name: build_attack(name) for name in attacks}
     unreadable: list[str] = []
@@ -118,10 +118,22 @@ def audit(
         )
     made: list[Reconstruction] = []
     for name, attack in chosen.items():
-        for alike in groups:
-            if attack.applies(alike):
-                found = attack.reconstruct(alike, seed=seed, public=public, device=device)
-                made += [replace(one, attack=name) for one in found]
+        fitting = [alike for alike in groups if attack.applies(alike)]
+        if missed := len(observations) - sum(map(len, fitting)):
+            warnings.warn(
+                f"Attack {name!r} does not apply to {missed} of {len(observations)} updates: "
+                "that it finds nothing there says nothing.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        for alike in fitting:
+            found = attack.reconstruct(alike, seed=seed, public=public, device=device)
+            made += [replace(one, attack=name) for one in found]
+    if not made:
+        raise ValueError(
+            f"No attack of {', '.join(chosen)} applies to what was observed, which says nothing "
+            "of how private it is; choose another."
+        )
     return Audit(made, observations, unreadable)
 
 

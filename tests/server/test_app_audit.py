@@ -49,8 +49,9 @@ def train(folder, clients=3, rounds=2, specs=SPECS[:1]):
     strategy.start(LocalGrid(client, clients), start, num_rounds=rounds)
 
 
-def attack(folder, attack="cell:iterations=1,restarts=0"):
-    return audit(folder, net, shape=(1, 2, 2), classes=3, attacks=[attack])
+def attack(folder, *attacks):
+    attacks = attacks or ("cell:iterations=1,restarts=0",)
+    return audit(folder, net, shape=(1, 2, 2), classes=3, attacks=attacks)
 
 
 def rewrite(path, change):
@@ -115,3 +116,16 @@ def test_clients_may_choose_quantizers_of_their_own(chosen, tmp_path):
     train(tmp_path, specs=SPECS)
     found = attack(tmp_path, chosen)
     assert len(found) == 6
+
+
+def test_an_attack_that_does_not_apply_is_not_taken_for_one_that_found_nothing(tmp_path):
+    train(tmp_path, rounds=1)
+    chosen = ("joint:iterations=1,restarts=0", "cell:iterations=1,restarts=0")
+    with pytest.warns(RuntimeWarning, match="'joint.*does not apply to 3 of 3 updates"):
+        found = attack(tmp_path, *chosen)
+    assert [one.attack for one in found] == [chosen[1]] * 3
+    with (
+        pytest.warns(RuntimeWarning, match="does not apply"),
+        pytest.raises(ValueError, match="No attack of joint.* applies"),
+    ):
+        attack(tmp_path, chosen[0])
