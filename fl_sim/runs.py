@@ -17,10 +17,10 @@ from fl_sim.trials import Trial, attacked_together
 
 log = logging.getLogger("fl_sim.runs")
 
-# The modules whose code, and the packages whose versions, determine what each step produces.
-_TRAINING = ("clients.app", "server.training"), ("torch", "numpy", "flwr", "flwr-datasets")
-_ATTACK = ("server.audit",), ("torch", "numpy")
-_SCORES = ("results.scoring", "results.gates"), ("torch", "numpy", "scipy", "scikit-image")
+# The modules that, with all they import, determine what each step produces.
+_TRAINING = ("clients.app", "server.training")
+_ATTACK = ("server.audit",)
+_SCORES = ("results.scoring", "results.gates")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def training_key(trial: Trial, settings: Settings) -> str:
         "training": training,
         "rounds": settings.observed_rounds,
     }
-    return _key(inputs, code_version(*_TRAINING))
+    return _key(inputs, code_version(_TRAINING))
 
 
 def attack_key(trial: Trial, settings: Settings, attack: str, training: str = "") -> str:
@@ -160,12 +160,12 @@ def attack_key(trial: Trial, settings: Settings, attack: str, training: str = ""
         "victims": settings.audit.victims,
         "together": attacked_together(trial, settings),
     }
-    return _key(inputs, code_version(*_ATTACK))
+    return _key(inputs, code_version(_ATTACK))
 
 
 def score_key(attack: str) -> str:
     """Fingerprint all that determines the scores of the reconstructions with the key ``attack``."""
-    return _key({"attack": attack}, code_version(*_SCORES))
+    return _key({"attack": attack}, code_version(_SCORES))
 
 
 def same_inputs(key: str, other: str) -> bool:

@@ -27,13 +27,17 @@ def version(tmp_path, monkeypatch):
 
     def of(source, name="main"):
         (tmp_path / "pkg" / f"{name}.py").write_text(source)
-        fingerprint._digest.cache_clear()
-        code_version.cache_clear()
-        return code_version(("pkg.main",), ("numpy",))
+        forget()
+        return code_version(("pkg.main",))
 
     yield of
-    fingerprint._digest.cache_clear()
-    code_version.cache_clear()
+    forget()
+
+
+def forget():
+    """Look at the files again, as a new process does."""
+    for known in ("_digest", "_imports", "_folder", "_versions", "code_version"):
+        getattr(fingerprint, known).cache_clear()
 
 
 def test_comments_docstrings_and_layout_do_not_count(version):
@@ -59,7 +63,95 @@ def test_what_is_imported_counts_and_nothing_else(version):
 
 def test_a_module_that_is_not_there_has_no_fingerprint():
     with pytest.raises(ModuleNotFoundError, match="results.scorings"):
-        code_version(("results.scorings",), ("numpy",))
+        code_version(("results.scorings",))
+
+
+OUTSIDE = {
+    "models/__init__.py": "from .nets import net\n",
+    "models/nets.py": "import layers, shapes\nfrom . import sizes\nnet = 1\n",
+    "models/sizes.py": "size = 1\n",
+    "models/unused.py": "unused = 1\n",
+    "layers.py": "layer = 1\n",
+    "shapes/__init__.py": "from .deep.form import form\n",
+    "shapes/deep/__init__.py": "",
+    "shapes/deep/form.py": "from .. import round\nform = 1\n",
+    "shapes/round.py": "round = 1\n",
+}
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A folder on the path, of code that nobody installed."""
+    root = tmp_path / "outside"
+    for name, source in OUTSIDE.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(source)
+    monkeypatch.syspath_prepend(root)
+    return root
+
+
+@pytest.mark.parametrize("changed", OUTSIDE)
+def test_code_outside_the_project_counts_if_it_is_imported(version, outside, changed):
+    before = version("import models\n")
+    (outside / changed).write_text(OUTSIDE[changed] + "more = 2\n")
+    assert (version("import models\n") != before) == (changed != "models/unused.py")
+
+
+@pytest.mark.parametrize(
+    "source", ["import parts", "from parts.one import two", "import os, parts"]
+)
+def test_of_what_is_installed_the_version_counts(version, tmp_path, monkeypatch, source):
+    site = tmp_path / "site"
+    (site / "parts").mkdir(parents=True)
+    (site / "parts" / "__init__.py").write_text("a = 1\n")
+    facts = site / "parts-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: parts\nVersion: 1.0\n")
+    (facts / "top_level.txt").write_text("parts\n")
+    monkeypatch.syspath_prepend(site)
+    fingerprint._packages.cache_clear()
+    before = version(source)
+    (site / "parts" / "__init__.py").write_text("a = 2\n")
+    assert version(source) == before
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: parts\nVersion: 1.1\n")
+    assert version(source) != before
+
+
+def test_code_that_is_installed_from_where_it_is_written_counts(version, tmp_path, monkeypatch):
+    """An editable install: its version says nothing of what changes."""
+    facts = tmp_path / "site" / "mine-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (facts / "top_level.txt").write_text("mine\n")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine.py").write_text("a = 1\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "home")
+    fingerprint._packages.cache_clear()
+    before = version("import mine")
+    (tmp_path / "home" / "mine.py").write_text("a = 2\n")
+    assert version("import mine") != before
+
+
+@pytest.mark.parametrize(
+    ("entries", "packages"),
+    [
+        (("clients.app", "server.training"), {"torch", "numpy", "flwr", "flwr_datasets"}),
+        (("server.audit",), {"torch", "numpy", "scipy"}),
+        (("results.scoring", "results.gates"), {"torch", "numpy", "scipy", "skimage"}),
+    ],
+)
+def test_packages_that_make_results_count_but_none_is_hashed(entries, packages):
+    modules = modules_of(entries)
+    imported = {name.partition(".")[0] for m in modules for name in fingerprint._imports(m)}
+    assert packages <= {name for name in imported if fingerprint._versions(name)}
+    assert {name.partition(".")[0] for name in modules} <= {
+        "attacker",
+        "clients",
+        "fl_sim",
+        "results",
+        "server",
+    }
 
 
 def test_neither_the_command_line_nor_the_report_can_void_a_training():
@@ -73,7 +165,7 @@ def test_the_order_of_sets_differs_from_process_to_process_but_not_the_fingerpri
     import subprocess
     import sys
 
-    command = "from fl_sim.fingerprint import *; print(code_version(('results.gates',), ()))"
+    command = "from fl_sim.fingerprint import *; print(code_version(('results.gates',)))"
     found = {
         subprocess.run(
             [shutil.which("env"), f"PYTHONHASHSEED={seed}", sys.executable, "-c", command],
