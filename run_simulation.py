@@ -8,42 +8,69 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import click
 import rich
 import typer
+import typer.core
+from pydantic.fields import FieldInfo
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fl_sim import __version__
 from fl_sim.files import StoreError
 from fl_sim.interrupts import KEPT, Interrupted, interruptible
 from fl_sim.lock import holder
 from fl_sim.logs import log_file
-from fl_sim.provenance import Session, describe, read_sessions
-from fl_sim.runs import RunFolder
 from fl_sim.settings import SettingsError, load_settings, option_fields, split_list
-from fl_sim.study import Study, load_study, read_study
 from fl_sim.suggestions import one_of
 
-cli = typer.Typer(
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
-)
+if TYPE_CHECKING:
+    from fl_sim.study import Study
+
+typer.core.HAS_RICH = False  # else plain help shows what is escaped for rich, as in \[required]
+cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _HERE = Path(__file__).parent
 STUDIES = _HERE / "studies" if (_HERE / "studies").is_dir() else _HERE / "fl_sim" / "studies"
 """The studies that come along: of the checkout, or of the installed package."""
+VERSION = "0.1.0"
 LOG = "log.jsonl"
 STEPS = ("trained", "attacked", "scored")
 DEFAULT_SWEEP = ("tv=1e-4,1e-3,1e-2,1e-1",)
 
+_METAVARS: dict[Any, str] = {
+    int: "INTEGER",
+    float: "NUMBER",
+    bool: "true|false",
+    str: "NAME",
+    Path: "PATH",
+    dict: "FILE",
+}
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors only, and no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs to read.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show every event of the log.")]
+Workers = Annotated[
+    str, typer.Option(help="Processes side by side; 0: one per core.", metavar="INTEGER")
+]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run or study, e.g. runs/default.")]
+
+
+def _example(arguments: str) -> str:
+    return f"\b\nExample:\n  run_simulation.py {arguments}"
+
+
+def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a command whose help ends with an example, and is listed with its whole first line."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        listed = cli.command(short_help=function.__doc__, epilog=_example(example))
+        return listed(function)
+
+    return add
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,7 +92,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             annotation=Annotated[
                 str | None,
                 typer.Option(
-                    f"--{name.replace('_', '-')}", help=field.description, metavar="VALUE"
+                    f"--{name.replace('_', '-')}",
+                    help=_help(field),
+                    metavar=_metavar(field.annotation),
                 ),
             ],
         )
@@ -77,12 +106,33 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _help(field: FieldInfo) -> str:
+    """Return what a setting is, and its value where neither study nor command line gives one."""
+    value = field.default
+    if value is None or value == {}:
+        return f"{field.description}"
+    shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{field.description} [default: {shown.lower() if value is False else shown}]"
+
+
+def _metavar(kind: Any) -> str:
+    """Return the choices of a setting, or what kind of value it has."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "|".join(parts)
+    if origin is tuple:
+        return f"{_metavar(parts[0])},..."
+    if parts and origin is not dict:  # annotated, or optional
+        return _metavar(parts[0])
+    return _METAVARS[origin or kind]
+
+
 LogTo = Annotated[str, typer.Option(help="Log figures below the run for tensorboard or mlflow.")]
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"fl-sim {__version__}")
+        print(f"fl-sim {VERSION}")
         raise typer.Exit
 
 
@@ -92,7 +142,10 @@ Version = Annotated[
 ]
 
 
-@cli.callback(invoke_without_command=True)
+@cli.callback(
+    invoke_without_command=True,
+    epilog=_example("--quantizers none,uniform:bits=4,sign --attacks dlg,cell --seeds 0,1,2"),
+)
 @with_settings
 def run(
     context: typer.Context,
@@ -109,9 +162,15 @@ def run(
     *,
     overrides: dict[str, str],
 ) -> None:
-    """Train every trial of a study, attack what the server observed, and report."""
+    """Train every trial of a study, attack what the server observed, and report.
+
+    A default in brackets holds where the study does not say otherwise. Several values of a
+    setting, as in --batch-size 1,4, are a run for each.
+    """
     if context.invoked_subcommand is not None:
         return
+    from fl_sim.study import load_study  # noqa: PLC0415 - torch and Flower, not for --help
+
     path = _study_file(study)
     _check_tool(log_to)
     asked = load_study(path, overrides, smoke=smoke)
@@ -135,8 +194,10 @@ def _folder(out: str) -> Path:
     return Path(out)
 
 
-def _read_kept(run: Path) -> Study:
+def _read_kept(run: Path) -> "Study":
     """Return the study of a folder; raise `SettingsError` if what it holds of people was purged."""
+    from fl_sim.study import read_study  # noqa: PLC0415
+
     study = read_study(run)
     for folder in study.folders(run):
         folder.require_kept()
@@ -151,17 +212,22 @@ def _study_file(study: Path) -> Path:
     return named[str(study)]
 
 
-@cli.command()
+@command("attack runs/default --attacks suite")
 def attack(
     run: RunArgument,
     attacks: Annotated[str, typer.Option(help="Attacks to add, by preset name.")] = "",
     tuned: Annotated[str, typer.Option(help="File that `tune` wrote.")] = "",
-    workers: Annotated[str, typer.Option(help="Processes side by side; 0: one per core.")] = "0",
-    device: Annotated[str, typer.Option(help="Where attacks run: cpu or cuda.")] = "cpu",
+    workers: Annotated[
+        str, typer.Option(help="Processes side by side; 0: one per core.", metavar="INTEGER")
+    ] = "0",
+    device: Annotated[str, typer.Option(help="Where attacks run.", metavar="cpu|cuda")] = "cpu",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Attack again what a run observed, with further attacks."""
+    from fl_sim.runs import RunFolder  # noqa: PLC0415
+    from fl_sim.study import load_study  # noqa: PLC0415
+
     known = _read_kept(run).points[0].settings.audit.attacks
     added = split_list(attacks) if attacks else ()
     every = tuple(dict.fromkeys((*known, *added)))
@@ -179,7 +245,7 @@ def attack(
     _require_trained(study, run, f"{reason}; {again}")
 
 
-@cli.command()
+@command("reproduce runs/default")
 def reproduce(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="New folder; RUN-again if absent.")] = None,
@@ -202,9 +268,11 @@ def reproduce(
     print(f"identical: {len(outputs(run))} files of {run} and {again}")
 
 
-@cli.command()
+@command("status runs/default --json")
 def status(run: RunArgument, as_json: Json = False) -> None:
     """Show what of a run is done, what the same command would still do, and who is at it."""
+    from fl_sim.provenance import describe, read_sessions  # noqa: PLC0415
+    from fl_sim.study import read_study  # noqa: PLC0415
     from results.status import progress  # noqa: PLC0415
 
     frame = progress(run)
@@ -239,7 +307,7 @@ def status(run: RunArgument, as_json: Json = False) -> None:
         console.print(f"At work: {at_work}.", highlight=False)
 
 
-@cli.command()
+@command("tune runs/default --attacks cell --sweep tv=1e-4,1e-3")
 def tune(
     run: RunArgument,
     attacks: Annotated[str, typer.Option(help="Attacks to tune; those of the run if absent.")] = "",
@@ -248,11 +316,14 @@ def tune(
         typer.Option(help="Values to try, as in tv=1e-3,1e-2; more of these are combined."),
     ] = None,
     victims: Annotated[str, typer.Option(help="Held-out victims in each observed round.")] = "8",
-    workers: Annotated[str, typer.Option(help="Processes side by side; 0: one per core.")] = "0",
+    workers: Annotated[
+        str, typer.Option(help="Processes side by side; 0: one per core.", metavar="INTEGER")
+    ] = "0",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Tune attacks for each quantizer on public images; RUN/tuned.toml is for --tuned."""
+    from fl_sim.runs import RunFolder  # noqa: PLC0415
     from results.scoring import score_batch  # noqa: PLC0415
     from server import tuning  # noqa: PLC0415
 
@@ -267,7 +338,7 @@ def tune(
     print(f"written to {folder.tuned_file}")
 
 
-@cli.command()
+@command("report runs/default --format svg,tex")
 def report(
     run: RunArgument,
     formats: Annotated[
@@ -293,7 +364,7 @@ def report(
         _log(study, run, log_to)
 
 
-@cli.command()
+@command("compare runs/default runs/error_feedback")
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs and studies.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/comparison.html"),
@@ -305,13 +376,14 @@ def compare(
     print(out)
 
 
-@cli.command()
+@command("purge runs/default")
 def purge(
     run: RunArgument,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete what a run holds of people: observations, reconstructions, pictures; keep tables."""
     from fl_sim import purge as private  # noqa: PLC0415
+    from fl_sim.study import read_study  # noqa: PLC0415
 
     study = read_study(run)
     roots = [run, *(folder.root for folder in study.folders(run))]
@@ -326,7 +398,7 @@ def purge(
             print(f"{len(paths)} deleted")
 
 
-@cli.command()
+@command("quantizers --json")
 def quantizers(as_json: Json = False) -> None:
     """List the quantizers: spec, size, unbiased or not, error, source."""
     from fl_sim.quantizers.catalogue import catalogue  # noqa: PLC0415
@@ -345,7 +417,7 @@ def quantizers(as_json: Json = False) -> None:
     Console().print(table)
 
 
-@cli.command()
+@command("attacks --json")
 def attacks(as_json: Json = False) -> None:
     """List the attacks: what each does, and every value it uses; edit one as in cell:tv=1e-4."""
     from attacker.presets import catalogue  # noqa: PLC0415
@@ -364,7 +436,7 @@ def _print_json(facts: object) -> None:
 
 
 @contextmanager
-def _writing(study: Study, root: Path, quiet: bool, verbose: bool) -> Iterator[None]:
+def _writing(study: "Study", root: Path, quiet: bool, verbose: bool) -> Iterator[None]:
     """Write below ``root`` alone, with a log; sum up at the end what it holds beside errors."""
     rich.reconfigure(stderr=True, quiet=quiet)
     with (
@@ -388,7 +460,7 @@ def _check_tool(tool: str) -> None:
         raise SettingsError("log_to", tool, f'is not installed; pip install ".[{tool}]"')
 
 
-def _log(study: Study, root: Path, tool: str) -> None:
+def _log(study: "Study", root: Path, tool: str) -> None:
     if not tool:
         return
     from results.loggers import log_run  # noqa: PLC0415
@@ -397,7 +469,7 @@ def _log(study: Study, root: Path, tool: str) -> None:
         print(log_run(folder.root, tool))
 
 
-def _start_fork_server(study: Study) -> None:
+def _start_fork_server(study: "Study") -> None:
     """Let what workers are forks of import what they need while this process does the same."""
     from server.fork_server import fork_server  # noqa: PLC0415
 
@@ -406,9 +478,10 @@ def _start_fork_server(study: Study) -> None:
         fork_server()
 
 
-def _work(study: Study, root: Path, *, training: bool) -> None:
+def _work(study: "Study", root: Path, *, training: bool) -> None:
     """Do what is left of a study, and report."""
     import results.run_report  # noqa: F401, PLC0415 - while the fork server imports the rest
+    from fl_sim.provenance import Session  # noqa: PLC0415
     from server import study as server  # noqa: PLC0415
 
     session = Session(study.create(root))
@@ -427,7 +500,7 @@ def _report(root: Path) -> None:
     print_results(summarise(root), Console())
 
 
-def _require_trained(study: Study, root: Path, otherwise: str) -> None:
+def _require_trained(study: "Study", root: Path, otherwise: str) -> None:
     """Raise `UnfinishedError` where the training of a trial is missing or does not stand."""
     from server.study import unfinished_trials  # noqa: PLC0415
 

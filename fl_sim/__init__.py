@@ -5,8 +5,6 @@ Importing it switches off what Flower and Ray would send home; Flower reads this
 
 import os
 
-__version__ = "0.1.0"
-
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # ``name:key=value,key=value``, also within ``wrapper(...)``: folded, no two of these are the same.
 _PAIR = r"[a-z]+=[a-z0-9.]+(?:e-\d+)?"
@@ -75,17 +76,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", facts: Mapping[str, Any]) -> None:
     """Write tensors as safetensors, with plain facts as JSON in the same file's header.
 
     The file is private: tensors are what a server saw of somebody, or what it made of that.
     """
+    from safetensors.torch import save  # noqa: PLC0415 - PyTorch, not for --help
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save(contiguous, metadata={"facts": json.dumps(facts, sort_keys=True)})
     write_bytes(path, data, private=True)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Read what `write_tensors` wrote; raise `StoreError` where it is not readable."""
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 import tomli_w
 from pydantic import (
@@ -22,10 +22,11 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from fl_sim.models import MODELS
-from fl_sim.quantizers import parse_quantizer
+from fl_sim.choices import MAX_IMAGES, MODEL_NAMES, UpdateKind
 from fl_sim.suggestions import nearest, one_of
-from fl_sim.updates import MAX_IMAGES, LocalWork, UpdateKind
+
+if TYPE_CHECKING:
+    from fl_sim.updates import LocalWork
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
 PartitionName = Literal["iid", "dirichlet", "pathological"]
@@ -53,8 +54,14 @@ def split_list(value: object) -> Any:
     return tuple(parts)
 
 
+def _canonical_quantizer(spec: str) -> str:
+    from fl_sim.quantizers import parse_quantizer  # noqa: PLC0415 - PyTorch, not for --help
+
+    return parse_quantizer(spec).spec
+
+
 def _canonical_quantizers(specs: tuple[str, ...]) -> tuple[str, ...]:
-    canonical = tuple(parse_quantizer(spec).spec for spec in specs)
+    canonical = tuple(_canonical_quantizer(spec) for spec in specs)
     for spec in canonical:
         if canonical.count(spec) > 1:
             raise SettingsError("quantizers", spec, "each quantizer only once")
@@ -88,7 +95,7 @@ def _load_tuned(value: object) -> object:
 
 def _canonical_tuned(tuned: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     return {
-        attack: {parse_quantizer(quantizer).spec: spec for quantizer, spec in specs.items()}
+        attack: {_canonical_quantizer(quantizer): spec for quantizer, spec in specs.items()}
         for attack, specs in tuned.items()
     }
 
@@ -217,8 +224,10 @@ class TrainingSettings(_Section):
         return self
 
     @property
-    def work(self) -> LocalWork:
+    def work(self) -> "LocalWork":
         """Public facts of a client's work in one round."""
+        from fl_sim.updates import LocalWork  # noqa: PLC0415 - PyTorch, not for --help
+
         if self.update == "gradient":
             return LocalWork("gradient", self.batch_size, fixed_batch=self.fixed_batch)
         return LocalWork(
@@ -273,7 +282,7 @@ class Settings(_Section):
         "topk:keep=0.1",
     )
     seeds: Annotated[SeedList, Field(description="Seeds; every quantizer is run with each.")] = (0,)
-    model: str = Field("lenet", description="Model: " + ", ".join(MODELS) + ".")
+    model: str = Field("lenet", description="Model: " + ", ".join(MODEL_NAMES) + ".")
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
     audit: AuditSettings = AuditSettings()
@@ -282,6 +291,8 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
+        from fl_sim.models import MODELS  # noqa: PLC0415 - PyTorch, not for --help
+
         if self.model not in MODELS:
             raise SettingsError("model", self.model, one_of(self.model, MODELS))
         if self.data.dataset == "folder" and self.data.data_dir is None:

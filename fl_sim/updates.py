@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import isfinite, prod
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
+from fl_sim.choices import MAX_IMAGES, UpdateKind
 from fl_sim.example_gradients import example_gradients, supports
 from fl_sim.models import ModelSpec, build_model
 
-UpdateKind = Literal["gradient", "delta"]
-
-MAX_IMAGES = 1 << 20  # in one update
 # Pixels, over all images, up to which oneDNN takes longer to prepare a convolution than to compute
 # it, and up to which `example_gradients` are faster than ``vmap``; see docs/performance.md.
 _FEW_TO_CONVOLVE, _FEW_TO_UNFOLD = 1 << 10, 1 << 13
