@@ -12,6 +12,7 @@ from results.tables import (
     STAR,
     VERDICTS,
     chance,
+    csv_text,
     mark_strongest,
     paper_table,
     print_results,
@@ -341,3 +342,14 @@ def test_missing_figures_are_dashes():
     row = next(line for line in console.export_text().splitlines() if "sign" in line)
     assert row.count("–") >= 6
     assert "nan" not in row
+
+
+def test_no_text_of_a_csv_is_a_formula_and_numbers_stay():
+    texts = ['=HYPERLINK("http://x")', "+1+1", "-a", "@a", "\t=1", "-2.5", "topk:keep=0.1", None]
+    frame = pd.DataFrame({"run": texts, "dB": [-1.5] * 8, "psnr": -3, "star": True})
+    read = pd.read_csv(io.StringIO(csv_text(frame)))
+    expected = ["'" + text for text in texts[:5]] + ["-2.5", "topk:keep=0.1"]
+    assert read["run"].tolist()[:-1] == expected
+    assert pd.isna(read["run"].iloc[-1])
+    assert (read["dB"].unique(), read["psnr"].unique()) == ([-1.5], [-3])
+    assert frame["run"].tolist()[:-1] == texts[:-1]
