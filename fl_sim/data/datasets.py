@@ -199,16 +199,22 @@ def _from_torchvision(dataset: Any) -> Images:
 
 
 def _load_folder(root: Path) -> tuple[Images, Images | None, tuple[str, ...]]:
-    """Load ``root/<class>/*`` or, where both exist, ``root/train/...`` and ``root/test/...``."""
+    """Load ``root/<class>/*`` or, where both exist, ``root/train/...`` and ``root/test/...``.
+
+    The two may also be named ``Train`` and ``Test``, or ``Training`` and ``Testing``.
+    """
     if not root.is_dir():
         raise SettingsError("data_dir", str(root), "is not a folder")
-    train_root, test_root = root / "train", root / "test"
+    parts = {name.lower().removesuffix("ing"): root / name for name in class_names(root)}
+    train_root, test_root = (parts.get(name, root / name) for name in ("train", "test"))
     if not (train_root.is_dir() and test_root.is_dir()):
         if train_root.is_dir() and class_names(train_root):
-            raise SettingsError("data_dir", str(root), "has a folder 'train', but no 'test'")
+            raise SettingsError(
+                "data_dir", str(root), f"has a folder {train_root.name!r}, but no 'test'"
+            )
         classes = _classes(root)
         return _images(*read_classes(root, classes)), None, classes
-    warn_of_others(root, ("train", "test"))
+    warn_of_others(root, (train_root.name, test_root.name))
     classes = _classes(train_root)
     differing = sorted(set(classes) ^ set(class_names(test_root)))
     if differing:

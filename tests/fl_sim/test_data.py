@@ -107,10 +107,14 @@ def test_any_folder_of_images_is_a_data_set(tmp_path, mode, channels):
     assert torch.equal(bright.long(), splits.train.labels)
 
 
-def test_a_folder_with_train_and_test_keeps_its_own_split(tmp_path):
-    make_tree(tmp_path / "train", count=10)
-    make_tree(tmp_path / "test", count=3)
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "test"), ("Train", "TEST"), ("Training", "Testing")]
+)
+def test_a_folder_with_train_and_test_keeps_its_own_split(tmp_path, train, test):
+    make_tree(tmp_path / train, count=10)
+    make_tree(tmp_path / test, count=3)
     splits = load_splits(DataSettings(dataset="folder", data_dir=tmp_path), 0)
+    assert splits.classes == ("cat", "dog")
     assert len(splits.test) == 6
     assert len(splits.train) + len(splits.public) == 20
 
