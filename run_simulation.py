@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_sim.files import StoreError
-from fl_sim.interrupts import KEPT, Interrupted, interruptible
+from fl_sim.interrupts import KEPT, Interrupted, WorkerLostError, interruptible
 from fl_sim.lock import holder
 from fl_sim.logs import log_file
 from fl_sim.settings import SettingsError, load_settings, option_fields, split_list
@@ -536,7 +536,7 @@ def main() -> None:
         _fail(f"{error}; to train its trial again, delete it")
     except UnfinishedError as error:
         _fail(str(error))
-    except OSError as error:
+    except (OSError, WorkerLostError) as error:
         _fail(f"{error}; {KEPT}")
     except click.exceptions.Abort:
         _fail("no answer was given, nothing was done")

@@ -41,6 +41,10 @@ class Interrupted(BaseException):
         self._told = True
 
 
+class WorkerLostError(RuntimeError):
+    """An engine lost a worker, and with it results that did not fail."""
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise `Interrupted` in the main thread on SIGINT, SIGTERM and SIGHUP.

@@ -6,14 +6,11 @@ from collections.abc import Iterable
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from fl_sim.interrupts import WorkerLostError
 from server.wrapper import Wrapper
 
 _LOST = "<class 'ray.exceptions."  # how Flower's Ray engine begins the reason of such an error
 _NOTICE = 90.0  # seconds for Ray to notice a dead node: its health checks take a minute
-
-
-class WorkerLostError(RuntimeError):
-    """An engine lost a worker, and with it the replies of clients that did not fail."""
 
 
 class MissLostWorkers(Wrapper):

@@ -8,6 +8,7 @@ import torch
 
 from clients.app import app as client_app
 from fl_sim.engines import run_apps
+from fl_sim.interrupts import WorkerLostError
 from fl_sim.progress import Advance, progress_bar
 from fl_sim.runs import RunFolder
 from fl_sim.settings import Settings, SettingsError
@@ -15,7 +16,6 @@ from fl_sim.study import Study
 from fl_sim.trials import Trial, trials_of
 from server.app import build_server_app, check_data, write_history
 from server.audit import AttackJob, audit_jobs, check_attacks, run_jobs
-from server.lost_workers import WorkerLostError
 from server.workers import run_tasks
 
 log = logging.getLogger("fl_sim.server")

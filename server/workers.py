@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from fl_sim.engines import start_ray
-from fl_sim.interrupts import Interrupted, end_workers
+from fl_sim.interrupts import Interrupted, WorkerLostError, end_workers
 from fl_sim.logs import collected, replay
 from fl_sim.settings import EngineSettings
 from server.fork_server import fork_server
@@ -63,7 +63,7 @@ def _over_processes(
 
     Raises
     ------
-    ChildProcessError
+    WorkerLostError
         If even a worker on its own is killed.
     """
     left = dict(enumerate(tasks))
@@ -73,7 +73,7 @@ def _over_processes(
                 yield left.pop(number), result
         except BrokenProcessPool as error:
             if workers == 1:
-                raise ChildProcessError(f"{_KILLED} with nothing beside it") from error
+                raise WorkerLostError(f"{_KILLED} with nothing beside it") from error
             workers -= 1
             log.warning("%s; %d task(s) go on with %d worker(s)", _KILLED, len(left), workers)
 
@@ -143,6 +143,8 @@ def _on_ray(
             result, events = ray.get(done)
             replay(events)
             yield pending.pop(done), result
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise WorkerLostError(f"{_KILLED} whenever Ray tried a task again") from error
     finally:
         if started:
             ray.shutdown()

@@ -15,6 +15,7 @@ import torch
 import run_simulation
 from clients import app as client
 from clients import mods
+from fl_sim.interrupts import WorkerLostError
 from fl_sim.models import ModelSpec
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
@@ -237,3 +238,14 @@ def test_a_read_only_folder_is_refused(tmp_path):
     assert done.stdout == "status 2\n"
     (line,) = done.stderr.strip().splitlines()
     assert "Read-only file system" in line
+
+
+def test_workers_that_are_lost_for_good_are_one_line(tmp_path, monkeypatch, capsys):
+    def lost(*_):
+        raise WorkerLostError("a worker was lost in round 1")
+
+    monkeypatch.setattr("server.study.train", lost)
+    assert command(*SMALL, "--out", tmp_path / "run", "--quiet") == 1
+    assert capsys.readouterr().err == (
+        "error: a worker was lost in round 1; what was finished stays, the same command goes on\n"
+    )

@@ -67,6 +67,8 @@ def whole(tmp_path_factory):
         ("local", "scoring", signal.SIGTERM),
         ("ray", "training", signal.SIGINT),
         ("ray", "training", signal.SIGTERM),
+        ("ray", "attacking", signal.SIGINT),
+        ("ray", "attacking", signal.SIGTERM),
     ],
 )
 def test_an_interrupted_study_ends_and_goes_on(engine, phase, request_, whole, tmp_path):

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from fl_sim.interrupts import WorkerLostError
 from fl_sim.settings import EngineSettings
 from server.workers import run_tasks
 
@@ -63,6 +64,14 @@ def test_a_killed_worker_is_said_and_its_tasks_are_done_by_another(tmp_path, cap
     assert "a worker process was killed, perhaps because memory ran out" in caplog.text
 
 
-def test_a_task_that_kills_every_worker_ends_in_one_line(tmp_path):
-    with pytest.raises(ChildProcessError, match="killed, perhaps because memory ran out"):
-        list(run_tasks(always_killed, [tmp_path] * 2, EngineSettings(workers=2)))
+@pytest.mark.parametrize(
+    "engine",
+    [
+        EngineSettings(workers=2),
+        pytest.param(EngineSettings(engine="ray"), marks=pytest.mark.slow),
+    ],
+    ids=["two processes", "ray"],
+)
+def test_a_task_that_kills_every_worker_ends_in_one_line(tmp_path, engine):
+    with pytest.raises(WorkerLostError, match="killed, perhaps because memory ran out"):
+        list(run_tasks(always_killed, [tmp_path] * 2, engine))
