@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -524,6 +525,7 @@ def main() -> None:
     try:
         with interruptible():
             status = cli(standalone_mode=False)
+        _flush()
         if status:
             sys.exit(status)
     except click.exceptions.Exit as stop:
@@ -543,6 +545,15 @@ def main() -> None:
     except Interrupted as request:
         request.announce()
         sys.exit(request.status)
+
+
+def _flush() -> None:
+    """Write what is buffered; end without a word where nobody reads it, as in ``| head``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _fail(line: str) -> None:

@@ -37,7 +37,8 @@ class Interrupted(BaseException):
         """Tell the user in one line, once."""
         word = "interrupted" if self.status == 128 + signal.SIGINT else "terminated"
         if not self._told:
-            print(f"{word}; {KEPT}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # the terminal, or the reader of a pipe, may be gone
+                print(f"{word}; {KEPT}", file=sys.stderr, flush=True)
         self._told = True
 
 
@@ -96,6 +97,7 @@ def _end(request: Interrupted) -> None:
         with suppress(psutil.Error):
             if "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
                 process.kill()  # that one ends by itself, once it has deleted what is left
-    sys.stdout.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     request.announce()
     os._exit(request.status)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,11 @@ import pytest
 
 from tests.commands import command
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interrupts")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("interrupts"),
+]
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -55,7 +60,7 @@ def digests(out: Path) -> list[str]:
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     assert command(*SMALL, "--out", out, "--quiet") == 0
-    return digests(out)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,9 @@ def whole(tmp_path_factory):
 def test_an_interrupted_study_ends_and_goes_on(engine, phase, request_, whole, tmp_path):
     status, word = ENDS[request_]
     out = tmp_path / "run"
+    if phase == "attacking":  # nothing is left to train
+        later = shutil.ignore_patterns("reconstructions", "log.jsonl", *TABLES)
+        shutil.copytree(whole, out, ignore=later)
     running = start(out, engine)
     started = wait_for(BEGUN[phase], out, running)
     os.kill(running.pid, request_)
@@ -87,4 +95,38 @@ def test_an_interrupted_study_ends_and_goes_on(engine, phase, request_, whole, t
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
     assert command(*SMALL, "--out", out, "--quiet") == 0
-    assert digests(out) == whole
+    assert digests(out) == digests(whole)
+
+
+STUCK = """
+import os, signal, threading, time
+from fl_sim.interrupts import interruptible
+
+with interruptible():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.fixture
+def unread():
+    """Return a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+def test_a_command_ends_though_nobody_reads_why(unread):
+    script = [sys.executable, "-c", STUCK]
+    done = subprocess.run(script, cwd=ROOT, stdout=unread, stderr=unread, timeout=120, check=False)
+    assert done.returncode == 143
+
+
+def test_a_command_whose_output_nobody_reads_is_silent(unread):
+    script = [sys.executable, ROOT / "run_simulation.py", "--version"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        script, stdout=unread, stderr=subprocess.PIPE, env=buffered, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
