@@ -25,6 +25,14 @@ MSE_FLOOR = 1e-15
 
 _SAME = 1e-9  # of a correlation: closer than this is equal
 
+_SAME_PICTURE = 0.995
+"""Correlation from which two images are one picture, compressed or brightened.
+
+What differs is 20 dB below the contrast of the picture itself: a good JPEG, not another picture of
+the same thing (no two of the 1,797 digits reach it). `results.gates.SUCCESS_MSE` would be too wide:
+it is absolute, and different pictures lie within it, of the digits one in forty, of dark ones all.
+"""
+
 WORST = {"mse": 1.0, "psnr": 0.0, "ssim": 0.0, "correlation": 0.0, "lpips": 1.0}
 """Scores of a failed image: the largest error two pictures can have, and no likeness at all."""
 
@@ -230,14 +238,15 @@ def identification_rank(images: Array, true_images: Array, gallery: Array) -> ND
 
     1 says that the reconstruction names its victim. Correlation, not MSE: a one-bit message tells
     no contrast, and an image may be recognised without it. A tie counts against the attacker, so
-    a constant picture identifies nobody. A copy of the true image in the gallery is no other image:
-    it takes part in no comparison with a reconstruction that is anything like the truth.
+    a constant picture identifies nobody. A copy of the true image in the gallery, also a compressed
+    one (`_SAME_PICTURE`), is no other image: who names it has named the picture, so it takes part
+    in no comparison with a reconstruction that is anything like the truth.
     """
     guess, truth = _standardised(np.nan_to_num(images)), _standardised(true_images)
     public = _standardised(gallery)
     own = (guess * truth).sum(axis=1)[:, None]
     others = guess @ public.T
-    copies = (truth @ public.T >= 1 - _SAME) & (own > _SAME)
+    copies = (truth @ public.T >= _SAME_PICTURE) & (own > _SAME)
     nearer: NDArray[np.intp] = ((others >= own - _SAME) & ~copies).sum(axis=1)
     return nearer + 1
 

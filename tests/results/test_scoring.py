@@ -183,6 +183,15 @@ def test_copies_of_the_truth_in_the_gallery_hide_no_identification(copies):
     assert identification_rank(constant, truth, gallery).tolist() == [4 + 2 * copies] * 2
 
 
+@pytest.mark.parametrize(("decibels", "rank"), [(60, 1), (25, 1), (15, 2)])
+def test_an_almost_copy_of_the_truth_is_the_same_picture_and_a_likeness_is_not(decibels, rank):
+    truth, error = pictures(1).double().numpy(), pictures(1, seed=3).double().numpy() - 0.5
+    error *= truth.std() / error.std()
+    copy = truth + error * 10 ** (-decibels / 20)
+    guess = truth + 2 * (copy - truth)  # nearer to the copy than to the truth
+    assert identification_rank(guess, truth, copy).tolist() == [rank]
+
+
 def test_identification_needs_a_gallery():
     scores = score_images(pictures(2), pictures(2))
     assert scores["rank"].isna().all()
