@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fl_sim.study import Study
 
 typer.core.HAS_RICH = False  # else plain help shows what is escaped for rich, as in \[required]
-cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+cli = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _HERE = Path(__file__).parent
 STUDIES = _HERE / "studies" if (_HERE / "studies").is_dir() else _HERE / "fl_sim" / "studies"

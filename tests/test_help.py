@@ -1,5 +1,6 @@
 """The help: quick, as it imports no PyTorch, with choices, defaults and an example that parses."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,15 @@ def test_the_defaults_shown_are_those_of_the_default_study():
 
 def test_the_models_named_in_the_help_are_those_there_are():
     assert tuple(MODELS)[: len(MODEL_NAMES)] == MODEL_NAMES
+
+
+def test_the_shell_is_told_how_a_word_may_go_on():
+    code = "import sys, run_simulation\nsys.argv[0] = 'fl-sim'\nrun_simulation.main()\n"
+    asked = {"_FL_SIM_COMPLETE": "complete_bash", "COMP_WORDS": "fl-sim re", "COMP_CWORD": "1"}
+    process = [sys.executable, "-c", code]
+    root = Path(__file__).parent.parent
+    environment = os.environ | asked
+    done = subprocess.run(
+        process, cwd=root, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["reproduce", "report"]
