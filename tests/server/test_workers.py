@@ -1,6 +1,9 @@
 import math
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +78,29 @@ def test_a_killed_worker_is_said_and_its_tasks_are_done_by_another(tmp_path, cap
 def test_a_task_that_kills_every_worker_ends_in_one_line(tmp_path, engine):
     with pytest.raises(WorkerLostError, match="killed, perhaps because memory ran out"):
         list(run_tasks(always_killed, [tmp_path] * 2, engine))
+
+
+INTERRUPTED = """
+import os, signal
+from server.fork_server import fork_server
+
+signal.signal(signal.SIGINT, lambda *_: None)
+context = fork_server()
+os.killpg(0, signal.SIGINT)
+worker = context.Process(target=abs, args=(0,))
+worker.start()
+worker.join()
+raise SystemExit(worker.exitcode)
+"""
+
+
+def test_an_interrupt_at_the_keyboard_does_not_end_the_fork_server():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        start_new_session=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
