@@ -197,7 +197,13 @@ def differentiable_kernels() -> Iterator[None]:
 
 
 class FlatModel:
-    """A model in evaluation mode as a pure function of one flat weight vector."""
+    """A model in evaluation mode as a pure function of one flat weight vector.
+
+    Attributes
+    ----------
+    layer_by_layer : bool
+        Whether `example_gradients` knows all layers, and agrees with plain autograd.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -205,7 +211,7 @@ class FlatModel:
         self.layout = Layout.of(self.module)
         trained = {name for name, _ in self.layout.segments}
         fixed = [one for one in self.module.named_parameters() if one[0] not in trained]
-        self._supported = not fixed and supports(self.module)
+        known = not fixed and supports(self.module)
         self._fixed = dict(fixed) | dict(self.module.requires_grad_(False).named_buffers())
         self._eager_module = build_model(spec).eval()
         self._eager_weights = torch.empty(self.layout.size)  # what the parameters are views of
@@ -214,6 +220,7 @@ class FlatModel:
         for name, parameter in own:
             parameter.data = views[name]
         self._eager_parameters = [parameter for _, parameter in own]
+        self.layer_by_layer = known and self._agrees()
 
     def logits(self, weights: Tensor, images: Tensor) -> Tensor:
         """Map ``(size,)`` weights and ``(n, C, H, W)`` images to ``(n, classes)`` logits."""
@@ -239,15 +246,11 @@ class FlatModel:
             gradients = torch.autograd.grad(loss, self._eager_parameters, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in gradients])
 
-    @cached_property
-    def layer_by_layer(self) -> bool:
-        """Whether `example_gradients` knows all layers, and computes what plain autograd does.
+    def _agrees(self) -> bool:
+        """Tell whether `example_gradients` computes what plain autograd does.
 
         It does not where a layer is used twice, for instance, or on anything but flat inputs.
         """
-        return self._supported and self._agrees()
-
-    def _agrees(self) -> bool:
         rng = torch.Generator().manual_seed(0)
         classes = self.spec.classes
         images = torch.rand((1, 2, *self.spec.shape), generator=rng)
