@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 from importlib.metadata import distribution, packages_distributions
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
+from sysconfig import get_path
 from types import CodeType
 from typing import Any
 
@@ -89,7 +90,7 @@ def _source(module: str) -> Path:
 def _file(module: str) -> Path | None:
     """Return the file of a module; None if it is installed, or is none in Python."""
     folder = _folder(_top(module))
-    if folder is None or _versions(_top(module)):
+    if folder is None or _top(module) in _BESIDE or _versions(_top(module)) or _bundled(folder):
         return None
     path = folder.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -106,6 +107,12 @@ def _folder(top: str) -> Path | None:
     spec = find_spec(top)
     places = [] if spec is None else [*(spec.submodule_search_locations or []), spec.origin]
     return next((Path(place).parent for place in places if place), None)
+
+
+def _bundled(folder: Path) -> bool:
+    """Tell whether a folder belongs to an installed package, as those that Ray brings along do."""
+    installed = {Path(get_path(name)).resolve() for name in ("purelib", "platlib")}
+    return not installed.isdisjoint(folder.resolve().parents)
 
 
 @cache

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +176,18 @@ def test_the_order_of_sets_differs_from_process_to_process_but_not_the_fingerpri
         for seed in (1, 2)
     }
     assert len(found) == 1
+
+
+def test_what_an_installed_package_brings_along_is_not_code_of_ours(monkeypatch):
+    from sysconfig import get_path
+
+    monkeypatch.setattr(fingerprint, "_BESIDE", set())
+    before = modules_of(("server.training",))
+    bundled = Path(get_path("purelib")) / "ray" / "thirdparty_files"  # Ray puts it on the path
+    assert (bundled / "psutil").is_dir()
+    monkeypatch.syspath_prepend(str(bundled))
+    for cached in (fingerprint._folder, fingerprint._versions, fingerprint._imports):
+        cached.cache_clear()
+    assert modules_of(("server.training",)) == before
+    for cached in (fingerprint._folder, fingerprint._versions, fingerprint._imports):
+        cached.cache_clear()
