@@ -89,8 +89,9 @@ def _source(module: str) -> Path:
 
 def _file(module: str) -> Path | None:
     """Return the file of a module; None if it is installed, or is none in Python."""
-    folder = _folder(_top(module))
-    if folder is None or _top(module) in _BESIDE or _versions(_top(module)) or _bundled(folder):
+    top = _top(module)
+    folder = _folder(top)
+    if folder is None or top in _BESIDE or _versions(top) or _lies_with_packages(top, folder):
         return None
     path = folder.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -109,10 +110,14 @@ def _folder(top: str) -> Path | None:
     return next((Path(place).parent for place in places if place), None)
 
 
-def _bundled(folder: Path) -> bool:
-    """Tell whether a folder belongs to an installed package, as those that Ray brings along do."""
+def _lies_with_packages(top: str, folder: Path) -> bool:
+    """Tell whether code lies where packages are installed and is none of this project.
+
+    So does what a package brings along: Ray has copies of others, and puts them on the path.
+    """
     installed = {Path(get_path(name)).resolve() for name in ("purelib", "platlib")}
-    return not installed.isdisjoint(folder.resolve().parents)
+    ours = not set(_packages().get(top, [])).isdisjoint(_packages().get("fl_sim", []))
+    return not ours and not installed.isdisjoint([folder.resolve(), *folder.resolve().parents])
 
 
 @cache

@@ -178,16 +178,25 @@ def test_the_order_of_sets_differs_from_process_to_process_but_not_the_fingerpri
     assert len(found) == 1
 
 
-def test_what_an_installed_package_brings_along_is_not_code_of_ours(monkeypatch):
+@pytest.mark.parametrize("imported", [True, False])
+def test_what_an_installed_package_brings_along_is_not_code_of_ours(monkeypatch, imported):
+    import sys
     from sysconfig import get_path
 
+    import psutil
+
+    if not imported:
+        monkeypatch.delitem(sys.modules, "psutil")
+    caches = (fingerprint._folder, fingerprint._versions, fingerprint._imports)
     monkeypatch.setattr(fingerprint, "_BESIDE", set())
     before = modules_of(("server.training",))
     bundled = Path(get_path("purelib")) / "ray" / "thirdparty_files"  # Ray puts it on the path
     assert (bundled / "psutil").is_dir()
+    assert psutil.__name__ not in before
     monkeypatch.syspath_prepend(str(bundled))
-    for cached in (fingerprint._folder, fingerprint._versions, fingerprint._imports):
+    for cached in caches:
         cached.cache_clear()
     assert modules_of(("server.training",)) == before
-    for cached in (fingerprint._folder, fingerprint._versions, fingerprint._imports):
+    monkeypatch.undo()
+    for cached in caches:
         cached.cache_clear()
