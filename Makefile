@@ -11,7 +11,8 @@ export OMP_NUM_THREADS := 1
 .PHONY: run test test-portable lint format clean
 
 run: $(RUNTIME)
-	$(BIN)/python run_simulation.py
+	@$(BIN)/python run_simulation.py
+	@echo "README.md shows the same table and says on which processor it was made."
 
 test: $(DEVELOPMENT)
 	$(BIN)/pytest -n 2 --dist loadgroup
