@@ -14,15 +14,11 @@ import pytest
 
 from tests.commands import command
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.xdist_group("interrupts"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
-    *("--rounds", "20", "--clients", "4", "--limit", "200", "--victims", "4", "--observe", "1"),
+    *("--rounds", "10", "--clients", "4", "--limit", "200", "--victims", "4", "--observe", "1"),
     *("--quantizers", "none,sign,uniform:bits=4", "--workers", "2"),
     *("--attacks", "dlg:iterations=40,restarts=0,cell:iterations=40,restarts=0"),
 ]
@@ -63,25 +59,33 @@ def whole(tmp_path_factory):
     return out
 
 
+LEFT = {
+    "training": None,
+    "attacking": ("reconstructions", "scores", "log.jsonl", *TABLES),
+    "scoring": ("scores", "log.jsonl", *TABLES),
+}
+"""What is left to make when a phase begins; everything if None."""
+
+# One process each for those of an engine: they share the study that was not interrupted.
+LOCAL, RAY = (pytest.mark.xdist_group(f"interrupts-{engine}") for engine in ("local", "ray"))
+
+
 @pytest.mark.parametrize(
     ("engine", "phase", "request_"),
     [
-        ("local", "training", signal.SIGINT),
-        ("local", "attacking", signal.SIGINT),
-        ("local", "attacking", signal.SIGTERM),
-        ("local", "scoring", signal.SIGTERM),
-        ("ray", "training", signal.SIGINT),
-        ("ray", "training", signal.SIGTERM),
-        ("ray", "attacking", signal.SIGINT),
-        ("ray", "attacking", signal.SIGTERM),
+        pytest.param("local", "training", signal.SIGINT, marks=LOCAL),
+        pytest.param("local", "attacking", signal.SIGINT, marks=LOCAL),
+        pytest.param("local", "attacking", signal.SIGTERM, marks=LOCAL),
+        pytest.param("local", "scoring", signal.SIGTERM, marks=LOCAL),
+        pytest.param("ray", "training", signal.SIGTERM, marks=RAY),
+        pytest.param("ray", "attacking", signal.SIGINT, marks=RAY),
     ],
 )
 def test_an_interrupted_study_ends_and_goes_on(engine, phase, request_, whole, tmp_path):
     status, word = ENDS[request_]
     out = tmp_path / "run"
-    if phase == "attacking":  # nothing is left to train
-        later = shutil.ignore_patterns("reconstructions", "log.jsonl", *TABLES)
-        shutil.copytree(whole, out, ignore=later)
+    if (left := LEFT[phase]) is not None:
+        shutil.copytree(whole, out, ignore=shutil.ignore_patterns(*left))
     running = start(out, engine)
     started = wait_for(BEGUN[phase], out, running)
     os.kill(running.pid, request_)
