@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.models import AlexNet_Weights
 
 if TYPE_CHECKING:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -60,6 +59,8 @@ def _metric() -> "LearnedPerceptualImagePatchSimilarity | None":
         )
     except ImportError:
         return None  # an extra that nobody asked for
+    from torchvision.models import AlexNet_Weights  # noqa: PLC0415  takes a second to import
+
     url = AlexNet_Weights.DEFAULT.url
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not weights.exists():
