@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fl_sim.files import StoreError
-from fl_sim.interrupts import KEPT, Interrupted, WorkerLostError, interruptible
-from fl_sim.lock import holder
-from fl_sim.logs import log_file
-from fl_sim.settings import SettingsError, load_settings, option_fields, split_list
+from fl_sim.engines.interrupts import KEPT, Interrupted, WorkerLostError, interruptible
+from fl_sim.storage.files import StoreError
+from fl_sim.storage.lock import holder
+from fl_sim.storage.logs import log_file
+from fl_sim.study.settings import SettingsError, load_settings, option_fields, split_list
 from fl_sim.suggestions import one_of
 
 if TYPE_CHECKING:
-    from fl_sim.study import Study
+    from fl_sim.study.study import Study
 
 typer.core.HAS_RICH = False  # else plain help shows what is escaped for rich, as in \[required]
 cli = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -170,7 +170,7 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
-    from fl_sim.study import load_study  # noqa: PLC0415 - torch and Flower, not for --help
+    from fl_sim.study.study import load_study  # noqa: PLC0415 - torch and Flower, not for --help
 
     path = _study_file(study)
     _check_tool(log_to)
@@ -197,7 +197,7 @@ def _folder(out: str) -> Path:
 
 def _read_kept(run: Path) -> "Study":
     """Return the study of a folder; raise `SettingsError` if what it holds of people was purged."""
-    from fl_sim.study import read_study  # noqa: PLC0415
+    from fl_sim.study.study import read_study  # noqa: PLC0415
 
     study = read_study(run)
     for folder in study.folders(run):
@@ -226,8 +226,8 @@ def attack(
     verbose: Verbose = False,
 ) -> None:
     """Attack again what a run observed, with further attacks."""
-    from fl_sim.runs import RunFolder  # noqa: PLC0415
-    from fl_sim.study import load_study  # noqa: PLC0415
+    from fl_sim.study.runs import RunFolder  # noqa: PLC0415
+    from fl_sim.study.study import load_study  # noqa: PLC0415
 
     known = _read_kept(run).points[0].settings.audit.attacks
     added = split_list(attacks) if attacks else ()
@@ -272,9 +272,9 @@ def reproduce(
 @command("status runs/default --json")
 def status(run: RunArgument, as_json: Json = False) -> None:
     """Show what of a run is done, what the same command would still do, and who is at it."""
-    from fl_sim.provenance import describe, read_sessions  # noqa: PLC0415
-    from fl_sim.study import read_study  # noqa: PLC0415
-    from results.status import progress  # noqa: PLC0415
+    from fl_sim.study.provenance import describe, read_sessions  # noqa: PLC0415
+    from fl_sim.study.study import read_study  # noqa: PLC0415
+    from results.reading.status import progress  # noqa: PLC0415
 
     frame = progress(run)
     left = {step: int((frame[f"of_{step}"] - frame[step]).sum()) for step in STEPS}
@@ -324,9 +324,9 @@ def tune(
     verbose: Verbose = False,
 ) -> None:
     """Tune attacks for each quantizer on public images; RUN/tuned.toml is for --tuned."""
-    from fl_sim.runs import RunFolder  # noqa: PLC0415
-    from results.scoring import score_batch  # noqa: PLC0415
-    from server import tuning  # noqa: PLC0415
+    from fl_sim.study.runs import RunFolder  # noqa: PLC0415
+    from results.scores.scoring import score_batch  # noqa: PLC0415
+    from server.auditing import tuning  # noqa: PLC0415
 
     folder, study = RunFolder(run), _read_kept(run)
     given = {"workers": workers, "victims": victims, "attacks": attacks}
@@ -371,7 +371,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/comparison.html"),
 ) -> None:
     """Write one page over several runs."""
-    from results.report import compare as compare_runs  # noqa: PLC0415
+    from results.page.report import compare as compare_runs  # noqa: PLC0415
 
     compare_runs(runs, out)
     print(out)
@@ -383,8 +383,8 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete what a run holds of people: observations, reconstructions, pictures; keep tables."""
-    from fl_sim import purge as private  # noqa: PLC0415
-    from fl_sim.study import read_study  # noqa: PLC0415
+    from fl_sim.study import purge as private  # noqa: PLC0415
+    from fl_sim.study.study import read_study  # noqa: PLC0415
 
     study = read_study(run)
     roots = [run, *(folder.root for folder in study.folders(run))]
@@ -472,7 +472,7 @@ def _log(study: "Study", root: Path, tool: str) -> None:
 
 def _start_fork_server(study: "Study") -> None:
     """Let what workers are forks of import what they need while this process does the same."""
-    from server.fork_server import fork_server  # noqa: PLC0415
+    from fl_sim.engines.fork_server import fork_server  # noqa: PLC0415
 
     engine = study.points[0].settings.engine
     if engine.engine == "local" and engine.workers != 1:
@@ -482,7 +482,7 @@ def _start_fork_server(study: "Study") -> None:
 def _work(study: "Study", root: Path, *, training: bool) -> None:
     """Do what is left of a study, and report."""
     import results.run_report  # noqa: F401, PLC0415 - while the fork server imports the rest
-    from fl_sim.provenance import Session  # noqa: PLC0415
+    from fl_sim.study.provenance import Session  # noqa: PLC0415
     from server import study as server  # noqa: PLC0415
 
     session = Session(study.create(root))

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from attacker.attack import Attack
-from attacker.labels import LABEL_STRATEGIES
-from attacker.optimizers import LBFGS, SignedAdam
-from attacker.problems import ROUNDS
-from attacker.starts import STARTS
+from attacker.matching.attack import Attack
+from attacker.matching.labels import LABEL_STRATEGIES
+from attacker.matching.optimizers import LBFGS, SignedAdam
+from attacker.matching.problems import ROUNDS
+from attacker.matching.starts import STARTS
 from attacker.suite import Suite
-from fl_sim.attack_loss import OBJECTIVES, AttackLoss
+from fl_sim.observed.attack_loss import OBJECTIVES, AttackLoss
 from fl_sim.suggestions import one_of
 
 # Published as L-BFGS without line search from N(0, 1): `dlg:start=normal,warmup=0,restarts=0`.

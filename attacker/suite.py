@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attacker.attack import Attack, Progress
-from attacker.problems import Bundle, Problems, alike, bundles, repeats_images
-from fl_sim.attack_loss import YARDSTICK
-from fl_sim.observations import Observation
-from fl_sim.public_images import PublicImages
-from fl_sim.reconstructions import Reconstruction
-from fl_sim.updates import one_hot
+from attacker.matching.attack import Attack, Progress
+from attacker.matching.problems import Bundle, Problems, alike, bundles, repeats_images
+from fl_sim.data.public_images import PublicImages
+from fl_sim.observed.attack_loss import YARDSTICK
+from fl_sim.observed.observations import Observation
+from fl_sim.observed.reconstructions import Reconstruction
+from fl_sim.updates.local_update import one_hot
 
 _Key = tuple[str, int, int]
 
@@ -22,9 +22,10 @@ class Suite:
     """Attacks of which the strongest counts, chosen without the truth.
 
     The losses of different attacks are in different units; what they are compared by is
-    `fl_sim.attack_loss.YARDSTICK`, which asks for consistency with the payload and, among pictures
-    that are equally consistent, for the natural one. Where clients use the same images in every
-    round, a guess from one round counts for all, and is held against the payloads of all.
+    `YARDSTICK` of `fl_sim.observed.attack_loss`, which asks for consistency with the payload and,
+    among pictures that are equally consistent, for the natural one. Where clients use the same
+    images in every round, a guess from one round counts for all, and is held against the payloads
+    of all.
 
     Attributes
     ----------

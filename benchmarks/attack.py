@@ -20,10 +20,10 @@ from attacker.presets import build_attack
 from benchmarks.attack_table import SPEC, Trial, observe
 from fl_sim.data.datasets import load_splits
 from fl_sim.models import build_model
-from fl_sim.observations import Observation
+from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.settings import DataSettings
+from fl_sim.study.settings import DataSettings
 
 SUCCESS = 1e-3
 BATCHED = "scaled:tv=0,box=0,warmup=0,iterations=1500,history=100,target=0.001,restarts=1"

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from attacker.presets import build_attack
 from fl_sim.data.datasets import Images, load_splits
+from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec, build_model
-from fl_sim.observations import Observation
-from fl_sim.public_images import PublicImages
+from fl_sim.observed.observations import Observation
+from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.reconstructions import Reconstruction
 from fl_sim.seeding import Purpose, numpy_rng, torch_rng
-from fl_sim.settings import DataSettings
-from fl_sim.updates import Layout, LocalWork, Update, flat_model, local_update, one_hot
-from results.baselines import mean_colour
-from results.scoring import score_batch, score_images
+from fl_sim.study.settings import DataSettings
+from fl_sim.updates.local_update import Layout, LocalWork, Update, flat_model, local_update, one_hot
+from results.scores.baselines import mean_colour
+from results.scores.scoring import score_batch, score_images
 
 SPEC = ModelSpec("lenet_dlg", (3, 32, 32), 10)
 GALLERY = 1000

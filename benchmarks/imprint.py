@@ -13,12 +13,12 @@ from attacker.presets import build_attack
 from benchmarks.attack_table import GALLERY, score
 from fl_sim.data.datasets import load_splits
 from fl_sim.models import ModelSpec, build_model
-from fl_sim.observations import Observation
+from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, numpy_rng, torch_rng
-from fl_sim.settings import DataSettings
-from fl_sim.updates import Layout, LocalWork, Update, flat_model, local_update, one_hot
-from server.imprint import plant_imprint
+from fl_sim.study.settings import DataSettings
+from fl_sim.updates.local_update import Layout, LocalWork, Update, flat_model, local_update, one_hot
+from server.plans.imprint import plant_imprint
 
 SPEC = ModelSpec("imprint_lenet", (3, 32, 32), 10)
 QUANTIZERS = (

@@ -10,12 +10,12 @@ from torch import Tensor
 from attacker.presets import build_attack
 from benchmarks.attack_table import COLUMNS, SPEC, argument_parser, attacked, load
 from fl_sim.models import build_model
-from fl_sim.observations import Observation
+from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
-from fl_sim.settings import TrainingSettings
-from fl_sim.updates import Layout, LocalWork, Update, flat_model, local_update, one_hot
-from server.strategy import server_optimizer
+from fl_sim.study.settings import TrainingSettings
+from fl_sim.updates.local_update import Layout, LocalWork, Update, flat_model, local_update, one_hot
+from server.strategies.averaging import server_optimizer
 
 ATTACKS = ("cell", "joint", "synthetic_cell", "synthetic_joint")
 

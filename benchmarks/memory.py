@@ -21,11 +21,11 @@ import torch
 
 from benchmarks.simulation import bare_loop
 from clients.app import app as client_app
-from fl_sim.document import replace_section
-from fl_sim.engines import run_apps
-from fl_sim.files import write_text
-from fl_sim.runs import RunFolder
-from fl_sim.settings import Settings, load_settings
+from docs.render.settings import replace_section
+from fl_sim.engines.grids import run_apps
+from fl_sim.storage.files import write_text
+from fl_sim.study.runs import RunFolder
+from fl_sim.study.settings import Settings, load_settings
 from server.app import build_server_app
 
 MB = 1e6

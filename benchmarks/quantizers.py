@@ -18,7 +18,7 @@ import torch
 
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.catalogue import EXAMPLES
-from fl_sim.updates import Layout, Segment, Update
+from fl_sim.updates.local_update import Layout, Segment, Update
 
 Work = tuple[str, Callable[[], object], Callable[[], object]]
 """Name, encode and decode."""

@@ -20,19 +20,19 @@ import matplotlib.pyplot as plt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from attacker.attack import Attack
+from attacker.matching.attack import Attack
 from attacker.presets import build_attack
 from benchmarks.attack_table import SPEC, Trial, observe
 from benchmarks.simulation import MODEL, in_process
+from docs.render.settings import replace_section
 from fl_sim.data import load_splits
-from fl_sim.document import replace_section
-from fl_sim.files import write_text
+from fl_sim.engines.tasks import run_tasks
 from fl_sim.models import ModelSpec, build_model
-from fl_sim.observations import Observation
+from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.settings import DataSettings, EngineSettings, load_settings
-from fl_sim.updates import Layout, Update, flat_model, one_hot
-from server.workers import run_tasks
+from fl_sim.storage.files import write_text
+from fl_sim.study.settings import DataSettings, EngineSettings, load_settings
+from fl_sim.updates.local_update import Layout, Update, flat_model, one_hot
 
 DOCUMENT, PLOT = Path("docs/performance.md"), Path("docs/images/performance.png")
 FLOAT = 4  # bytes

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from clients.app import app as client_app
 from fl_sim.data import private_batch
-from fl_sim.engines import run_apps
+from fl_sim.engines.grids import run_apps
 from fl_sim.models import build_model
-from fl_sim.runs import RunFolder
-from fl_sim.settings import EngineSettings, Settings, load_settings
-from fl_sim.trials import Trial, trials_of
-from fl_sim.updates import convolutions_for, flat_model
+from fl_sim.study.runs import RunFolder
+from fl_sim.study.settings import EngineSettings, Settings, load_settings
+from fl_sim.study.trials import Trial, trials_of
+from fl_sim.updates.local_update import convolutions_for, flat_model
 from server.app import build_server_app
 
 MODEL = "lenet_dlg"

@@ -5,7 +5,7 @@ from flwr.clientapp import ClientApp
 
 from clients.local_training import compute_update
 from clients.mods import quantize_mod
-from fl_sim.messages import partition_reply, read_task, read_weights, update_reply
+from fl_sim.exchange.messages import partition_reply, read_task, read_weights, update_reply
 
 app = ClientApp()
 

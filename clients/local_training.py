@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fl_sim.data import private_batch
-from fl_sim.trials import Trial
-from fl_sim.updates import flat_model, local_update, one_hot
+from fl_sim.study.trials import Trial
+from fl_sim.updates.local_update import flat_model, local_update, one_hot
 
 torch.set_num_threads(1)  # many small tensors: parallelism is over clients, not inside them
 

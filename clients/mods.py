@@ -5,13 +5,20 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
-from fl_sim.messages import is_train, pack_reply, read_round, read_task, read_update, state_facts
+from fl_sim.coding.payload import Payload
+from fl_sim.exchange.messages import (
+    is_train,
+    pack_reply,
+    read_round,
+    read_task,
+    read_update,
+    state_facts,
+)
+from fl_sim.exchange.weight_records import layout_of, only_arrays, pack_weights, weight_change
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.quantizers.payload import Payload
 from fl_sim.seeding import Purpose, torch_rng
-from fl_sim.trials import trial_name
-from fl_sim.updates import Layout, Update, flat_model
-from fl_sim.weight_records import layout_of, only_arrays, pack_weights, weight_change
+from fl_sim.study.trials import trial_name
+from fl_sim.updates.local_update import Layout, Update, flat_model
 
 _RESIDUAL = "fl_sim.residual"
 
@@ -22,8 +29,8 @@ class Quantize:
     The floating-point weights that the client changed are encoded to one payload, tied ones once.
     BatchNorm's running statistics and arrays of other types are **not** quantized and go as they
     are; what the client did not change stays what it was, to the bit. The
-    server's strategy is wrapped in `server.dequantize.Dequantize` or
-    `server.curious.HonestButCurious`. Mods that must see weights, such as those of differential
+    server's strategy is wrapped in `server.Dequantize` or `server.HonestButCurious`.
+    Mods that must see weights, such as those of differential
     privacy, come after this one in the list.
 
     Parameters

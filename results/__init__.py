@@ -11,7 +11,7 @@ and ``run.curve()``, ``run.gallery()``, ``run.scores``, ``run.history``.
 
 from pathlib import Path
 
-from results.study_reader import StudyReader
+from results.reading.study_reader import StudyReader
 
 __all__ = ["load_run"]
 

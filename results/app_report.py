@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fl_sim.observations import Observation
-from fl_sim.quantizers.entropy import entropy_coded_bytes
-from fl_sim.reconstructions import Reconstruction
-from results.baselines import score_baselines
-from results.gates import CONSISTENCY_TOLERANCE, Truth
+from fl_sim.coding.entropy import entropy_coded_bytes
+from fl_sim.observed.observations import Observation
+from fl_sim.observed.reconstructions import Reconstruction
+from results.scores.baselines import score_baselines
+from results.scores.gates import CONSISTENCY_TOLERANCE, Truth
+from results.scores.victims import score_victims
 from results.tables import mark_strongest, print_results, results_table
-from results.victims import score_victims
 
 OwnImages = Callable[[int, int], tuple[Tensor, Tensor]]
 """Maps round and partition to the images ``(n, C, H, W)`` and labels ``(n,)`` trained on."""
@@ -34,7 +34,7 @@ def audit_scores(
     Parameters
     ----------
     observations : sequence of Observation
-        What was attacked: ``found.observations`` of `server.app_audit.audit`.
+        What was attacked: ``found.observations`` of `server.auditing.app_audit.audit`.
     found : sequence of Reconstruction
         What the attacks made of it.
     truth : callable
@@ -45,7 +45,7 @@ def audit_scores(
     Returns
     -------
     DataFrame
-        ``quantizer``, ``seed``, the columns of `results.victims.score_victims`, ``strongest``.
+        ``quantizer``, ``seed``, the columns of `score_victims`, ``strongest``.
     """
     seen = {(one.round, one.partition): one for one in observations}
     groups: dict[tuple[object, ...], list[Reconstruction]] = {}
@@ -140,7 +140,7 @@ def _victim_table(scores: pd.DataFrame) -> Table:
 
 
 def _gates(row: "pd.Series") -> str:
-    """Name the gates that a victim does not pass; see `results.gates.examine`."""
+    """Name the gates that a victim does not pass; see `results.scores.gates.examine`."""
     names = {"masked": "the truth has less loss", "unexplained": "the truth explains more"}
     short = [text for name, text in names.items() if row[name]]
     if row["inconsistency"] > CONSISTENCY_TOLERANCE:

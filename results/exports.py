@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fl_sim.files import write_bytes, write_text
-from results.curves import draw_curve, save_figure
-from results.study_reader import StudyReader, run_gallery
+from fl_sim.storage.files import write_bytes, write_text
+from results.figures.curves import draw_curve, save_figure
+from results.reading.study_reader import StudyReader, run_gallery
 from results.tables import chance, definitions, paper_table
 
 

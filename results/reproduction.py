@@ -4,7 +4,7 @@ import csv
 from itertools import zip_longest
 from pathlib import Path
 
-from fl_sim.files import StoreError, read_tensors
+from fl_sim.storage.files import StoreError, read_tensors
 
 TABLES = ("results.csv", "scores.csv", "history.csv")
 STORES = ("observations", "reconstructions")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from results.curves import draw_curve, save_figure
-from results.report import write_comparison, write_report
-from results.run_reader import RunReader
-from results.study_reader import StudyReader, run_gallery
+from results.figures.curves import draw_curve, save_figure
+from results.page.report import write_comparison, write_report
+from results.reading.run_reader import RunReader
+from results.reading.study_reader import StudyReader, run_gallery
 from results.tables import write_csv
 
 

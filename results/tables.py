@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fl_sim.files import write_text
-from results.baselines import bar
-from results.gates import SUCCESS_MSE, doubt, unsettled
-from results.statistics import (
+from fl_sim.storage.files import write_text
+from results.scores.baselines import bar
+from results.scores.gates import SUCCESS_MSE, doubt, unsettled
+from results.scores.statistics import (
     Statistic,
     bootstrap_interval,
     mean,
@@ -90,7 +90,7 @@ COLUMNS = [
 def mark_strongest(scores: pd.DataFrame) -> pd.Series:
     """Tell which rows are of the strongest attack: per batch, the lowest yardstick.
 
-    Chosen as a server would, without the truth, by `fl_sim.attack_loss.YARDSTICK`; a tie goes to
+    Chosen as a server would, without the truth, by `YARDSTICK` of the attack losses; a tie goes to
     the first name. The images of a batch come from one reconstruction, so they are chosen together.
     """
     batch = ["quantizer", *OBSERVATION]
@@ -118,7 +118,7 @@ def results_table(
     history : DataFrame
         ``history.csv``: one row per trial and round, round 0 before training.
     scores : DataFrame
-        As `results.run_reader.RunReader.scores` makes them: every attack on every victim.
+        As `results.reading.run_reader.RunReader.scores` makes them: every attack on every victim.
     baselines : DataFrame
         Scored baselines of the same victims.
     entropy_coded : Mapping[str, float]

@@ -12,11 +12,11 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_sim.files import write_text
-from fl_sim.runs import RunFolder, training_key
-from fl_sim.settings import Settings, SettingsError, load_settings
-from fl_sim.trials import Trial, trials_of
-from server.reception import RoundFailedError
+from fl_sim.storage.files import write_text
+from fl_sim.study.runs import RunFolder, training_key
+from fl_sim.study.settings import Settings, SettingsError, load_settings
+from fl_sim.study.trials import Trial, trials_of
+from server.strategies.reception import RoundFailedError
 from server.training import HistoryRow, find_nodes, train_trial
 
 log = logging.getLogger("fl_sim.server")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.data import Images
-from fl_sim.updates import FlatModel
+from fl_sim.updates.local_update import FlatModel
 
 _CHUNK = 512
 

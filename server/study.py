@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 
 from clients.app import app as client_app
-from fl_sim.engines import run_apps
-from fl_sim.interrupts import WorkerLostError
-from fl_sim.progress import Advance, progress_bar
-from fl_sim.runs import RunFolder
-from fl_sim.settings import Settings, SettingsError
-from fl_sim.study import Study
-from fl_sim.trials import Trial, trials_of
+from fl_sim.engines.grids import run_apps
+from fl_sim.engines.interrupts import WorkerLostError
+from fl_sim.engines.tasks import run_tasks
+from fl_sim.storage.progress import Advance, progress_bar
+from fl_sim.study.runs import RunFolder
+from fl_sim.study.settings import Settings, SettingsError
+from fl_sim.study.study import Study
+from fl_sim.study.trials import Trial, trials_of
 from server.app import build_server_app, check_data, write_history
-from server.audit import AttackJob, audit_jobs, check_attacks, run_jobs
-from server.workers import run_tasks
+from server.auditing.jobs import AttackJob, audit_jobs, check_attacks, run_jobs
 
 log = logging.getLogger("fl_sim.server")
 

@@ -10,18 +10,24 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from fl_sim.messages import arrays_of, partition_query, read_partition, train_config, weights_of
+from fl_sim.exchange.messages import (
+    arrays_of,
+    partition_query,
+    read_partition,
+    train_config,
+    weights_of,
+)
 from fl_sim.models import build_model
-from fl_sim.runs import RunFolder
-from fl_sim.settings import Settings
-from fl_sim.trials import Trial
-from fl_sim.updates import Layout, flat_model
-from server.curious import HonestButCurious
+from fl_sim.study.runs import RunFolder
+from fl_sim.study.settings import Settings
+from fl_sim.study.trials import Trial
+from fl_sim.updates.local_update import Layout, flat_model
 from server.evaluation import evaluate
-from server.imprint import ImprintingServer, has_imprint
-from server.lost_workers import MissLostWorkers
-from server.strategy import QuantizedAveraging
-from server.wrapper import Wrapper
+from server.plans.imprint import ImprintingServer, has_imprint
+from server.strategies.averaging import QuantizedAveraging
+from server.strategies.curious import HonestButCurious
+from server.strategies.lost_workers import MissLostWorkers
+from server.strategies.wrapper import Wrapper
 
 log = logging.getLogger("fl_sim.server")
 

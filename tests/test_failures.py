@@ -15,11 +15,11 @@ import torch
 import run_simulation
 from clients import app as client
 from clients import mods
-from fl_sim.interrupts import WorkerLostError
+from fl_sim.engines.interrupts import WorkerLostError
 from fl_sim.models import ModelSpec
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
-from fl_sim.updates import Update, flat_model
+from fl_sim.updates.local_update import Update, flat_model
 from tests.commands import command
 
 ROOT = Path(__file__).parent.parent

@@ -40,7 +40,7 @@ def test_no_module_imports_from_a_floor_above(floor):
 
 
 def test_a_climbing_import_is_found():
-    assert climbing_imports("attacker", "def f():\n    from results.scoring import mse") == [
+    assert climbing_imports("attacker", "def f():\n    from results.scores.scoring import mse") == [
         "results"
     ]
     assert climbing_imports("fl_sim", "import server.app") == ["server"]

@@ -11,7 +11,7 @@ from typer.main import get_command
 import run_simulation
 from fl_sim.choices import MODEL_NAMES
 from fl_sim.models import MODELS
-from fl_sim.settings import Settings, load_settings, option_fields
+from fl_sim.study.settings import Settings, load_settings, option_fields
 from tests.commands import command
 
 GROUP = get_command(run_simulation.cli)

@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("attacker", "clients", "fl_sim", "results", "server", "studies")
-FILES = ("LICENSE", "README.md", "pyproject.toml", "requirements.txt", "run_simulation.py")
+FILES = (
+    "LICENSE",
+    "README.md",
+    "pyproject.toml",
+    "requirements.txt",
+    "run_simulation.py",
+    "setup.py",
+)
 
 pytestmark = pytest.mark.slow
 

@@ -104,7 +104,7 @@ def test_an_interrupted_study_ends_and_goes_on(engine, phase, request_, whole, t
 
 STUCK = """
 import os, signal, threading, time
-from fl_sim.interrupts import interruptible
+from fl_sim.engines.interrupts import interruptible
 
 with interruptible():
     threading.Thread(target=time.sleep, args=(600,)).start()

@@ -34,7 +34,9 @@ def test_the_default_study_runs_without_a_network(tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("module", ["clients.app", "server.curious", "fl_sim.engines"])
+@pytest.mark.parametrize(
+    "module", ["clients.app", "server.strategies.curious", "fl_sim.engines.grids"]
+)
 def test_telemetry_is_off_before_flower_and_ray_are_imported(module):
     names = ("FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "RAY_USAGE_STATS_ENABLED")
     script = (

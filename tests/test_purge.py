@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_sim.runs import RunFolder
-from fl_sim.settings import Settings
+from fl_sim.study.runs import RunFolder
+from fl_sim.study.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fl_sim.files import read_tensors, write_tensors
+from fl_sim.storage.files import read_tensors, write_tensors
 from results.reproduction import differences
 from tests.commands import command
 

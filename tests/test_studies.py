@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import run_simulation
-from fl_sim.study import load_study
+from fl_sim.study.study import load_study
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
 

@@ -4,7 +4,7 @@ import pytest
 
 from attacker.presets import build_attack
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.settings import load_settings
+from fl_sim.study.settings import load_settings
 from fl_sim.suggestions import one_of
 from tests.commands import command
 

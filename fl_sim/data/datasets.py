@@ -13,7 +13,7 @@ from torch import Tensor
 from fl_sim.data.folders import Pixels, class_names, read_classes, warn_of_others
 from fl_sim.data.idx import find_idx, read_idx
 from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.settings import DataSettings, SettingsError
+from fl_sim.study.settings import DataSettings, SettingsError
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
-from fl_sim.settings import SettingsError
+from fl_sim.study.settings import SettingsError
 
 log = logging.getLogger("fl_sim.data")
 

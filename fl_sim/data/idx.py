@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_sim.settings import SettingsError
+from fl_sim.study.settings import SettingsError
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _FAMILY = {"MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST"}

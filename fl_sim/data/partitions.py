@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fl_sim.data.datasets import Splits, load_splits
 from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.settings import DataSettings, SettingsError
-from fl_sim.updates import LocalWork
+from fl_sim.study.settings import DataSettings, SettingsError
+from fl_sim.updates.local_update import LocalWork
 
 Indices = npt.NDArray[np.int64]
 

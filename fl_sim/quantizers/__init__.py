@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 
+from fl_sim.coding.payload import MAX_SPEC
 from fl_sim.quantizers.absmax import Absmax, Blockwise
 from fl_sim.quantizers.base import Quantizer
 from fl_sim.quantizers.error_feedback import ErrorFeedback
@@ -12,7 +13,6 @@ from fl_sim.quantizers.kmeans import KMeans
 from fl_sim.quantizers.logarithmic import Log, Natural
 from fl_sim.quantizers.mixed import Mixed
 from fl_sim.quantizers.noise import DpGaussian, Gaussian, Laplace
-from fl_sim.quantizers.payload import MAX_SPEC
 from fl_sim.quantizers.qsgd import QSGD, TernGrad
 from fl_sim.quantizers.rotation import Drive, Eden
 from fl_sim.quantizers.sign import ScaledSign, Sign

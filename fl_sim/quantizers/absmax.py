@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fl_sim.coding.groups import Groups, Scope
 from fl_sim.quantizers.base import Facts
-from fl_sim.quantizers.groups import Groups, Scope
 from fl_sim.quantizers.lattice import MAX_BITS, Symmetric
 from fl_sim.quantizers.parameters import within
-from fl_sim.updates import Layout
+from fl_sim.updates.local_update import Layout
 
 
 @dataclass(frozen=True)

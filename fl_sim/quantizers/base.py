@@ -8,10 +8,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from fl_sim.quantizers.cell import Cell
+from fl_sim.coding.cell import Cell
+from fl_sim.coding.payload import Payload, PayloadError
 from fl_sim.quantizers.parameters import parse_parameters, print_parameters
-from fl_sim.quantizers.payload import Payload, PayloadError
-from fl_sim.updates import Layout, Update, all_finite
+from fl_sim.updates.local_update import Layout, Update, all_finite
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell
+from fl_sim.coding.payload import Payload
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell
-from fl_sim.quantizers.payload import Payload
-from fl_sim.updates import Layout, Update
+from fl_sim.updates.local_update import Layout, Update
 
 
 @dataclass(frozen=True)

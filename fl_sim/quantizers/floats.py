@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell, resolvable_step, width_of
+from fl_sim.coding.groups import Groups, Scope, spans
+from fl_sim.coding.memory import empty
+from fl_sim.coding.wire import FLOAT, Reader, refuse_nonfinite, to_bytes
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell, resolvable_step, width_of
-from fl_sim.quantizers.groups import Groups, Scope, spans
-from fl_sim.quantizers.memory import empty
-from fl_sim.quantizers.wire import FLOAT, Reader, refuse_nonfinite, to_bytes
-from fl_sim.updates import Layout, Update
+from fl_sim.updates.local_update import Layout, Update
 
 
 @dataclass(frozen=True)

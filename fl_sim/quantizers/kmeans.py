@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell, usable_step, width_of
+from fl_sim.coding.groups import Groups, Scope
+from fl_sim.coding.packing import code_bits, pack, packed_size
+from fl_sim.coding.payload import PayloadError
+from fl_sim.coding.tables import find_codes, look_up
+from fl_sim.coding.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell, usable_step, width_of
-from fl_sim.quantizers.groups import Groups, Scope
-from fl_sim.quantizers.packing import code_bits, pack, packed_size
 from fl_sim.quantizers.parameters import within
-from fl_sim.quantizers.payload import PayloadError
-from fl_sim.quantizers.tables import find_codes, look_up
-from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
-from fl_sim.updates import Layout, Update
+from fl_sim.updates.local_update import Layout, Update
 
 _ITERATIONS = 100
 

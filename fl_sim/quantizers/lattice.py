@@ -6,14 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell, usable_step
+from fl_sim.coding.groups import Groups
+from fl_sim.coding.memory import empty
+from fl_sim.coding.packing import code_bits, pack, packed_size
+from fl_sim.coding.payload import PayloadError
+from fl_sim.coding.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
 from fl_sim.quantizers.base import Quantizer
-from fl_sim.quantizers.cell import Cell, usable_step
-from fl_sim.quantizers.groups import Groups
-from fl_sim.quantizers.memory import empty
-from fl_sim.quantizers.packing import code_bits, pack, packed_size
-from fl_sim.quantizers.payload import PayloadError
-from fl_sim.quantizers.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
-from fl_sim.updates import Layout, Update
+from fl_sim.updates.local_update import Layout, Update
 
 MAX_BITS = 16  # finer lattices would claim more than float32 arithmetic resolves
 _LARGEST = float(torch.finfo(torch.float32).max)

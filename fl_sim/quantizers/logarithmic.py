@@ -7,14 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell, resolvable_step
-from fl_sim.quantizers.groups import Groups, Scope, spans
-from fl_sim.quantizers.memory import empty
-from fl_sim.quantizers.packing import pack, packed_size
-from fl_sim.quantizers.parameters import show, within
-from fl_sim.quantizers.tables import look_up
-from fl_sim.quantizers.wire import (
+from fl_sim.coding.cell import Cell, resolvable_step
+from fl_sim.coding.groups import Groups, Scope, spans
+from fl_sim.coding.memory import empty
+from fl_sim.coding.packing import pack, packed_size
+from fl_sim.coding.tables import look_up
+from fl_sim.coding.wire import (
     FLOAT,
     Reader,
     byte_planes,
@@ -22,7 +20,9 @@ from fl_sim.quantizers.wire import (
     refuse_nonfinite,
     to_bytes,
 )
-from fl_sim.updates import Layout, Update
+from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.parameters import show, within
+from fl_sim.updates.local_update import Layout, Update
 
 _EXPONENT = 0xFF << 23  # of a float32's bits
 _LAST = 254 << 23  # the largest finite exponent

@@ -7,13 +7,13 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell
 from fl_sim.quantizers.absmax import Absmax
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell
 from fl_sim.quantizers.parameters import within
 from fl_sim.quantizers.uniform import Stochastic, Uniform
 from fl_sim.suggestions import one_of
-from fl_sim.updates import Layout, Update
+from fl_sim.updates.local_update import Layout, Update
 
 _FAMILIES: dict[str, type[Uniform | Absmax]] = {
     kind.name: kind for kind in (Uniform, Stochastic, Absmax)

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell, Noise, Transform
+from fl_sim.coding.wire import FLOAT, Reader, to_bytes
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell, Noise, Transform
 from fl_sim.quantizers.parameters import positive
-from fl_sim.quantizers.wire import FLOAT, Reader, to_bytes
-from fl_sim.updates import Layout, Update
+from fl_sim.updates.local_update import Layout, Update
 
 
 class Noisy(Quantizer):

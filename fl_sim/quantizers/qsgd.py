@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fl_sim.coding.groups import Groups, Scope
+from fl_sim.coding.packing import pack_trits, packed_trits_size
+from fl_sim.coding.wire import Reader
 from fl_sim.quantizers.base import Facts
-from fl_sim.quantizers.groups import Groups, Scope
 from fl_sim.quantizers.lattice import MAX_BITS, Symmetric
-from fl_sim.quantizers.packing import pack_trits, packed_trits_size
 from fl_sim.quantizers.parameters import within
-from fl_sim.quantizers.wire import Reader
-from fl_sim.updates import Layout
+from fl_sim.updates.local_update import Layout
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell, usable_step, width_of
-from fl_sim.quantizers.memory import empty
-from fl_sim.quantizers.packing import pack, packed_size, unpack
-from fl_sim.quantizers.parameters import within
-from fl_sim.quantizers.sign import half_lines
-from fl_sim.quantizers.tables import find_codes, look_up
-from fl_sim.quantizers.wire import (
+from fl_sim.coding.cell import Cell, usable_step, width_of
+from fl_sim.coding.memory import empty
+from fl_sim.coding.packing import pack, packed_size, unpack
+from fl_sim.coding.tables import find_codes, look_up
+from fl_sim.coding.wire import (
     FLOAT,
     Reader,
     byte_planes,
@@ -26,7 +23,10 @@ from fl_sim.quantizers.wire import (
     refuse_nonfinite,
     to_bytes,
 )
-from fl_sim.updates import Layout, Update
+from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.parameters import within
+from fl_sim.quantizers.sign import half_lines
+from fl_sim.updates.local_update import Layout, Update
 
 _SEED = 4  # bytes of the seed on the wire
 

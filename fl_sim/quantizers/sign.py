@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell, usable_step
+from fl_sim.coding.groups import Groups, Scope
+from fl_sim.coding.memory import empty
+from fl_sim.coding.packing import pack, packed_size
+from fl_sim.coding.wire import FLOAT, Reader, to_bytes
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell, usable_step
-from fl_sim.quantizers.groups import Groups, Scope
-from fl_sim.quantizers.memory import empty
-from fl_sim.quantizers.packing import pack, packed_size
-from fl_sim.quantizers.wire import FLOAT, Reader, to_bytes
-from fl_sim.updates import Layout, Update
+from fl_sim.updates.local_update import Layout, Update
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell, Transform, usable_step
+from fl_sim.coding.groups import Groups, Scope
+from fl_sim.coding.packing import code_bits, pack, packed_size
+from fl_sim.coding.payload import PayloadError
+from fl_sim.coding.wire import Reader, to_bytes
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.cell import Cell, Transform, usable_step
 from fl_sim.quantizers.floats import Identity
-from fl_sim.quantizers.groups import Groups, Scope
-from fl_sim.quantizers.packing import code_bits, pack, packed_size
 from fl_sim.quantizers.parameters import NOT_A_PARAMETER, show
-from fl_sim.quantizers.payload import PayloadError
-from fl_sim.quantizers.wire import Reader, to_bytes
-from fl_sim.updates import Layout, Segment, Update
+from fl_sim.updates.local_update import Layout, Segment, Update
 
 
 @dataclass(frozen=True)

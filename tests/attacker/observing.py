@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 
 from fl_sim.models import ModelSpec
-from fl_sim.observations import Observation
+from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
-from fl_sim.updates import LocalWork, Update, flat_model, local_update, one_hot
+from fl_sim.updates.local_update import LocalWork, Update, flat_model, local_update, one_hot
 
 SPEC = ModelSpec("lenet", (1, 8, 8), 10)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from attacker.attack import Attack
+from attacker.matching.attack import Attack
 from attacker.presets import build_attack
-from results.scoring import score_batch
+from results.scores.scoring import score_batch
 from tests.attacker.observing import digits, observe
 
 SHORT = "cell:iterations=40,warmup=0,restarts=0"
@@ -17,23 +17,23 @@ SHORT = "cell:iterations=40,warmup=0,restarts=0"
 TESTS = Path(__file__).parent.parent
 FAULTS = {
     "joint labels: the random start is returned": (
-        "attacker/test_attack.py",
+        "attacker/matching/test_attack.py",
         "test_the_joint_attack_returns_the_label_it_optimised_not_the_one_it_started_from",
     ),
     "best iterate off by one: the loss before a step, the picture after it": (
-        "attacker/test_optimizers.py",
+        "attacker/matching/test_optimizers.py",
         "test_the_loss_returned_is_that_of_the_point_returned",
     ),
     "restarts chosen by distance to the truth": (
-        "attacker/test_attack.py",
+        "attacker/matching/test_attack.py",
         "test_restarts_are_chosen_by_attack_loss",
     ),
     "assignment applied in the wrong direction": (
-        "results/test_scoring.py",
+        "results/scores/test_scoring.py",
         "test_a_perfect_batch_in_another_order_scores_zero_and_hits_every_label",
     ),
     "converged reported for a large loss": (
-        "attacker/test_attack.py",
+        "attacker/matching/test_attack.py",
         "test_a_poor_run_is_stalled_never_converged",
     ),
     "mean over runs that diverged": (
@@ -41,15 +41,15 @@ FAULTS = {
         "test_an_attack_that_diverged_is_counted_not_averaged",
     ),
     "PSNR of unclamped pixels": (
-        "results/test_scoring.py",
+        "results/scores/test_scoring.py",
         "test_clamping_beforehand_changes_nothing_and_scores_stay_in_range",
     ),
     "PSNR on another scale": (
-        "results/test_scoring.py",
+        "results/scores/test_scoring.py",
         "test_psnr_agrees_with_scikit_image_and_is_capped",
     ),
     "bytes of a picture wrap around": (
-        "results/test_gallery.py",
+        "results/figures/test_gallery.py",
         "test_pictures_are_clamped_before_they_become_bytes",
     ),
     "the mean absolute error reported as MSE": (
@@ -69,7 +69,7 @@ FAULTS = {
         "test_the_attack_uses_the_payload_not_the_update_behind_it",
     ),
     "running mean over clients with a fixed 1 / N": (
-        "server/test_strategy.py",
+        "server/strategies/test_strategy.py",
         "test_a_reply_that_cannot_be_used_is_dropped_counted_and_reported",
     ),
     "a picture that never required a gradient": (
@@ -77,7 +77,7 @@ FAULTS = {
         "test_the_image_moves_from_its_start",
     ),
     "exceptions swallowed": (
-        "attacker/test_attack.py",
+        "attacker/matching/test_attack.py",
         "test_one_broken_payload_does_not_lose_the_others",
     ),
 }

@@ -1,6 +1,6 @@
 import pytest
 
-from attacker.optimizers import LBFGS, SignedAdam
+from attacker.matching.optimizers import LBFGS, SignedAdam
 from attacker.presets import ATTACK_NAMES, build_attack
 
 

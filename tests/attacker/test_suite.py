@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacker.learned import _Regression, _trained
 from attacker.presets import build_attack
+from attacker.readers.learned import _Regression, _trained
 from attacker.suite import Suite
-from fl_sim.attack_loss import YARDSTICK
-from fl_sim.public_images import PublicImages
+from fl_sim.data.public_images import PublicImages
+from fl_sim.observed.attack_loss import YARDSTICK
 from tests.attacker.observing import digits, observe
 
 BAD = replace(build_attack("idlg:iterations=1,warmup=0,restarts=0"), name="bad")
@@ -60,7 +60,7 @@ def test_the_suite_survives_labels_that_are_misread(monkeypatch):
     images, labels = digits(2)
     seen = observe(images, labels, "uniform:bits=8")
     monkeypatch.setattr(
-        "attacker.attack.recover_labels", lambda problems: (labels[:, None] + 1) % 10
+        "attacker.matching.attack.recover_labels", lambda problems: (labels[:, None] + 1) % 10
     )
     members = tuple(build_attack(name) for name in ("cell", "free_labels"))
     found = Suite("suite", members).reconstruct(seen, seed=0)
@@ -100,7 +100,7 @@ def test_a_learned_attack_says_that_it_lacks_public_images():
 
 
 def test_a_network_learns_to_undo_what_blurs_pictures(monkeypatch):
-    monkeypatch.setattr("attacker.learned._STEPS", 60)
+    monkeypatch.setattr("attacker.readers.learned._STEPS", 60)
     images, _ = digits(200)
     blurred = 0.5 * images + 0.1
     network = _trained(blurred[50:], images[50:], seed=0)
@@ -112,7 +112,7 @@ def test_a_network_learns_to_undo_what_blurs_pictures(monkeypatch):
 
 @pytest.mark.parametrize("start", ["public_network", "synthetic_network"])
 def test_the_network_is_a_function_of_the_seed_alone(monkeypatch, start):
-    monkeypatch.setattr("attacker.learned._STEPS", 5)
+    monkeypatch.setattr("attacker.readers.learned._STEPS", 5)
     images, labels = digits(108)
     public = PublicImages(images[8:], labels[8:])
     seen = observe(images[:2], labels[:2], "sign")
@@ -127,7 +127,7 @@ def test_the_network_is_a_function_of_the_seed_alone(monkeypatch, start):
 
 
 def test_the_prediction_without_an_example_is_that_of_a_regression_on_the_others(monkeypatch):
-    monkeypatch.setattr("attacker.learned.RIDGES", (0.1,))
+    monkeypatch.setattr("attacker.readers.learned.RIDGES", (0.1,))
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(12, 5, generator=generator)
     images = torch.randn(12, 1, 2, 2, generator=generator)

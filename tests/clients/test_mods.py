@@ -3,8 +3,8 @@ import torch
 from clients.app import app
 from clients.local_training import compute_update
 from fl_sim.data import private_batch
-from fl_sim.engines import LocalGrid
-from fl_sim.messages import (
+from fl_sim.engines.grids import LocalGrid
+from fl_sim.exchange.messages import (
     arrays_of,
     read_payload,
     set_nonce,
@@ -13,9 +13,9 @@ from fl_sim.messages import (
     weight_of,
 )
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.settings import load_settings
-from fl_sim.trials import trials_of
-from fl_sim.updates import convolutions_for, flat_model, local_update, one_hot
+from fl_sim.study.settings import load_settings
+from fl_sim.study.trials import trials_of
+from fl_sim.updates.local_update import convolutions_for, flat_model, local_update, one_hot
 from server.training import initial_weights
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clients.mods import Quantize
-from fl_sim.engines import LocalGrid
-from server.dequantize import Dequantize
+from fl_sim.engines.grids import LocalGrid
+from server.strategies.dequantize import Dequantize
 
 SPECS = (
     *(

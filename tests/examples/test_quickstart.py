@@ -8,8 +8,8 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from fl_sim.engines import LocalGrid
-from fl_sim.updates import LocalWork
+from fl_sim.engines.grids import LocalGrid
+from fl_sim.updates.local_update import LocalWork
 
 APP = Path(__file__).parents[2] / "examples" / "quickstart"
 FLOWER = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
@@ -53,7 +53,7 @@ def test_an_audit_that_assumes_the_wrong_work_says_so(tmp_path, capsys):
     from rich.console import Console
 
     from results.app_report import print_audit
-    from server.app_audit import audit
+    from server.auditing.app_audit import audit
 
     run(tmp_path, 2, **{"num-server-rounds": 1, "local-epochs": 3})  # with momentum 0.9
     task = import_module("quickstart.task")
@@ -81,8 +81,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 
 def test_the_audit_refuses_another_model_and_an_empty_store(tmp_path):
-    from fl_sim.files import StoreError
-    from server.app_audit import audit
+    from fl_sim.storage.files import StoreError
+    from server.auditing.app_audit import audit
 
     run(tmp_path, 2, **{"num-server-rounds": 1})
     facts = {"shape": (1, 8, 8), "classes": 10, "work": LocalWork("delta", batch_size=4)}

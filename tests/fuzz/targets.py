@@ -17,17 +17,17 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fl_sim.engines import LocalGrid
-from fl_sim.files import StoreError
-from fl_sim.messages import payload_array
+from fl_sim.coding.payload import Payload, PayloadError
+from fl_sim.engines.grids import LocalGrid
+from fl_sim.exchange.messages import payload_array
 from fl_sim.models import ModelSpec
-from fl_sim.observations import load_observations
+from fl_sim.observed.observations import load_observations
+from fl_sim.observed.reconstructions import load_reconstructions
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.quantizers.payload import Payload, PayloadError
-from fl_sim.reconstructions import load_reconstructions
-from fl_sim.updates import Layout, Segment, Update, layout_of_model
-from server.dequantize import Dequantize
-from server.reception import RoundFailedError
+from fl_sim.storage.files import StoreError
+from fl_sim.updates.local_update import Layout, Segment, Update, layout_of_model
+from server.strategies.dequantize import Dequantize
+from server.strategies.reception import RoundFailedError
 from tests.fl_sim.quantizers.quantizer_cases import SPECS
 
 Target = Callable[[bytes], bool]

@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from fl_sim.data import private_batch
-from fl_sim.files import write_text
 from fl_sim.models import build_model
-from fl_sim.observations import Observation, save_observations
+from fl_sim.observed.observations import Observation, save_observations
+from fl_sim.observed.reconstructions import (
+    Reconstruction,
+    reconstruction_path,
+    save_reconstructions,
+)
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.reconstructions import Reconstruction, reconstruction_path, save_reconstructions
-from fl_sim.runs import RunFolder, attack_key, training_key
 from fl_sim.seeding import Purpose, torch_rng
-from fl_sim.settings import Settings, parse_settings
-from fl_sim.trials import Trial, attacked_together, trials_of
-from fl_sim.updates import Layout, Update, flat_model, local_update, one_hot
+from fl_sim.storage.files import write_text
+from fl_sim.study.runs import RunFolder, attack_key, training_key
+from fl_sim.study.settings import Settings, parse_settings
+from fl_sim.study.trials import Trial, attacked_together, trials_of
+from fl_sim.updates.local_update import Layout, Update, flat_model, local_update, one_hot
 
 Guess = Callable[[Tensor, Tensor, str, str], tuple[Tensor, Tensor]]
 """Maps the truth (images, labels), the quantizer and the attack to the guess."""

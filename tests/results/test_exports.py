@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from results.exports import FORMATS, export
-from results.run_reader import RunReader
+from results.reading.run_reader import RunReader
 from results.tables import STAR, VERDICTS, chance
 
 

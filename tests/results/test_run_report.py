@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from fl_sim.files import StoreError
-from fl_sim.observations import load_observations, round_path
-from fl_sim.quantizers.entropy import entropy_coded_bytes
-from fl_sim.settings import SettingsError, dump_settings
-from fl_sim.study import load_study
-from results.run_reader import RunReader, random_victims
+from fl_sim.coding.entropy import entropy_coded_bytes
+from fl_sim.observed.observations import load_observations, round_path
+from fl_sim.storage.files import StoreError
+from fl_sim.study.settings import SettingsError, dump_settings
+from fl_sim.study.study import load_study
+from results.reading.run_reader import RunReader, random_victims
 from results.run_report import summarise
 from results.tables import VICTIM
 from tests.results.conftest import graded, small_settings, write_run

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from results.curves import VERDICT_STYLE
-from results.statistics import median
+from results.figures.curves import VERDICT_STYLE
+from results.scores.statistics import median
 from results.tables import (
     COLUMNS,
     STAR,

@@ -9,10 +9,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from clients.app import app as client_app
-from fl_sim.engines import LocalGrid
-from fl_sim.settings import SettingsError, load_settings
+from fl_sim.engines.grids import LocalGrid
+from fl_sim.study.settings import SettingsError, load_settings
 from server.app import app as server_app
-from server.reception import RoundFailedError
+from server.strategies.reception import RoundFailedError
 from server.training import find_nodes
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())

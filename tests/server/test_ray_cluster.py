@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_sim.observations import round_path
-from fl_sim.runs import RunFolder
-from fl_sim.study import load_study
+from fl_sim.observed.observations import round_path
+from fl_sim.study.runs import RunFolder
+from fl_sim.study.study import load_study
 from server import study as server
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fl_sim.quantizers.catalogue import EXAMPLES
-from fl_sim.updates import Layout, Segment, Update
+from fl_sim.updates.local_update import Layout, Segment, Update
 
 SPECS = (
     *EXAMPLES,

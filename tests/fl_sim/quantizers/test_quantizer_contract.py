@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from fl_sim.coding.cell import Cell
+from fl_sim.coding.payload import Payload, PayloadError
 from fl_sim.quantizers import QUANTIZERS, parse_quantizer
-from fl_sim.quantizers.cell import Cell
-from fl_sim.quantizers.payload import Payload, PayloadError
-from fl_sim.updates import Update
+from fl_sim.updates.local_update import Update
 from tests.fl_sim.quantizers.quantizer_cases import (
     SPECS,
     is_randomized,
@@ -223,7 +223,7 @@ def test_randomized_quantizers_differ_by_seed_and_others_do_not(spec):
 PROGRAM = """
 import torch, zlib
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.updates import Layout, Segment, Update
+from fl_sim.updates.local_update import Layout, Segment, Update
 
 update = Update(torch.linspace(-1, 1, 301) ** 3, Layout((Segment("a", (301,)),)))
 specs = ("uniform:bits=3", "stochastic:bits=5", "eden:bits=2", "natural", "kmeans:clusters=9")

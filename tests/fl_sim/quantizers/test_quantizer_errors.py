@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.rotation import Rotation, fast_length, hartley, lloyd_max
-from fl_sim.updates import Update
+from fl_sim.updates.local_update import Update
 from tests.fl_sim.quantizers.quantizer_cases import layout_of, seeded, update_of, updates
 
 some = settings(max_examples=40, deadline=None, derandomize=True)

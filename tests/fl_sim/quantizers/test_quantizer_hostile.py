@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from fl_sim.coding.payload import Payload, PayloadError
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.quantizers.payload import Payload, PayloadError
 from tests.fl_sim.quantizers.quantizer_cases import SPECS, layout_of, seeded, update_of
 
 MUTATIONS = 10_000

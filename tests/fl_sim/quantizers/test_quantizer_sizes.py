@@ -5,12 +5,12 @@ from math import ceil, log2
 import pytest
 import torch
 
+from docs.render.quantizers import catalogue_lines, sample_update
+from fl_sim.coding.entropy import entropy_coded_bytes
 from fl_sim.models import ModelSpec
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.catalogue import catalogue
-from fl_sim.quantizers.document import catalogue_lines, sample_update
-from fl_sim.quantizers.entropy import entropy_coded_bytes
-from fl_sim.updates import Layout, Update, flat_model
+from fl_sim.updates.local_update import Layout, Update, flat_model
 from tests.fl_sim.quantizers.quantizer_cases import SPECS, seeded, update_of
 
 LENET = ModelSpec("lenet_dlg", (3, 32, 32), 10)
@@ -119,7 +119,7 @@ def test_unpacked_codes_are_tried_too():
 def test_documentation_holds_the_catalogue_of_the_code(pytestconfig):
     text = (pytestconfig.rootpath / "docs" / "quantizers.md").read_text()
     for line in catalogue_lines():
-        assert line in text, "run python -m fl_sim.quantizers.document"
+        assert line in text, "run python -m docs.render.quantizers"
     assert len(catalogue_lines()) == len(catalogue())
 
 

@@ -1,0 +1,1 @@
+"""Attacks that search images whose update matches the payload."""

@@ -1,0 +1,245 @@
+"""How an attack learns the labels of a batch: from the update itself, or along with the images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import log, pi
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+from torch.special import log_ndtr
+
+from attacker.matching.layers import Layer, find_head
+from attacker.matching.problems import Problems
+from attacker.readers.synthetic import synthetic_images
+from fl_sim.coding.cell import Cell, Transform
+
+LabelStrategy = Literal["joint", "analytic"]
+LABEL_STRATEGIES: tuple[str, ...] = get_args(LabelStrategy)
+
+_FEWEST_EXAMPLES, _MOST_EXAMPLES = 8, 64
+_LEAST_VARIANCE = 1e-3  # of the average element's: examples do not differ in every way
+_NARROW = 1e-3  # deviations
+_MOST_ELEMENTS = 4096  # of an update
+_MOST_FLOATS = 2**26  # of updates held at once
+
+
+def recover_labels(problems: Problems) -> Tensor:
+    """Recover the labels of every batch, as counts.
+
+    The gradient of the head's bias is the mean of (predicted probability - one-hot label), so class
+    c occurs n (p_c - b_c) times; without a bias it is read from the weight's. For n = 1 only the
+    true class can be negative (iDLG, Zhao et al. 2020). For larger batches p is guessed as the mean
+    prediction at synthetic images, and labels are handed out one by one to the class with the
+    largest remaining count (after Geng et al. 2021). Where the quantizer is too coarse to tell n
+    labels from n + 1 in this bias, or where no bias tells, the whole payload is asked: the counts
+    are exchanged one label at a time while it becomes more likely.
+
+    Returns
+    -------
+    Tensor
+        ``(B, n)`` int64, sorted in each row.
+    """
+    return problems.by_weights(_recovered)
+
+
+def _recovered(problems: Problems) -> Tensor:
+    """Recover the labels of batches that share weights."""
+    head = find_head(problems.model)
+    images, classes = problems.work.images, problems.model.classes
+    if images == 1 and head is not None:
+        return _errors(problems, head).argmin(dim=1, keepdim=True)
+    affordable = _MOST_FLOATS // problems.weights.numel()
+    count = max(_FEWEST_EXAMPLES, min(affordable, _MOST_EXAMPLES))
+    examples = synthetic_images(problems.model.shape, count, seed=0)
+    log_prediction = _log_predictions(problems, examples)
+    even = _handed_out(torch.full((1, classes), images / classes), images)[0]
+    found, coarse = even.repeat(len(problems), 1), torch.ones(len(problems), dtype=torch.bool)
+    if head is not None:
+        shares = images * (log_prediction.exp().mean(dim=0) - _errors(problems, head))
+        found = _handed_out(shares, images)
+        coarse = _resolution(problems, head) > 1 / (2 * images)
+    if bool(coarse.any()):
+        expected = _Expected.of(problems, examples, log_prediction)
+        for row in coarse.nonzero().squeeze(1).tolist():
+            likelihood = expected.likelihood(problems.cells[row])
+            found[row] = _most_likely((found[row], even), likelihood)
+    return torch.stack([torch.arange(classes).repeat_interleave(row.long()) for row in found])
+
+
+def _errors(problems: Problems, head: Layer) -> Tensor:
+    """Return the mean of (predicted probability - one-hot label), ``(B, classes)``."""
+    if head.bias is not None:
+        return problems.decoded(head.bias)
+    assert head.weight is not None
+    return _rows_told(problems, problems.decoded(head.weight).flatten(2), head.weight)
+
+
+def _rows_told(problems: Problems, rows: Tensor, weight: str) -> Tensor:
+    """Read the errors, up to a scale, from the head's weight gradient ``(B, classes, F)``.
+
+    Each row is an error times the features. One image leaves one direction of features, the first
+    singular vector, with the sign for which one class alone has a negative error. Where that does
+    not tell, and for more images, the direction is that of synthetic images.
+    """
+    usual = _usual_features(problems, weight)
+    errors = rows @ usual / usual.square().sum()
+    if problems.work.images > 1:
+        return errors
+    left, sizes, _ = torch.linalg.svd(rows, full_matrices=False)
+    only = left[:, :, 0] * sizes[:, :1]
+    excess = ((only < 0).sum(dim=1) - 1).abs() - ((only > 0).sum(dim=1) - 1).abs()
+    agrees = (only * errors).sum(dim=1) >= 0
+    kept = (excess < 0) | ((excess == 0) & agrees)
+    return torch.where(kept[:, None], only, -only)
+
+
+def _usual_features(problems: Problems, weight: str) -> Tensor:
+    """Return the mean features ``(F,)`` of synthetic images: what the slope of a logit is."""
+    images = synthetic_images(problems.model.shape, _FEWEST_EXAMPLES, seed=0)
+    model = problems.flat_model
+    _, pull = vjp(  # type: ignore[misc]
+        lambda w: model.logits(w, images)[:, 0].mean(), problems.weights
+    )
+    (slope,) = pull(torch.ones(()))
+    return model.layout.unflatten(slope.detach())[weight][0].flatten()
+
+
+def _log_predictions(problems: Problems, images: Tensor) -> Tensor:
+    """Log-probabilities ``(N, classes)`` that the weights sent predict."""
+    with torch.no_grad():
+        return problems.flat_model.logits(problems.weights, images).log_softmax(dim=-1)
+
+
+def _resolution(problems: Problems, head: Layer) -> Tensor:
+    """Largest step ``(B,)`` in the head's bias' gradient; infinite behind a rotation or without."""
+    if problems.cell.transform is not None or head.bias is None:
+        return torch.full((len(problems),), torch.inf)
+    steps = problems.flat_model.layout.unflatten(problems.cell.step)[head.bias]
+    return steps.amax(dim=1) / _gradients(problems)
+
+
+def _gradients(problems: Problems) -> float:
+    """Return how many gradients an update is worth."""
+    work = problems.work
+    return work.learning_rate * work.local_steps if work.kind == "delta" else 1.0
+
+
+def _handed_out(shares: Tensor, labels: int) -> Tensor:
+    """Round real counts ``(B, classes)`` to whole ones that sum to ``labels``."""
+    counts = torch.zeros_like(shares)
+    for _ in range(labels):
+        first = (shares - counts).argmax(dim=1, keepdim=True)
+        counts.scatter_add_(1, first, torch.ones_like(shares[:, :1]))
+    return counts
+
+
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """What one image of each class adds to an update: mean and variance, ``(classes, size)``."""
+
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, problems: Problems, examples: Tensor, log_prediction: Tensor) -> "_Expected":
+        """Measure it at example images, each given every label in turn.
+
+        An example stands for a class the more, the more the weights sent take it for one: the
+        images of a class on which a model was trained are such that it predicts the class.
+        """
+        model, classes = problems.flat_model, problems.model.classes
+
+        def gradient(image: Tensor, target: Tensor) -> Tensor:
+            return model.gradient(problems.weights, image[None], target[None])
+
+        moments = []
+        for target, trust in zip(torch.eye(classes), log_prediction.softmax(dim=0).T, strict=True):
+            with torch.no_grad():
+                each = vmap(gradient, in_dims=(0, None))(examples, target)
+            each = each * (_gradients(problems) / problems.work.images)
+            mean = trust @ each
+            moments.append(torch.stack([mean, trust @ (each - mean).square()]))
+        return cls(*torch.stack(moments, dim=1))
+
+    def likelihood(self, cell: Cell) -> Callable[[Tensor], Tensor]:
+        """Return the log-likelihood of a payload as a function of counts ``(K, classes)``.
+
+        Elements count as independent and Gaussian. They are not independent, which makes the
+        likelihood too sure of itself, and hardly moves its maximum; some of them tell as much as
+        all.
+        """
+        size = cell.center.shape[-1]
+        some = torch.arange(0, size, -(-size // _MOST_ELEMENTS))
+        asked = replace(
+            cell,
+            center=cell.center[some],
+            lower=cell.lower[some],
+            upper=cell.upper[some],
+            step=cell.step[some],
+            certain=None if cell.certain is None else cell.certain[some],
+        )
+
+        direct = cell.transform is None
+        expected = _Expected(self.mean[:, some], self.variance[:, some]) if direct else self
+
+        def evaluate(counts: Tensor) -> Tensor:
+            each = []
+            for row in torch.split(counts, max(1, _MOST_FLOATS // expected.mean.shape[1])):
+                moments = expected._of_batches(row, cell.transform)
+                told = moments if direct else [moment[:, some] for moment in moments]
+                each.append(_log_likelihood(asked, *told))
+            return torch.cat(each)
+
+        return evaluate
+
+    def _of_batches(self, counts: Tensor, transform: Transform | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the codes of batches, ``(K, d)``; a rotation spreads both."""
+        mean, variance = counts @ self.mean, counts @ self.variance
+        if transform is not None:
+            sent, size = transform(mean), mean.square().sum(dim=1, keepdim=True)
+            average = variance.sum(dim=1, keepdim=True) * sent.square().mean(dim=1, keepdim=True)
+            mean, variance = sent, (average / size).expand_as(sent)
+        return mean, variance + _LEAST_VARIANCE * variance.mean(dim=1, keepdim=True)
+
+
+def _log_likelihood(cell: Cell, mean: Tensor, variance: Tensor) -> Tensor:
+    """Log-likelihood of a payload if values are Gaussian, up to a constant; ``(K,)``."""
+    each = _log_probability(cell.lower, cell.upper, mean, variance.sqrt())
+    if cell.noise != "none":
+        total = variance + cell.step.square()
+        near = -((cell.center - mean).square() / total + total.log()) / 2
+        each = near if cell.certain is None else torch.where(cell.certain, each, near)
+    return each.sum(dim=1)
+
+
+def _log_probability(lower: Tensor, upper: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Logarithm of the chance that a Gaussian lies between two bounds, however far or narrow."""
+    left, right = (lower - mean) / deviation, (upper - mean) / deviation
+    mirrored = left + right > 0  # so that not both ends are in the upper tail, where 1 - x is lost
+    left, right = torch.where(mirrored, -right, left), torch.where(mirrored, -left, right)
+    width = (right - left).clamp_min(torch.finfo(mean.dtype).tiny)
+    density = width.log() - (left.square() + log(2 * pi)) / 2
+    ratio = (log_ndtr(left) - log_ndtr(right)).clamp_max(-_NARROW)
+    return torch.where(width < _NARROW, density, log_ndtr(right) + torch.log(-torch.expm1(ratio)))
+
+
+def _most_likely(starts: Sequence[Tensor], likelihood: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the likeliest counts ``(classes,)`` that a climb from any of the starts reaches."""
+    tops = torch.stack([_climbed(start, likelihood) for start in starts])
+    return tops[likelihood(tops).argmax()]
+
+
+def _climbed(counts: Tensor, likelihood: Callable[[Tensor], Tensor]) -> Tensor:
+    """Exchange one label for another while it makes the payload more likely, best first."""
+    classes = len(counts)
+    one = torch.eye(classes)
+    exchanges = (one[None] - one[:, None]).flatten(0, 1)  # class i // classes for i % classes
+    best = likelihood(counts[None])[0]
+    while True:
+        candidates = counts + exchanges[(counts > 0).repeat_interleave(classes)]
+        values = likelihood(candidates)
+        if not values.max() > best:
+            return counts
+        best, counts = values.max(), candidates[values.argmax()]

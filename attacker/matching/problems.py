@@ -1,0 +1,293 @@
+"""Observations that can be computed together, as one batch of reconstruction problems."""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fl_sim.coding.cell import Cell
+from fl_sim.models import ModelSpec
+from fl_sim.observed.attack_loss import floored
+from fl_sim.observed.observations import Observation
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.base import Quantizer
+from fl_sim.updates.local_update import (
+    FlatModel,
+    LocalWork,
+    flat_model,
+    local_update,
+    weights_may_differ,
+)
+
+Item = TypeVar("Item")
+
+Bundle = Sequence[Observation]
+"""One client's observations that are attacked together, the last round last."""
+
+Rounds = Literal["single", "averaged", "joint"]
+ROUNDS: tuple[str, ...] = get_args(Rounds)
+
+
+@dataclass(frozen=True, eq=False)
+class Problems:
+    """A batch of B reconstruction problems: all that the server knows of them.
+
+    Attributes
+    ----------
+    model : ModelSpec
+        Shared architecture.
+    work : LocalWork
+        Shared public facts of the clients' work.
+    given : tuple[Tensor, ...]
+        ``(size,)`` weights each client was given; one and the same tensor where they are equal.
+    quantizer : Quantizer
+        Shared, public.
+    cells : tuple[Cell, ...]
+        What each payload tells.
+    keys : tuple[tuple[int, int], ...]
+        Round and partition of each problem; the key of its random numbers.
+    earlier : tuple[Problems, ...]
+        What earlier rounds with other weights tell of the same images; nothing, as a rule.
+    """
+
+    model: ModelSpec
+    work: LocalWork
+    given: tuple[Tensor, ...]
+    quantizer: Quantizer
+    cells: tuple[Cell, ...]
+    keys: tuple[tuple[int, int], ...]
+    earlier: tuple["Problems", ...] = ()
+
+    @classmethod
+    def of(cls, bundles: Sequence[Bundle]) -> "Problems":
+        """Make one problem of each bundle; a bundle is one client's observations, last round last.
+
+        All share model, work and quantizer. Payloads for the same weights are merged to one cell;
+        those for other weights are `earlier` problems.
+        """
+        *earlier, latest = zip(*(by_weights(bundle) for bundle in bundles), strict=True)
+        problems = cls._of_one_round(latest)
+        return replace(problems, earlier=tuple(cls._of_one_round(one) for one in earlier))
+
+    @classmethod
+    def _of_one_round(cls, bundles: Sequence[Bundle]) -> "Problems":
+        first = bundles[0][0]
+        quantizer = parse_quantizer(first.payload.spec)
+        return cls(
+            first.model,
+            first.work,
+            _unified([bundle[0].weights for bundle in bundles]),
+            quantizer,
+            tuple(merged_cell(quantizer, bundle) for bundle in bundles),
+            tuple((bundle[-1].round, bundle[-1].partition) for bundle in bundles),
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def flat_model(self) -> FlatModel:
+        """The model in functional form."""
+        return flat_model(self.model)
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int, int]:
+        """``(n, C, H, W)`` of one problem's images."""
+        return (self.work.images, *self.model.shape)
+
+    def select(self, index: Tensor) -> "Problems":
+        """Return the problems at ``index``."""
+        chosen = index.tolist()
+        given = tuple(self.given[i] for i in chosen)
+        cells = tuple(self.cells[i] for i in chosen)
+        keys = tuple(self.keys[i] for i in chosen)
+        earlier = tuple(one.select(index) for one in self.earlier)
+        return replace(self, given=given, cells=cells, keys=keys, earlier=earlier)
+
+    def to(self, device: torch.device | str) -> "Problems":
+        """Return the problems on a device."""
+        moved = {id(weights): weights.to(device) for weights in self.given}
+        return replace(
+            self,
+            given=tuple(moved[id(weights)] for weights in self.given),
+            cells=tuple(cell.to(device) for cell in self.cells),
+            earlier=tuple(one.to(device) for one in self.earlier),
+        )
+
+    def by_weights(self, solve: Callable[["Problems"], Tensor]) -> Tensor:
+        """Solve the problems of each weights by themselves; return the results in order."""
+        rows = [torch.tensor(group) for group in _grouped(self.given, operator.is_)]
+        results = torch.cat([solve(self.select(own)) for own in rows])
+        return results[torch.cat(rows).argsort()]
+
+    @property
+    def rounds(self) -> tuple["Problems", ...]:
+        """The problems of each round that tells of the images, the last round last."""
+        return (*self.earlier, self)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """``(size,)`` weights if all clients were given the same, else ``(B, size)``."""
+        same = all(weights is self.given[0] for weights in self.given)
+        return self.given[0] if same else torch.stack(self.given)
+
+    @cached_property
+    def cell(self) -> Cell:
+        """The cells of all problems, stacked ``(B, d)``."""
+        return Cell.stack(self.cells)
+
+    def candidate(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the updates ``(b, size)`` that candidate batches would give.
+
+        Parameters
+        ----------
+        images : Tensor
+            ``(b, n, C, H, W)``.
+        targets : Tensor
+            ``(b, n, classes)`` target probabilities.
+        """
+        if self.work.kind == "gradient":
+            return self.flat_model.gradients(self.weights, images, targets)
+
+        model = self.flat_model  # to build it draws numbers, which vmap refuses
+
+        def one(images: Tensor, targets: Tensor) -> Tensor:
+            return local_update(model, self.work, self.weights, images, targets)
+
+        return vmap(one)(images, targets)
+
+    def decoded(self, tensor: str) -> Tensor:
+        """Return the decoded gradient of one tensor, ``(B, *shape)``, by its name.
+
+        A delta counts as the gradient it would be if all local steps pointed the same way.
+        """
+        piece = self.flat_model.layout.unflatten(self.cell.decoded)[tensor]
+        if self.work.kind == "delta":
+            return piece / (self.work.learning_rate * self.work.local_steps)
+        return piece
+
+
+def varied(bundle: Bundle) -> bool:
+    """Tell whether later payloads of a bundle add to the first."""
+    return any(o.payload.body != bundle[0].payload.body for o in bundle[1:])
+
+
+def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
+    """Return what one client's payloads of the same update tell together.
+
+    Independent rounding errors average out with the root of their number. With error feedback the
+    sum of what was sent misses the sum of the updates by the last residual alone, so the error of
+    the mean falls with the number itself. A plain sign carries no scale in which to sum; its first
+    payload, free of residuals, tells all there is.
+    """
+    cells = [quantizer.cell(o.payload) for o in bundle]
+    feedback = quantizer.name == "error_feedback"
+    if cells[0].scale_free or not varied(bundle):
+        return cells[0]
+    if cells[0].transform is not None:
+        centers = [quantizer.decode(o.payload).vector for o in bundle]
+        step = torch.stack([cell.step.square().mean() for cell in cells]).mean().sqrt()
+        steps, sizes = step.expand_as(centers[0]), bundle[0].payload.layout.sizes
+    else:
+        centers = [cell.center for cell in cells]
+        steps = torch.stack([cell.step for cell in cells]).square().mean(dim=0).sqrt()
+        sizes = cells[0].sizes
+    center = torch.stack(centers).mean(dim=0)
+    everything = torch.full_like(center, torch.inf)
+    deviation = steps / (len(cells) if feedback else 2 * len(cells) ** 0.5)
+    return Cell(center, -everything, everything, deviation, sizes, noise="gaussian")
+
+
+def unexplained(candidate: Tensor, cell: Cell) -> Tensor:
+    """Return how far candidates ``(B, size)`` lie outside their cells: mean squared steps ``(B,)``.
+
+    A step is no finer than 1 % of its tensor's rms. Rounding at random puts an update anywhere in
+    the support; additive noise has none, so what exceeds its variance counts.
+    """
+    bounded = floored(cell, 0.01)
+    if cell.noise in ("none", "triangular"):
+        return replace(bounded, noise="none").misfit(candidate).mean(dim=-1)
+    distance = (cell.to_code_domain(candidate) - cell.center) / bounded.step
+    expected = 2.0 if cell.noise == "laplace" else 1.0
+    return (distance.square().mean(dim=-1) - expected).relu()
+
+
+def alike(sources: Sequence[Bundle]) -> list[list[int]]:
+    """Return the indices of bundles that can be solved as one batch, in order of arrival."""
+    return _grouped(sources, _alike)
+
+
+def bundles(observations: Sequence[Observation], rounds: Rounds) -> list[Bundle]:
+    """Return what is attacked together, rounds in order.
+
+    Parameters
+    ----------
+    observations : sequence of Observation
+        Of any trials, clients and rounds.
+    rounds : "single", "averaged" or "joint"
+        Every observation alone; those of one trial, client and weights; or those of one trial and
+        client, where clients use the same images in every round.
+    """
+    if rounds == "single":
+        return [[observation] for observation in observations]
+    clients: dict[tuple[str, int], list[Observation]] = {}
+    for observation in sorted(observations, key=lambda o: o.round):
+        clients.setdefault((observation.trial, observation.partition), []).append(observation)
+    if rounds == "joint":
+        return list(clients.values())
+    return [bundle for client in clients.values() for bundle in by_weights(client)]
+
+
+def repeats_images(observation: Observation) -> bool:
+    """Tell whether other rounds are known to show the same images, each by its own payload.
+
+    With error feedback a payload also holds what earlier rounds left, of which its cell is silent.
+    """
+    feedback = observation.payload.spec.startswith("error_feedback")
+    return observation.work.fixed_batch and not feedback
+
+
+def by_weights(bundle: Bundle) -> list[Bundle]:
+    """Part a bundle where its weights differ."""
+    groups = _grouped([one.weights for one in bundle], _equal)
+    return [[bundle[index] for index in group] for group in groups]
+
+
+def _alike(one: Bundle, other: Bundle) -> bool:
+    return len(one) == len(other) and all(map(_same_setting, one, other))
+
+
+def _same_setting(one: Observation, other: Observation) -> bool:
+    same = one.model == other.model and one.work == other.work
+    same = same and one.payload.spec == other.payload.spec
+    if weights_may_differ(one.model, one.work):
+        return same
+    return same and _equal(one.weights, other.weights)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one is other or torch.equal(one, other)
+
+
+def _unified(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the weights with one tensor in the place of all that equal it."""
+    first = {index: group[0] for group in _grouped(weights, _equal) for index in group}
+    return tuple(weights[first[index]] for index in range(len(weights)))
+
+
+def _grouped(items: Sequence[Item], same: Callable[[Item, Item], bool]) -> list[list[int]]:
+    """Return the indices of items that are the same, in order of arrival."""
+    groups: list[list[int]] = []
+    for index, item in enumerate(items):
+        for members in groups:
+            if same(items[members[0]], item):
+                members.append(index)
+                break
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,152 @@
+"""Where a reconstruction starts: random images, or a closed form that reads the update."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacker.matching.problems import Problems
+from attacker.readers.closed_forms import (
+    has_linear_input,
+    invert_linear_input,
+    invert_recursively,
+    is_recursive,
+)
+from attacker.readers.imprint import has_imprint, invert_imprint
+from attacker.readers.learned import (
+    invert_by_network,
+    invert_by_ridge,
+    public_examples,
+    synthetic_examples,
+)
+from fl_sim.data.public_images import PublicImages
+from fl_sim.observed.observations import Observation
+from fl_sim.seeding import Purpose, torch_rng
+
+Invert = Callable[[Problems, Tensor, int], Tensor]
+"""Maps problems, example images ``(N, C, H, W)`` and a seed to images ``(B, 1, C, H, W)``."""
+
+# Streams of one problem's random numbers; the last element of their key.
+_IMAGES, _LABELS = 0, 1
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Where the random numbers of one attempt come from, and what else the attacker owns."""
+
+    seed: int
+    attempt: int
+    public: PublicImages | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A way to start.
+
+    Attributes
+    ----------
+    images : callable
+        Maps problems that share weights, and the seed, to images ``(B, n, C, H, W)``.
+    applies : callable
+        Tells of an observation whether the start can be made from it.
+    needs_public : bool
+        Whether public images are needed.
+    random : bool
+        Whether another attempt starts elsewhere; later attempts of the others start grey.
+    """
+
+    images: Callable[[Problems, Seed], Tensor]
+    applies: Callable[[Observation], bool] = lambda _: True
+    needs_public: bool = False
+    random: bool = True
+
+
+def start_images(name: str, problems: Problems, seed: Seed) -> Tensor:
+    """Return the images ``(B, n, C, H, W)`` an attempt starts from.
+
+    Raises
+    ------
+    ValueError
+        If public images are needed and none are there.
+    """
+    start = STARTS[name]
+    if seed.attempt and not start.random:
+        return _grey(problems, seed)
+    if start.needs_public and seed.public is None:
+        raise ValueError(f"start={name} needs public images.")
+    return problems.by_weights(lambda sharing: start.images(sharing, seed))
+
+
+def label_logits(problems: Problems, seed: Seed) -> Tensor:
+    """Draw free label logits ``(B, n, classes)`` from N(0, 1)."""
+    shape = (problems.work.images, problems.model.classes)
+    return _draw(problems, seed, _LABELS, shape)
+
+
+def _normal(problems: Problems, seed: Seed) -> Tensor:
+    return _draw(problems, seed, _IMAGES, problems.image_shape)
+
+
+def _grey(problems: Problems, seed: Seed) -> Tensor:
+    return 0.5 + 0.1 * _normal(problems, seed)
+
+
+def _public(invert: Invert) -> Callable[[Problems, Seed], Tensor]:
+    def images(problems: Problems, seed: Seed) -> Tensor:
+        assert seed.public is not None
+        return invert(problems, public_examples(seed.public), seed.seed)
+
+    return images
+
+
+def _synthetic(invert: Invert) -> Callable[[Problems, Seed], Tensor]:
+    def images(problems: Problems, seed: Seed) -> Tensor:
+        return invert(problems, synthetic_examples(problems.model.shape, seed.seed), seed.seed)
+
+    return images
+
+
+def _draw(problems: Problems, seed: Seed, stream: int, shape: tuple[int, ...]) -> Tensor:
+    """Draw N(0, 1) for each problem from a stream of its own, whatever batch it is in."""
+    draws = []
+    for round_, partition in problems.keys:
+        keys = (round_, partition, seed.attempt, stream)
+        generator = torch_rng(seed.seed, Purpose.ATTACK, *keys)
+        draws.append(torch.randn(shape, generator=generator))
+    return torch.stack(draws)
+
+
+def _single_image(observation: Observation) -> bool:
+    return observation.work.images == 1 and observation.work.local_steps == 1
+
+
+def _unquantized(observation: Observation) -> bool:
+    return observation.payload.spec == "none" and _single_image(observation)
+
+
+STARTS: dict[str, Start] = {
+    "normal": Start(_normal),
+    "grey": Start(_grey),
+    "linear_layer": Start(
+        lambda problems, _: invert_linear_input(problems),
+        lambda o: _single_image(o) and has_linear_input(o.model),
+        random=False,
+    ),
+    "recursive": Start(
+        lambda problems, _: invert_recursively(problems),
+        lambda o: _unquantized(o) and is_recursive(o.model),
+        random=False,
+    ),
+    "imprint": Start(
+        lambda problems, _: invert_imprint(problems),
+        lambda o: o.work.local_steps == 1 and has_imprint(o.model),
+        random=False,
+    ),
+    "synthetic": Start(_synthetic(invert_by_ridge), _single_image, random=False),
+    "synthetic_network": Start(_synthetic(invert_by_network), _single_image, random=False),
+    "public": Start(_public(invert_by_ridge), _single_image, needs_public=True, random=False),
+    "public_network": Start(
+        _public(invert_by_network), _single_image, needs_public=True, random=False
+    ),
+}

@@ -1,0 +1,92 @@
+"""ACTIVE threat model: images read from the imprint layer that a malicious server planted."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.func import jvp
+
+from attacker.matching.labels import recover_labels
+from attacker.matching.problems import Problems
+from fl_sim.models import Imprinted, ModelSpec
+from fl_sim.updates.local_update import flat_model
+
+_EMPTY = 1e-5  # of the brightest: what float32 leaves in bins without images
+_BLACK = 1e-6  # of a pixel's range
+
+
+def has_imprint(model: ModelSpec) -> bool:
+    """Tell whether the model has an imprint layer, which only a malicious server adds."""
+    return isinstance(flat_model(model).module, Imprinted)
+
+
+def invert_imprint(problems: Problems) -> Tensor:
+    """Read the images of batches from the gradient of a planted imprint layer.
+
+    Unit k sees the images brighter than its threshold, and all units have the same gradient at an
+    image. The difference of the weight gradients of units k and k + 1, divided by that of their
+    bias gradients, is therefore the image whose brightness lies between their thresholds, or a
+    mean of those that do ("Robbing the Fed", Fowl et al. 2022, arXiv 2110.13057).
+
+    A quantizer may blur the bias gradients; they are moved as little as makes the brightness of
+    every image fall into its bin. The bins with the largest differences are read, as many as a
+    batch has images; what no bin tells stays grey.
+
+    Returns
+    -------
+    Tensor
+        ``(B, n, C, H, W)`` in [0, 1]; exact on unquantized updates where images are alone in
+        their bins, in the order of `recover_labels`.
+    """
+    bias = _alone(problems.decoded("imprint.bias"))
+    rows = _alone(problems.decoded("imprint.weight"))
+    brightness = rows.mean(dim=2)
+    bins = brightness.abs().topk(problems.work.images, dim=1).indices
+    empty = brightness.abs() <= _EMPTY * brightness.abs().amax(dim=1, keepdim=True)
+    share = _within_bins(problems, bias, brightness).masked_fill(empty, 1)
+    images = (rows / share[:, :, None]).masked_fill(empty[:, :, None], 0.5).clamp(0, 1)
+    share = share.gather(1, bins)
+    images = images.gather(1, bins[:, :, None].expand(-1, -1, rows.shape[2]))
+    images = images.reshape(-1, *problems.image_shape)
+    order = _order(problems, images, share * problems.work.images)
+    return torch.stack([batch[index] for batch, index in zip(images, order, strict=True)])
+
+
+def _within_bins(problems: Problems, bias: Tensor, brightness: Tensor) -> Tensor:
+    """Return the bias gradients ``(B, K)`` nearest to ``bias`` that explain the brightness.
+
+    ``brightness`` ``(B, K)`` is that of the images times the bias gradient sought.
+    """
+    planted = problems.flat_model.layout.unflatten(problems.weights)
+    thresholds = -planted["imprint.bias"] / planted["imprint.weight"].sum(dim=1)
+    limits = torch.cat([thresholds, thresholds.new_ones(1)]).clamp_min(_BLACK)
+    size = brightness.abs()
+    return brightness.sign() * (bias * brightness.sign()).clamp(
+        size / limits[1:], size / limits[:-1]
+    )
+
+
+def _order(problems: Problems, images: Tensor, slopes: Tensor) -> list[list[int]]:
+    """Return, for each recovered label of a batch, which of its images belongs to it.
+
+    ``slopes`` ``(B, n)`` is how the loss of each image rises with its brightness, as observed. With
+    probabilities p, that is the change of the logits times (p - label): it tells the label.
+    """
+    model, labels = problems.flat_model, recover_labels(problems)
+    brighter = torch.zeros_like(problems.weights)
+    model.layout.unflatten(brighter)["imprint.bias"][0] = 1  # this unit sees every image
+    logits, change = jvp(  # type: ignore[misc]
+        lambda weights: model.logits(weights, images.flatten(0, 1)),
+        (problems.weights,),
+        (brighter,),
+    )
+    mean_change = (logits.softmax(dim=1) * change).sum(dim=1, keepdim=True)
+    expected = (mean_change - change).reshape(*slopes.shape, -1)
+    of_label = expected.gather(2, labels[:, None, :].expand(-1, slopes.shape[1], -1))
+    cost = (of_label - slopes[:, :, None]).abs().transpose(1, 2)
+    return [linear_sum_assignment(one.detach().numpy())[1].tolist() for one in cost]
+
+
+def _alone(units: Tensor) -> Tensor:
+    """Return what each bin ``(B, K, ...)`` adds to the units ``(B, K, ...)`` above it."""
+    above = torch.cat([units[:, 1:], torch.zeros_like(units[:, :1])], dim=1)
+    return units - above

@@ -1,0 +1,1 @@
+"""Write what documents say of the code from the code."""

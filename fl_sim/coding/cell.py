@@ -1,0 +1,169 @@
+"""What a payload tells of the update it encodes: its cell, and how far off a candidate lies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from fl_sim.updates.local_update import Layout
+
+Noise = Literal["none", "triangular", "gaussian", "laplace"]
+
+
+class Transform(Protocol):
+    """A public, differentiable map ``(..., n) -> (..., d)`` from update to code domain."""
+
+    def __call__(self, update: Tensor) -> Tensor:
+        """Map an update; leading dimensions broadcast against those of a stacked transform."""
+
+    def invert(self, codes: Tensor) -> Tensor:
+        """Map ``(..., d)`` in the code domain to the update it stands for, ``(..., n)``."""
+
+    def stack(self, others: Sequence[Self]) -> Self:
+        """Return the transforms of several payloads (``self`` the first) along a new dimension."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """Knowledge of an update, one element at a time, in the quantizer's code domain.
+
+    All tensors have shape ``(..., d)``; leading dimensions index problems solved together.
+
+    Attributes
+    ----------
+    center : Tensor
+        The decoded value.
+    lower, upper : Tensor
+        Closed bounds of the values that encode to this payload; infinite where open. For a
+        randomized quantizer, the support of the values that can have led here.
+    step : Tensor
+        The resolution: the width of the cell, or the scale of the noise. Positive.
+    noise : "none", "triangular", "gaussian" or "laplace"
+        How a value inside the bounds led to this code: surely, with a probability that falls
+        linearly from ``center`` to either bound (stochastic rounding), or by additive noise of
+        scale ``step``.
+    scale_free : bool
+        True if only the candidate's own magnitude gives a scale (plain sign): ``center``,
+        bounds and step are then in units of the candidate's mean magnitude per tensor.
+    sizes : tuple[int, ...]
+        Elements of each tensor in the code domain, in order; they sum to ``d``.
+    transform : Transform or None
+        Public map ``(..., n) -> (..., d)`` from update to code domain (a rotation).
+    certain : Tensor or None
+        ``(..., d)`` True where ``noise`` does not apply and only the bounds speak (elements a
+        sparsifier dropped); None if it applies everywhere.
+    """
+
+    center: Tensor
+    lower: Tensor
+    upper: Tensor
+    step: Tensor
+    sizes: tuple[int, ...]
+    noise: Noise = "none"
+    scale_free: bool = False
+    transform: Transform | None = None
+    certain: Tensor | None = None
+
+    @property
+    def decoded(self) -> Tensor:
+        """The decoded update, ``(..., n)``: the center, brought back from the code domain."""
+        return self.center if self.transform is None else self.transform.invert(self.center)
+
+    def to_code_domain(self, candidate: Tensor) -> Tensor:
+        """Map a candidate update ``(..., n)`` to the domain of the bounds, ``(..., d)``.
+
+        Public rotations are applied; a scale-free cell divides by the candidate's own mean
+        magnitude per tensor (detached: the scale is evidence, not a way out).
+        """
+        if self.transform is not None:
+            candidate = self.transform(candidate)
+        if not self.scale_free:
+            return candidate
+        pieces = torch.split(candidate, list(self.sizes), dim=-1)
+        tiny = torch.finfo(candidate.dtype).tiny
+        return torch.cat(
+            [p / p.detach().abs().mean(dim=-1, keepdim=True).clamp_min(tiny) for p in pieces],
+            dim=-1,
+        )
+
+    def misfit(self, candidate: Tensor) -> Tensor:
+        """Penalty per element of a candidate update, ``(..., n) -> (..., d)``; differentiable.
+
+        Zero inside the cell and the squared distance to it in steps outside; for a randomized
+        quantizer the negative log-likelihood of the code, which is zero at the code itself and
+        continued quadratically outside the support.
+        """
+        value = self.to_code_domain(candidate)
+        outside = (self.lower - value).relu() + (value - self.upper).relu()
+        penalty = (outside / self.step) ** 2
+        if self.noise == "none":
+            return penalty
+        unlikely = self._unlikeliness(value, penalty)
+        return unlikely if self.certain is None else torch.where(self.certain, penalty, unlikely)
+
+    def _unlikeliness(self, value: Tensor, penalty: Tensor) -> Tensor:
+        """Negative log-likelihood of the code, up to a constant."""
+        distance = value - self.center
+        if self.noise == "gaussian":
+            return (distance / self.step) ** 2 / 2
+        if self.noise == "laplace":
+            return distance.abs() / self.step
+        reach = torch.where(distance > 0, self.upper - self.center, self.center - self.lower)
+        # 1 - share is the chance that stochastic rounding chose this code; floored so that the
+        # gradient stays finite at the edge of the support, where the quadratic takes over.
+        share = torch.where(reach > 0, distance.abs() / torch.where(reach > 0, reach, 1), 0)
+        return penalty - torch.log((1 - share).clamp_min(1e-3))
+
+    def to(self, device: torch.device | str) -> "Cell":
+        """Return the cell on a device; transforms follow what they are applied to."""
+        return replace(
+            self,
+            center=self.center.to(device),
+            lower=self.lower.to(device),
+            upper=self.upper.to(device),
+            step=self.step.to(device),
+            certain=None if self.certain is None else self.certain.to(device),
+        )
+
+    @staticmethod
+    def stack(cells: Sequence["Cell"]) -> "Cell":
+        """Stack cells of one quantizer along a new first dimension."""
+        first = cells[0]
+        transforms = [cell.transform for cell in cells if cell.transform is not None]
+        certain = [cell.certain for cell in cells if cell.certain is not None]
+        return replace(
+            first,
+            center=torch.stack([cell.center for cell in cells]),
+            lower=torch.stack([cell.lower for cell in cells]),
+            upper=torch.stack([cell.upper for cell in cells]),
+            step=torch.stack([cell.step for cell in cells]),
+            transform=transforms[0].stack(transforms) if transforms else None,
+            certain=torch.stack(certain) if certain else None,
+        )
+
+
+def width_of(center: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Width of cells; an open one counts as twice its bounded half, one without bounds as 0."""
+    half = torch.minimum(upper - center, center - lower)
+    width = torch.where((upper - lower).isfinite(), upper - lower, 2 * half)
+    return torch.where(width.isfinite(), width, 0)
+
+
+def usable_step(step: Tensor) -> Tensor:
+    """Give elements of step 0 (a constant tensor) the largest step there is, or 1."""
+    largest = step.max() if step.numel() else step.new_ones(())
+    return torch.where(step > 0, step, torch.where(largest > 0, largest, 1))
+
+
+def resolvable_step(step: Tensor, center: Tensor, layout: Layout) -> Tensor:
+    """Raise steps to what a float32 gradient can resolve: 2^-20 of its tensor's largest element.
+
+    Formats with an exponent resolve tiny elements far below the error with which anyone can
+    compute them; without this floor they alone would rule a step-weighted match.
+    """
+    floors = [
+        p.abs().amax().expand(p.shape) * 2**-20 if p.numel() else p for p in layout.split(center)
+    ]
+    return usable_step(torch.maximum(step, torch.cat(floors)))

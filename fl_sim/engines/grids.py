@@ -1,0 +1,264 @@
+"""The same apps on an in-process engine or on Flower's simulation engine on Ray."""
+
+import logging
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+from typing import Any
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from fl_sim.engines.interrupts import keeping_signals
+from fl_sim.study.settings import EngineSettings
+
+_CLIENT_APP_ERROR = 0  # Flower's ErrorCode.UNKNOWN
+_SERVER_NODE = 1  # Flower's SUPERLINK_NODE_ID
+
+
+class _Shift:
+    """Messages that a thread answers in turn.
+
+    Its caller hears of it once, at the end: to wake another thread for every reply would cost more
+    than Flower's part of it.
+    """
+
+    def __init__(self, answer: Callable[[Message], Message], messages: Sequence[Message]) -> None:
+        self.replies: list[Message] = []
+        self._answer, self._messages = answer, messages
+        self._error: BaseException | None = None
+        self._began = time.monotonic()
+        self._lock, self._ended = Lock(), Event()
+        self._given_up = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is being answered any more."""
+        return self._ended.is_set()
+
+    def work(self) -> None:
+        """Answer one message after the other, until one of them was given up."""
+        try:
+            for message in self._messages:
+                reply = self._answer(message)
+                with self._lock:
+                    if self._given_up:
+                        break
+                    self.replies.append(reply)
+                    self._began = time.monotonic()
+        except BaseException as error:  # the caller's to handle, as if it had answered itself
+            self._error = error
+        self._ended.set()
+
+    def late(self, timeout: float) -> Message | None:
+        """Wait for all replies; return the message of which one takes longer than ``timeout``.
+
+        The messages behind it are then left unanswered.
+        """
+        while not self._ended.wait(max(0.0, self._began + timeout - time.monotonic())):
+            with self._lock:
+                if not self.ended and self._began + timeout <= time.monotonic():
+                    self._given_up = True
+                    return self._messages[len(self.replies)]
+        if self._error is not None:
+            raise self._error
+        return None
+
+
+class _Worker:
+    """A thread that works shifts in turn; a new one would allocate all its memory afresh.
+
+    It ends with its owner, or, if a shift never does, with the process.
+    """
+
+    def __init__(self) -> None:
+        self._shifts: SimpleQueue[_Shift | None] = SimpleQueue()
+        Thread(target=self._work, args=(self._shifts,), daemon=True).start()
+        weakref.finalize(self, self._shifts.put, None)
+
+    def start(self, shift: _Shift) -> None:
+        """Have a shift worked next."""
+        self._shifts.put(shift)
+
+    @staticmethod
+    def _work(shifts: "SimpleQueue[_Shift | None]") -> None:
+        while (shift := shifts.get()) is not None:
+            shift.work()
+            del shift  # it knows the owner, which could not end while this thread holds it
+
+
+class LocalGrid(Grid):
+    """Flower's Grid in one process: a message is answered when its reply is asked for.
+
+    The two private touches of Flower are here: the identity that building a message needs outside
+    a runtime, and the id that a message must carry before it can be replied to.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        Answers every message.
+    clients : int
+        Number of nodes; node ``i + 2`` holds partition ``i``.
+    run_config : UserConfig, optional
+        What ``flwr run`` would give to the clients.
+    """
+
+    def __init__(
+        self, client_app: ClientApp, clients: int, run_config: UserConfig | None = None
+    ) -> None:
+        self._client_app = client_app
+        self._contexts = {
+            partition + _SERVER_NODE + 1: Context(
+                run_id=_SERVER_NODE,
+                node_id=partition + _SERVER_NODE + 1,
+                node_config={"partition-id": partition, "num-partitions": clients},
+                state=RecordDict(),
+                run_config=run_config or {},
+            )
+            for partition in range(clients)
+        }
+        self._pending: dict[str, Message] = {}
+        self._late: dict[int, _Shift] = {}
+        self._worker: _Worker | None = None
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = _SERVER_NODE
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes, in the order of their partitions."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Take messages in; none is answered yet."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            self._pending[message.metadata.message_id] = message
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Answer messages, one at a time, as the caller asks for the next."""
+        for message_id in message_ids:
+            yield self._answer(self._pending.pop(message_id))
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Push messages and yield their replies.
+
+        A client is given ``timeout`` seconds for its reply. One that is late is missing, and is not
+        asked again while it is still at work: nothing can stop it in one process.
+        """
+        ids = self.push_messages(messages)
+        if timeout is None:
+            yield from self.pull_messages(ids)
+            return
+        left = [self._pending.pop(message_id) for message_id in ids]
+        while left := [message for message in left if not self._busy(message)]:
+            shift = _Shift(self._answer, left)
+            self._worker = self._worker or _Worker()
+            self._worker.start(shift)
+            late = shift.late(timeout)
+            yield from shift.replies
+            if late is None:
+                return
+            self._late[late.metadata.dst_node_id] = shift
+            self._worker = None
+            left = left[len(shift.replies) + 1 :]
+
+    def _busy(self, message: Message) -> bool:
+        """Tell whether a message is for a node that is still at work on one of another round."""
+        shift = self._late.get(message.metadata.dst_node_id)
+        return shift is not None and not shift.ended
+
+    def _answer(self, message: Message) -> Message:
+        context = self._contexts[message.metadata.dst_node_id]
+        try:
+            return self._client_app(message, context)
+        except Exception:
+            reason = traceback.format_exc(limit=-1)
+            return Message(Error(_CLIENT_APP_ERROR, reason), reply_to=message)
+
+    def set_run(self, run: Any) -> None:
+        """Do nothing: an in-process grid serves one run."""
+
+    @property
+    def run(self) -> Any:
+        """There is no SuperLink that could describe the run."""
+        raise NotImplementedError("An in-process grid has no run record.")
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Flower deprecates it; build a `Message` instead."""
+        raise NotImplementedError("Build a flwr.app.Message instead.")
+
+    def get_nodes(self) -> Any:
+        """There is no SuperLink that could describe the nodes."""
+        raise NotImplementedError("An in-process grid knows node ids only.")
+
+
+def run_apps(
+    server_app: ServerApp, client_app: ClientApp, clients: int, settings: EngineSettings
+) -> None:
+    """Run a server app against ``clients`` nodes on the engine of the settings.
+
+    Raises
+    ------
+    Exception
+        Whatever the server app raises.
+    """
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    if settings.engine == "local":
+        _run_local(server_app, client_app, clients)
+    else:
+        _run_ray(server_app, client_app, clients, settings.ray_address)
+
+
+def _run_local(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
+    context = Context(
+        run_id=_SERVER_NODE,
+        node_id=_SERVER_NODE,
+        node_config={},
+        state=RecordDict(),
+        run_config={},
+    )
+    server_app(LocalGrid(client_app, clients), context)
+
+
+def _run_ray(server_app: ServerApp, client_app: ClientApp, clients: int, address: str) -> None:
+    from flwr.simulation import run_simulation  # noqa: PLC0415 - Ray takes seconds to import
+
+    start_ray(address)
+    run_simulation(
+        server_app=server_app,
+        client_app=client_app,
+        num_supernodes=clients,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+
+
+def start_ray(address: str) -> bool:
+    """Start Ray, or join its cluster, unless that is done; signals do what they did before.
+
+    Returns
+    -------
+    bool
+        Whether there was anything to do, and hence is to shut down.
+    """
+    import ray  # noqa: PLC0415 - Ray takes seconds to import
+
+    if ray.is_initialized():
+        return False
+    with keeping_signals():
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return True

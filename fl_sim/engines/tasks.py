@@ -1,0 +1,154 @@
+"""Independent tasks side by side: in this process, over processes, or over a Ray cluster."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import torch
+
+from fl_sim.engines.fork_server import fork_server
+from fl_sim.engines.grids import start_ray
+from fl_sim.engines.interrupts import Interrupted, WorkerLostError, end_workers
+from fl_sim.storage.logs import collected, replay
+from fl_sim.study.settings import EngineSettings
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+log = logging.getLogger("fl_sim.server")
+
+
+def run_tasks(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    engine: EngineSettings,
+    device: str = "cpu",
+) -> Iterator[tuple[Task, Result]]:
+    """Yield each task with its result as it is done; one torch thread a process.
+
+    Results must not depend on where a task runs: a task carries all it needs, its seed included.
+
+    Parameters
+    ----------
+    function : callable
+        A function of an importable module.
+    tasks : sequence
+        What it is called with, one by one; pickled, except in this process.
+    engine : EngineSettings
+        ``workers`` processes (0: one per core) on this machine, or the cluster of ``ray``.
+    device : str
+        What tasks run on. One process has a GPU to itself, and a cluster gives each task one.
+    """
+    workers = min(engine.workers or _cores(), len(tasks)) if device == "cpu" else 1
+    if engine.engine == "ray" and tasks:
+        yield from _on_ray(function, tasks, engine.ray_address, int(device != "cpu"))
+    elif workers > 1:
+        yield from _over_processes(function, tasks, workers)
+    else:
+        torch.set_num_threads(1)
+        for task in tasks:
+            yield task, function(task)
+
+
+def _over_processes(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Iterator[tuple[Task, Result]]:
+    """Yield the tasks as they are done; where a worker is killed, go on with one worker less.
+
+    Raises
+    ------
+    WorkerLostError
+        If even a worker on its own is killed.
+    """
+    left = dict(enumerate(tasks))
+    while left:
+        try:
+            for number, result in _in_pool(function, left, workers):
+                yield left.pop(number), result
+        except BrokenProcessPool as error:
+            if workers == 1:
+                raise WorkerLostError(f"{_KILLED} with nothing beside it") from error
+            workers -= 1
+            log.warning("%s; %d task(s) go on with %d worker(s)", _KILLED, len(left), workers)
+
+
+_KILLED = "a worker process was killed, perhaps because memory ran out,"
+
+
+def _in_pool(
+    function: Callable[[Task], Result], tasks: Mapping[int, Task], workers: int
+) -> Iterator[tuple[int, Result]]:
+    """Yield the number of each task with its result as it is done."""
+    with ProcessPoolExecutor(workers, fork_server(), _begin) as pool:
+        futures = {pool.submit(_logged, function, task): n for n, task in tasks.items()}
+        try:
+            for future in as_completed(futures):
+                result, events = future.result()
+                replay(events)
+                yield futures[future], result
+        except (Interrupted, GeneratorExit):
+            end_workers()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """Set a worker up: one torch thread, and an end with the process it works for, if killed.
+
+    That process alone answers an interrupt, which a terminal sends to all.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _logged(
+    function: Callable[[Task], Result], task: Task
+) -> tuple[Result, list[logging.LogRecord]]:
+    """Call a function, and return with its result the events it logged."""
+    with collected() as events:
+        return function(task), events
+
+
+def _on_ray(
+    function: Callable[[Task], Result], tasks: Sequence[Task], address: str, gpus: int
+) -> Iterator[tuple[Task, Result]]:
+    import ray  # noqa: PLC0415 - Ray takes seconds to import
+
+    started = start_ray(address)
+
+    @ray.remote(num_cpus=1, num_gpus=gpus)
+    def call(task: Task) -> tuple[Result, list[logging.LogRecord]]:
+        torch.set_num_threads(1)
+        return _logged(function, task)
+
+    try:
+        pending = {call.remote(task): task for task in tasks}
+        while pending:
+            (done,), _ = ray.wait(list(pending))
+            result, events = ray.get(done)
+            replay(events)
+            yield pending.pop(done), result
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise WorkerLostError(f"{_KILLED} whenever Ray tried a task again") from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,198 @@
+"""Updates and payloads as Flower records: the only place that knows the record layout."""
+
+import secrets
+import sys
+
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from torch import Tensor
+
+from fl_sim.coding.payload import Payload, PayloadError
+from fl_sim.study.trials import Trial
+from fl_sim.updates.local_update import Layout, Update
+
+PAYLOAD, PAYLOAD_TYPE = "payload", "fl_sim.payload"
+EXAMPLES = "num-examples"
+_VECTOR_TYPE = "fl_sim.float32"
+_NONCE, _PARTITION, _FACTS = "nonce", "partition-id", "facts"
+
+
+def arrays_of(weights: Tensor) -> ArrayRecord:
+    """Wrap flat ``(size,)`` weights."""
+    return _record("weights", _array(weights))
+
+
+def weights_of(arrays: ArrayRecord) -> Tensor:
+    """Return the flat ``(size,)`` float32 weights that `arrays_of` wrapped."""
+    return _vector(arrays["weights"])
+
+
+def train_config(trial: Trial) -> ConfigRecord:
+    """Return what a client must be told of a trial; the strategy adds ``server-round``."""
+    return ConfigRecord({"trial": trial.to_json()})
+
+
+def train_instruction(node_id: int, arrays: ArrayRecord, config: ConfigRecord) -> Message:
+    """Return the message that asks one node for its update of this round."""
+    return Message(RecordDict({"arrays": arrays, "config": config}), node_id, MessageType.TRAIN)
+
+
+def set_nonce(config: ConfigRecord) -> str:
+    """Put a fresh random word in the config of a round; replies to that round repeat it."""
+    config[_NONCE] = nonce = secrets.token_hex(8)
+    return nonce
+
+
+def is_train(message: Message) -> bool:
+    """Tell whether a message asks for training."""
+    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+
+
+def read_task(message: Message) -> tuple[Trial, int]:
+    """Return trial and round of a train instruction."""
+    return Trial.from_json(str(_config(message)["trial"])), read_round(message)
+
+
+def read_round(message: Message) -> int:
+    """Return the round of a train instruction."""
+    return int(_config(message)["server-round"])  # type: ignore[arg-type]
+
+
+def _config(instruction: Message) -> ConfigRecord:
+    """Return the config of an instruction, whatever an app calls it."""
+    for record in instruction.content.values():  # Flower's views by type are copies
+        if isinstance(record, ConfigRecord) and _NONCE in record:
+            return record
+    raise ValueError(
+        "The server does not expect payloads; wrap its strategy in Dequantize or HonestButCurious."
+    )
+
+
+def read_weights(message: Message) -> Tensor:
+    """Return the ``(size,)`` weights of a train instruction."""
+    return weights_of(message.content["arrays"])  # type: ignore[arg-type]
+
+
+def update_reply(vector: Tensor, examples: int, instruction: Message) -> Message:
+    """Return a client's reply with its update as computed; only the quantizing mod sees it."""
+    content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
+        "arrays": _record("update", _array(vector)),
+        "metrics": MetricRecord({EXAMPLES: examples}),
+    }
+    return Message(RecordDict(content), reply_to=instruction)
+
+
+def read_update(reply: Message, layout: Layout) -> Update:
+    """Return the update of an `update_reply`."""
+    return Update(_vector(reply.content["arrays"]["update"]), layout)  # type: ignore[arg-type]
+
+
+def pack_reply(reply: Message, payload: Payload) -> Message:
+    """Put a packed payload in the place of a reply's update: what then crosses the wire."""
+    reply.content["arrays"] = _record(PAYLOAD, payload_array(payload))
+    return reply
+
+
+def payload_array(payload: Payload) -> Array:
+    """Return a payload as the bytes that travel."""
+    raw = payload.to_bytes()
+    return Array("uint8", (len(raw),), PAYLOAD_TYPE, raw)
+
+
+def state_facts(reply: Message, instruction: Message, partition: int) -> Message:
+    """Add to a reply which round it answers, by its nonce, and which partition it is from."""
+    facts = {_NONCE: str(_config(instruction)[_NONCE]), _PARTITION: partition}
+    reply.content[_FACTS] = ConfigRecord(facts)  # type: ignore[arg-type]
+    return reply
+
+
+def nonce_of(reply: Message) -> str | None:
+    """Return the nonce a reply repeats, if any."""
+    value = _facts(reply).get(_NONCE)
+    return value if isinstance(value, str) else None
+
+
+def partition_of(reply: Message) -> int | None:
+    """Return the partition a reply says it is from, if it says so with a number from 0 on."""
+    value = _facts(reply).get(_PARTITION)
+    return value if type(value) is int and value >= 0 else None  # True is an int as well
+
+
+def _facts(reply: Message) -> ConfigRecord:
+    record = reply.content.get(_FACTS) if reply.has_content() else None
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
+
+
+def read_payload(reply: Message, layout: Layout) -> Payload:
+    """Return the payload of a reply made by `pack_reply`.
+
+    Raises
+    ------
+    PayloadError
+        If the record is not laid out as one packed payload, or its bytes do not parse.
+    """
+    arrays = [
+        record[PAYLOAD]
+        for record in reply.content.values()
+        if isinstance(record, ArrayRecord) and PAYLOAD in record
+    ]
+    array = arrays[0] if len(arrays) == 1 else None
+    if array is None or array.stype != PAYLOAD_TYPE:
+        raise PayloadError("The reply carries no packed payload.")
+    return Payload.from_bytes(array.data, layout)
+
+
+def weight_of(reply: Message, key: str = EXAMPLES) -> float:
+    """Return what a reply says it weighs in an average: the metric ``key`` of its one record.
+
+    Raises
+    ------
+    PayloadError
+        If it is missing or not a positive number, of examples not a whole one.
+    """
+    records = list(reply.content.metric_records.values())
+    weight = records[0].get(key) if len(records) == 1 else None
+    kinds = (int,) if key == EXAMPLES else (int, float)
+    if type(weight) not in kinds or not 0 < weight <= sys.maxsize:  # type: ignore[operator]
+        what = "examples" if key == EXAMPLES else f"as {key!r}"
+        raise PayloadError(f"The reply claims {weight!r} {what}.")
+    return weight  # type: ignore[return-value]
+
+
+def partition_query(node_id: int) -> Message:
+    """Return the message that asks a node which partition it holds."""
+    return Message(RecordDict(), node_id, MessageType.QUERY)
+
+
+def partition_reply(partition: int, query: Message) -> Message:
+    """Answer a `partition_query`."""
+    facts = ConfigRecord({_PARTITION: partition})
+    return Message(RecordDict({_FACTS: facts}), reply_to=query)
+
+
+def read_partition(reply: Message) -> int:
+    """Return the partition a node said it holds."""
+    return int(reply.content.config_records[_FACTS][_PARTITION])  # type: ignore[arg-type]
+
+
+def _record(name: str, array: Array) -> ArrayRecord:
+    record = ArrayRecord()
+    record[name] = array  # its constructor would make every array twice
+    return record
+
+
+def _array(vector: Tensor) -> Array:
+    """Wrap raw float32 bytes: Flower's own serialization parses a header every time."""
+    return Array("float32", tuple(vector.shape), _VECTOR_TYPE, vector.numpy().tobytes())
+
+
+def _vector(array: Array) -> Tensor:
+    return torch.frombuffer(bytearray(array.data), dtype=torch.float32)

@@ -1,0 +1,164 @@
+"""The loss an attack minimises: how badly a candidate explains a payload, and how odd it looks."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fl_sim.coding.cell import Cell
+from fl_sim.suggestions import one_of
+
+Objective = Literal["squared", "cosine", "scaled", "cell"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+
+_TV_SMOOTHING = 1e-3  # of a pixel's range; keeps the total variation differentiable
+
+
+@dataclass(frozen=True)
+class AttackLoss:
+    """Objective and prior weights; the loss of every problem of a batch.
+
+    Attributes
+    ----------
+    objective : {"squared", "cosine", "scaled", "cell"}
+        How a candidate update g is held against what the payload tells (q its decoded value,
+        both in the code domain):
+
+        - ``squared``: sum (g - q)^2 / sum q^2. Deep Leakage from Gradients without the division,
+          which makes the loss independent of how small a trained model's updates are.
+        - ``cosine``: 1 - cos(g, q) over all elements (Geiping et al. 2020).
+        - ``scaled``: mean ((g - q) / step)^2.
+        - ``cell``: mean misfit, zero for every update that encodes to this very payload.
+    tv : float
+        Weight of the total variation, mean absolute difference of neighbouring pixels.
+    box : float
+        Weight of the mean squared distance of the pixels to [0, 1].
+    floor : float
+        Least step of ``scaled`` and ``cell``, relative to the root mean square of the tensor:
+        no optimizer resolves the last bit of a float32.
+    """
+
+    objective: Objective = "squared"
+    tv: float = 0.0
+    box: float = 0.0
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            known = one_of(self.objective, OBJECTIVES)
+            raise ValueError(f"objective={self.objective} is not allowed; {known}")
+        for name in ("tv", "box", "floor"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must not be negative.")
+
+    @property
+    def spec(self) -> str:
+        """Spec string that parses back to an equal loss, e.g. ``cell:tv=0.0001,box=1.0``."""
+        weights = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)[1:]
+            if getattr(self, field.name) != field.default
+        ]
+        return self.objective + (":" + ",".join(weights) if weights else "")
+
+    @classmethod
+    def parse(cls, spec: str) -> "AttackLoss":
+        """Return the loss of a spec string.
+
+        Raises
+        ------
+        ValueError
+            If the objective or a weight is unknown or not a number.
+        """
+        objective, _, rest = spec.partition(":")
+        weights = dict(item.partition("=")[::2] for item in rest.split(",") if item)
+        if unknown := set(weights) - {field.name for field in fields(cls)[1:]}:
+            raise ValueError(f"Attack loss {spec!r} has no weight {min(unknown)!r}.")
+        values = {name: float(value) for name, value in weights.items()}
+        return cls(objective, **values)  # type: ignore[arg-type]
+
+    def __call__(self, images: Tensor, candidate: Tensor, cell: Cell) -> Tensor:
+        """Return the loss of each problem.
+
+        Parameters
+        ----------
+        images : Tensor
+            ``(B, n, C, H, W)`` candidate images.
+        candidate : Tensor
+            ``(B, size)`` updates they would give.
+        cell : Cell
+            Stacked cells ``(B, d)`` of the payloads observed.
+
+        Returns
+        -------
+        Tensor
+            ``(B,)``.
+        """
+        return self.match(candidate, cell) + self.prior(images)
+
+    def match(self, candidate: Tensor, cell: Cell) -> Tensor:
+        """Return the data term alone, ``(B,)``; zero at a perfect explanation."""
+        if self.objective == "cell":
+            misfit = floored(cell, self.floor).misfit(candidate)
+            return misfit.mean(dim=-1)
+        value = cell.to_code_domain(candidate)
+        if self.objective == "cosine":
+            return 1 - torch.nn.functional.cosine_similarity(value, cell.center, dim=-1)
+        difference = value - cell.center
+        if self.objective == "scaled":
+            return (difference / floored(cell, self.floor).step).square().mean(dim=-1)
+        tiny = torch.finfo(value.dtype).tiny
+        return difference.square().sum(-1) / cell.center.square().sum(-1).clamp_min(tiny)
+
+    def prior(self, images: Tensor) -> Tensor:
+        """Return the weighted priors alone, ``(B,)``."""
+        loss = images.new_zeros(images.shape[0])
+        if self.tv:
+            loss = loss + self.tv * total_variation(images)
+        if self.box:
+            outside = (-images).relu() + (images - 1).relu()
+            loss = loss + self.box * outside.square().flatten(1).mean(dim=1)
+        return loss
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels, ``(B, n, C, H, W) -> (B,)``, smoothed."""
+    down = images.diff(dim=-2).square() + _TV_SMOOTHING**2
+    right = images.diff(dim=-1).square() + _TV_SMOOTHING**2
+    return down.sqrt().flatten(1).mean(dim=1) + right.sqrt().flatten(1).mean(dim=1)
+
+
+def floored(cell: Cell, floor: float) -> Cell:
+    """Return the cell with no step finer than ``floor`` times the rms of its tensor.
+
+    Tensors of which nothing was sent have no rms; theirs is that of the whole update.
+    """
+    if not floor:
+        return cell
+    overall = cell.center.square().mean(dim=-1, keepdim=True).sqrt()
+    rms = torch.cat(
+        [
+            _or(piece.square().mean(dim=-1, keepdim=True).sqrt(), overall).expand_as(piece)
+            for piece in torch.split(cell.center, list(cell.sizes), dim=-1)
+        ],
+        dim=-1,
+    )
+    tiny = torch.finfo(cell.step.dtype).tiny
+    return replace(cell, step=torch.maximum(cell.step, floor * rms).clamp_min(tiny))
+
+
+def _or(value: Tensor, otherwise: Tensor) -> Tensor:
+    return torch.where(value > 0, value, otherwise)
+
+
+YARDSTICK = AttackLoss("cell", tv=1e-5)
+"""One loss that reconstructions of different attacks are compared by, without the truth.
+
+The losses that attacks minimise are in different units. What a server can compute for every
+reconstruction alike is how far the update that it would have caused lies outside the cell of the
+payload received. Several pictures, noise among them, may explain a coarse payload equally well, so
+a little total variation breaks the tie towards the natural one; with more, the flattest picture
+that is about right would win over the true one, whose misfit is exactly zero. Images are clamped to
+[0, 1] first: what is compared is what is scored.
+"""

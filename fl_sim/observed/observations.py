@@ -1,0 +1,239 @@
+"""What a server keeps of one client in one round, and its store on disk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fl_sim.coding.payload import Payload, PayloadError
+from fl_sim.exchange.weight_records import Changes
+from fl_sim.models import ModelSpec, build_model, check_spec, partly_trained
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.storage.files import StoreError, read_tensors, write_tensors
+from fl_sim.updates.local_update import Layout, LocalWork, Segment, flat_model, layout_of_model
+
+_UNREADABLE = (KeyError, TypeError, ValueError, PayloadError)
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """All an honest-but-curious server knows of one client's update; never data, never labels.
+
+    Attributes
+    ----------
+    trial : str
+        Name of the trial (one quantizer x one seed), also the folder it is stored in.
+    round : int
+        1-based training round.
+    partition : int
+        Which client.
+    model : ModelSpec
+        The architecture, public.
+    work : LocalWork
+        Update kind, batch size, learning rate, local steps: public.
+    weights : Tensor
+        ``(size,)`` float32 weights the client was given; one tensor shared by a round.
+    payload : Payload
+        The bytes received; ``payload.spec`` names the quantizer.
+    """
+
+    trial: str
+    round: int
+    partition: int
+    model: ModelSpec
+    work: LocalWork
+    weights: Tensor
+    payload: Payload
+
+
+def round_path(root: Path, trial: str, server_round: int) -> Path:
+    """Return the file of one round of one trial below ``root``."""
+    return root / trial / f"round-{server_round:05d}.safetensors"
+
+
+def save_round(
+    root: Path,
+    trial: str,
+    server_round: int,
+    model: ModelSpec | None,
+    work: LocalWork | None,
+    weights: Tensor,
+    payloads: Mapping[int, Payload],
+    tensors: Layout | None = None,
+    changes: Mapping[int, Changes] | None = None,
+) -> None:
+    """Write what was seen of one round of one trial to one file, atomically.
+
+    Parameters
+    ----------
+    model, work
+        Public facts of all clients; what is None must be given to `load_observations`.
+    weights : Tensor
+        ``(size,)`` float32 weights all clients were given.
+    payloads : Mapping[int, Payload]
+        By partition.
+    tensors : Layout, optional
+        Of ``weights``, where they are not those of a model of ours.
+    changes : Mapping[int, Changes], optional
+        Which of ``tensors`` each client changed.
+    """
+    stored = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
+    facts: dict[str, Any] = {
+        "trial": trial,
+        "round": server_round,
+        "model": model and asdict(model),
+        "work": work and asdict(work),
+    }
+    if tensors is not None:
+        facts["tensors"] = tensors.segments
+        facts["changes"] = {
+            str(partition): {
+                "trained": [name for name, _ in one.quantized.segments],
+                "tied": list(one.same),
+                "exact": one.exact,
+            }
+            for partition, one in (changes or {}).items()
+        }
+    write_tensors(round_path(root, trial, server_round), {"weights": weights, **stored}, facts)
+
+
+def save_observations(root: Path, observations: Sequence[Observation]) -> None:
+    """Write the observations of one round of one trial to one file, atomically."""
+    first = observations[0]
+    payloads = {o.partition: o.payload for o in observations}
+    save_round(root, first.trial, first.round, first.model, first.work, first.weights, payloads)
+
+
+def load_observations(
+    path: Path,
+    model: ModelSpec | None = None,
+    work: LocalWork | None = None,
+    *,
+    unreadable: list[str] | None = None,
+) -> list[Observation]:
+    """Read the observations of one round, sorted by partition.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    model, work
+        Where the file does not say them; they win over what it says.
+    unreadable : list of str, optional
+        Where given, a client of an app of whom something cannot be read is named in it, with the
+        reason, and left out.
+
+    Raises
+    ------
+    StoreError
+        If the file is truncated, altered, or does not hold what `save_observations` wrote.
+    """
+    tensors, facts = read_tensors(path)
+    try:
+        spec = model or _model(facts["model"])
+        done = work or LocalWork(**facts["work"])
+        if "tensors" in facts:
+            app = _AppRound(tensors, facts, spec, done)
+            return app.observations(unreadable)
+        layout = layout_of_model(spec) if model is None else flat_model(model).layout
+        weights = tensors.pop("weights")
+        if weights.shape != (layout.size,) or weights.dtype != torch.float32:
+            raise ValueError(f"weights of shape {tuple(weights.shape)} are not the model's")
+        payloads = {
+            int(name.removeprefix("payload.")): Payload.from_bytes(_bytes_of(raw), layout)
+            for name, raw in tensors.items()
+        }
+        trial, server_round = _where(facts)
+        return [
+            Observation(trial, server_round, partition, spec, done, weights, payloads[partition])
+            for partition in sorted(payloads)
+        ]
+    except _UNREADABLE as error:
+        raise StoreError(f"{path.name} in {path.parent} is not an observation: {error}") from error
+
+
+class _AppRound:
+    """A round of an app, each client of which may have trained other parts of the model."""
+
+    def __init__(
+        self, tensors: dict[str, Tensor], facts: dict[str, Any], model: ModelSpec, work: LocalWork
+    ) -> None:
+        whole = Layout(tuple(Segment(name, tuple(shape)) for name, shape in facts["tensors"]))
+        _compare(whole, build_model(model))
+        self.values = whole.unflatten(tensors.pop("weights"))
+        self.payloads, self.changes = tensors, facts["changes"]
+        self.trial, self.round = _where(facts)
+        self.model, self.work = model, work
+        self.given: dict[ModelSpec, Tensor] = {}
+
+    def observations(self, unreadable: list[str] | None) -> list[Observation]:
+        """Return what can be read, and name what cannot; raise where nobody asks for its name."""
+        found = []
+        for name in self.payloads:
+            try:
+                found.append(self._observation(name))
+            except _UNREADABLE as error:
+                if unreadable is None:
+                    raise
+                client = name.removeprefix("payload.")
+                unreadable.append(f"round {self.round}, client {client}: {error}")
+        return sorted(found, key=lambda one: one.partition)
+
+    def _observation(self, name: str) -> Observation:
+        partition = int(name.removeprefix("payload."))
+        changes = self.changes[str(partition)]
+        if changes["exact"]:
+            raise ValueError(f"training changes {changes['exact'][0]!r}, which is no parameter")
+        trained = set(changes["trained"])
+        moved = trained | set(changes["tied"])
+        fixed = {n: value for n, value in self.values.items() if n not in moved}
+        own = partly_trained(self.model, fixed, trained)
+        layout = flat_model(own).layout
+        strange = trained - {name for name, _ in layout.segments}
+        if strange:
+            raise ValueError(f"clients trained {min(strange)!r}, which is no parameter")
+        payload = Payload.from_bytes(_bytes_of(self.payloads[name]), layout)
+        parse_quantizer(payload.spec).cell(payload)  # what attacks read of it
+        weights = self.given.setdefault(own, layout.flatten(self.values))
+        return Observation(self.trial, self.round, partition, own, self.work, weights, payload)
+
+
+def _compare(sent: Layout, model: nn.Module) -> None:
+    """Raise `ValueError` that names the first tensor that is not the model's."""
+    state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    floats = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
+    names = [name for name, _ in sent.segments if name in floats or name not in state]
+    for name, own in zip_longest(names, floats):
+        if name != own:
+            raise ValueError(f"clients were sent {name!r} where the model has {own!r}")
+    for name, shape in sent.segments:
+        if state[name] != shape:
+            raise ValueError(f"clients were sent {name!r} as {shape}; the model's is {state[name]}")
+
+
+def _model(facts: dict[str, Any]) -> ModelSpec:
+    spec = ModelSpec(facts["name"], tuple(facts["shape"]), facts["classes"])
+    check_spec(spec)
+    return spec
+
+
+def _where(facts: dict[str, Any]) -> tuple[str, int]:
+    """Return trial and round."""
+    trial, server_round = facts["trial"], facts["round"]
+    if not isinstance(trial, str) or type(server_round) is not int:
+        raise TypeError(f"trial {trial!r} and round {server_round!r}")
+    return trial, server_round
+
+
+def _bytes_of(raw: Tensor) -> bytes:
+    if raw.dtype != torch.uint8 or raw.dim() != 1:
+        raise TypeError(f"a payload as {raw.dtype} of {raw.dim()} dimensions")
+    return raw.numpy().tobytes()
+
+
+def _as_bytes(payload: Payload) -> Tensor:
+    return torch.frombuffer(bytearray(payload.to_bytes()), dtype=torch.uint8)

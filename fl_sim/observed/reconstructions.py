@@ -1,0 +1,132 @@
+"""What an attack makes of observations, and its store on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fl_sim.storage.files import StoreError, folder_name, read_facts, read_tensors, write_tensors
+
+Status = Literal["converged", "stalled", "diverged"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """One attack's guess at one client's private batch.
+
+    Attributes
+    ----------
+    trial, round, partition
+        Of the observation it was made from (the last one, for attacks over several rounds).
+    attack : str
+        Name of the attack.
+    images : Tensor
+        ``(n, C, H, W)`` float32; not clamped, scoring does that.
+    labels : Tensor
+        ``(n,)`` int64 guessed labels, paired with ``images``.
+    loss : float
+        The attack's own loss at ``images``; what restarts and the suite choose by.
+    status : "converged", "stalled" or "diverged"
+        Of the optimizer alone; says nothing about the truth.
+    objective : str
+        Spec of the `AttackLoss` that was minimised, so that `results` can
+        evaluate it at the truth.
+    evaluations : int
+        Gradient evaluations spent, over all restarts.
+    """
+
+    trial: str
+    round: int
+    partition: int
+    attack: str
+    images: Tensor
+    labels: Tensor
+    loss: float
+    status: Status
+    objective: str
+    evaluations: int
+
+
+def reconstruction_path(root: Path, trial: str, attack: str, server_round: int) -> Path:
+    """Return the file of one attack on one round of one trial below ``root``."""
+    return root / trial / folder_name(attack) / f"round-{server_round:05d}.safetensors"
+
+
+def save_reconstructions(path: Path, reconstructions: Sequence[Reconstruction], key: str) -> None:
+    """Write one attack's reconstructions of one round to one file, atomically.
+
+    ``key`` fingerprints what they were made from, so that a later run knows whether they stand.
+    """
+    tensors: dict[str, Tensor] = {}
+    facts: list[dict[str, Any]] = []
+    for number, made in enumerate(reconstructions):
+        tensors |= {f"images.{number}": made.images, f"labels.{number}": made.labels}
+        facts.append(
+            {f.name: getattr(made, f.name) for f in fields(made) if f.name not in _TENSORS}
+        )
+    write_tensors(path, tensors, {"key": key, "reconstructions": facts})
+
+
+def load_reconstructions(path: Path) -> tuple[list[Reconstruction], str]:
+    """Read what `save_reconstructions` wrote: the reconstructions and their key.
+
+    Raises
+    ------
+    StoreError
+        If the file is truncated, altered, or not a reconstruction.
+    """
+    tensors, facts = read_tensors(path)
+    try:
+        made = [
+            Reconstruction(
+                images=tensors[f"images.{number}"], labels=tensors[f"labels.{number}"], **entry
+            )
+            for number, entry in enumerate(facts["reconstructions"])
+        ]
+        for one in made:
+            _check(one)
+        return made, str(facts["key"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path.name} in {path.parent} holds no reconstructions") from error
+
+
+def _check(made: Reconstruction) -> None:
+    """Raise `TypeError` unless what was read is of the types that are written."""
+    for name, kind in _KINDS.items():
+        if type(getattr(made, name)) is not kind:
+            raise TypeError(f"{name} is not of type {kind.__name__}")
+    images, labels = made.images, made.labels
+    if images.dtype != torch.float32 or images.dim() != 4 or labels.dtype != torch.int64:
+        raise TypeError(f"images are {images.dtype}, labels {labels.dtype}")
+    if labels.shape != images.shape[:1] or made.status not in get_args(Status):
+        raise TypeError(f"{tuple(labels.shape)} labels, status {made.status!r}")
+
+
+def reconstruction_key(path: Path) -> str:
+    """Return the key of a file that `save_reconstructions` wrote, from its header alone.
+
+    Raises
+    ------
+    StoreError
+        If the file is truncated or not a reconstruction.
+    """
+    try:
+        return str(read_facts(path)["key"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path.name} in {path.parent} holds no reconstructions") from error
+
+
+_TENSORS = {"images", "labels"}
+_KINDS = {
+    "trial": str,
+    "round": int,
+    "partition": int,
+    "attack": str,
+    "loss": float,
+    "status": str,
+    "objective": str,
+    "evaluations": int,
+}

@@ -1,0 +1,1 @@
+"""Files, locks, logs, progress and fingerprints; knows nothing of federated learning."""

@@ -1,0 +1,177 @@
+"""The folder of a run: where each output lies, and whether it still stands."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fl_sim.data import load_splits
+from fl_sim.observed.observations import round_path
+from fl_sim.storage.files import StoreError, read_facts, write_text
+from fl_sim.storage.fingerprint import code_version, fingerprint
+from fl_sim.study.settings import Settings, SettingsError, dump_settings, load_settings
+from fl_sim.study.trials import Trial, attacked_together
+
+log = logging.getLogger("fl_sim.runs")
+
+# The modules that, with all they import, determine what each step produces.
+_TRAINING = ("clients.app", "server.training")
+_ATTACK = ("server.auditing.jobs",)
+_SCORES = ("results.scores.scoring", "results.scores.gates")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run below ``root``."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """The resolved settings."""
+        return self.root / "settings.toml"
+
+    @property
+    def tuned_file(self) -> Path:
+        """What attacks were tuned to; the setting ``tuned`` reads it."""
+        return self.root / "tuned.toml"
+
+    @property
+    def provenance_file(self) -> Path:
+        """With what code, on what machine and in what time it was made."""
+        return self.root / "provenance.json"
+
+    @property
+    def history_file(self) -> Path:
+        """Accuracy, loss and bytes of each round of each trial."""
+        return self.root / "history.csv"
+
+    @property
+    def observations(self) -> Path:
+        """What the server saw."""
+        return self.root / "observations"
+
+    @property
+    def reconstructions(self) -> Path:
+        """What the attacks made of it."""
+        return self.root / "reconstructions"
+
+    @property
+    def scores(self) -> Path:
+        """Scores of each reconstructed file."""
+        return self.root / "scores"
+
+    @property
+    def purged_file(self) -> Path:
+        """The day on which `fl_sim.study.purge.purge` deleted what the run held of people."""
+        return self.root / "purged.txt"
+
+    @property
+    def purged(self) -> str:
+        """The day of the purge, ``2026-01-31``; empty if there was none since the last training."""
+        return self.purged_file.read_text().strip() if self.purged_file.exists() else ""
+
+    def trial_file(self, trial: Trial) -> Path:
+        """Return the history of one finished trial; it is written last, so it marks the end."""
+        return self.root / "training" / f"{trial.name}.json"
+
+    def trained(self, trial: Trial) -> tuple[str, list[Any]] | None:
+        """Return key and history of a finished trial; None if it is missing or cannot be read."""
+        path = self.trial_file(trial)
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text())
+            return record["key"], record["history"]
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s cannot be read; the trial is trained again", path)
+            return None
+
+    def finished(self, trial: Trial, settings: Settings) -> list[Any] | None:
+        """Return the history of a trial that is finished and still stands, else None.
+
+        It stands if the same settings and code made it, and what was observed is there whole.
+        """
+        key, history = self.trained(trial) or ("", [])
+        if key != training_key(trial, settings):
+            return None
+        for server_round in settings.observed_rounds:
+            try:
+                read_facts(round_path(self.observations, trial.name, server_round))
+            except StoreError as error:
+                log.warning("%s; the trial has to be trained again", error)
+                return None
+        return history
+
+    def forget(self) -> None:
+        """Delete what was trained, attacked and scored, so that all of it is made again."""
+        for made in (self.root / "training", self.observations, self.reconstructions, self.scores):
+            shutil.rmtree(made, ignore_errors=True)
+
+    def create(self, settings: Settings) -> None:
+        """Make the folder and write the resolved settings; what was purged may be made again."""
+        write_text(self.settings_file, dump_settings(settings))
+        self.purged_file.unlink(missing_ok=True)
+
+    def settings(self) -> Settings:
+        """Return the settings this run was made with."""
+        self.require()
+        return load_settings(self.settings_file, {})
+
+    def require(self) -> None:
+        """Raise `SettingsError` if this is not the folder of a run or study."""
+        if not self.settings_file.is_file():
+            raise SettingsError("run", str(self.root), "is not the folder of a run")
+
+    def require_kept(self) -> None:
+        """Raise `SettingsError` if the run was purged since it was trained."""
+        if self.purged:
+            reason = f"purged on {self.purged}; its tables stay, the rest needs a new training"
+            raise SettingsError("run", str(self.root), reason)
+
+
+def training_key(trial: Trial, settings: Settings) -> str:
+    """Fingerprint all that determines a trial's history and observations.
+
+    The images count, not the folder they were read from.
+    """
+    anywhere = replace(trial, data=trial.data.model_copy(update={"data_dir": None}))
+    training = settings.training.model_dump(mode="json", exclude={"timeout"})
+    inputs = {
+        "trial": anywhere.to_json(),
+        "images": load_splits(trial.data, trial.seed).digest,
+        "training": training,
+        "rounds": settings.observed_rounds,
+    }
+    return _key(inputs, code_version(_TRAINING))
+
+
+def attack_key(trial: Trial, settings: Settings, attack: str, training: str = "") -> str:
+    """Fingerprint all that determines an attack's reconstructions of a trial.
+
+    ``training`` is the key of what is attacked, where other code than this may have made it.
+    """
+    inputs = {
+        "training": training or training_key(trial, settings),
+        "attack": settings.audit.spec(attack, trial.quantizer),
+        "victims": settings.audit.victims,
+        "together": attacked_together(trial, settings),
+    }
+    return _key(inputs, code_version(_ATTACK))
+
+
+def score_key(attack: str) -> str:
+    """Fingerprint all that determines the scores of the reconstructions with the key ``attack``."""
+    return _key({"attack": attack}, code_version(_SCORES))
+
+
+def same_inputs(key: str, other: str) -> bool:
+    """Return whether two keys are of the same inputs, be it of other code."""
+    return key.partition("-")[0] == other.partition("-")[0]
+
+
+def _key(inputs: Mapping[str, Any], code: str) -> str:
+    return f"{fingerprint(inputs)}-{code}"

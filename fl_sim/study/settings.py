@@ -1,0 +1,526 @@
+"""Typed, validated settings of a study: one frozen tree from a TOML file and the command line."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from fl_sim.choices import MAX_IMAGES, MODEL_NAMES, UpdateKind
+from fl_sim.suggestions import nearest, one_of
+
+if TYPE_CHECKING:
+    from fl_sim.updates.local_update import LocalWork
+
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
+PartitionName = Literal["iid", "dirichlet", "pathological"]
+_NAMED_ROUNDS = {"first": 0.0, "middle": 0.5, "last": 1.0}
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; one line names setting, value, what is allowed."""
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(f"{setting} = {value!r}: {' '.join(allowed.split())}")
+
+
+def split_list(value: object) -> Any:
+    """Split ``a,b:x=1,y=2`` at its commas, but not inside a spec's parameters or parentheses."""
+    if not isinstance(value, str):
+        return value
+    parts: list[str] = []
+    for part in value.split(","):
+        continues = re.match(r"^[a-z_]+=", part) is not None
+        if parts and (continues or parts[-1].count("(") > parts[-1].count(")")):
+            parts[-1] += "," + part
+        else:
+            parts.append(part.strip())
+    return tuple(parts)
+
+
+def _canonical_quantizer(spec: str) -> str:
+    from fl_sim.quantizers import parse_quantizer  # noqa: PLC0415 - PyTorch, not for --help
+
+    return parse_quantizer(spec).spec
+
+
+def _canonical_quantizers(specs: tuple[str, ...]) -> tuple[str, ...]:
+    canonical = tuple(_canonical_quantizer(spec) for spec in specs)
+    for spec in canonical:
+        if canonical.count(spec) > 1:
+            raise SettingsError("quantizers", spec, "each quantizer only once")
+    return canonical
+
+
+def _seed_list(value: object) -> Any:
+    """Read one number as a list of one."""
+    return (value,) if type(value) is int else split_list(value)
+
+
+def _spec_list(value: object) -> Any:
+    """Read numbers in a list of specs, such as ``observe = [1]``, as what they are written as."""
+    values = (value,) if type(value) is int else split_list(value)
+    if not isinstance(values, list | tuple):
+        return values
+    return tuple(str(one) if type(one) is int else one for one in values)
+
+
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise SettingsError("seeds", seed, "each seed only once")
+    return seeds
+
+
+def _load_tuned(value: object) -> object:
+    """Read what attacks were tuned to from its file; a study may also hold it itself."""
+    return _read_toml(Path(value), "tuned") if isinstance(value, str | Path) else value
+
+
+def _canonical_tuned(tuned: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    return {
+        attack: {_canonical_quantizer(quantizer): spec for quantizer, spec in specs.items()}
+        for attack, specs in tuned.items()
+    }
+
+
+def _canonical_rules(rules: object) -> object:
+    """Read the values of each rule as the settings they are held against; one value is a list."""
+    if not isinstance(rules, list | tuple) or not all(isinstance(rule, dict) for rule in rules):
+        raise SettingsError("exclude", rules, "tables of settings, as in [[exclude]]")
+    return tuple(
+        {name: _canonical_values(name, value) for name, value in rule.items()} for rule in rules
+    )
+
+
+def _canonical_values(name: str, value: object) -> tuple[object, ...]:
+    plain = {key for key in option_fields() if is_axis(key)} | {"quantizers", "seeds"}
+    if name not in plain:
+        allowed = f"quantizers, seeds, or a setting with one value{nearest(name, plain)}"
+        raise SettingsError("exclude", name, allowed)
+    field = option_fields()[name][1]
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    try:
+        if get_origin(field.annotation) is tuple:
+            return _leaf_type(field).validate_python(values)  # type: ignore[no-any-return]
+        return tuple(_leaf_type(field).validate_python(one) for one in values)
+    except ValidationError as error:
+        reason = _as_settings_error(error)
+        raise SettingsError(f"exclude.{name}", value, str(reason).partition(": ")[2]) from error
+
+
+Rules = Annotated[tuple[dict[str, tuple[Any, ...]], ...], BeforeValidator(_canonical_rules)]
+Tuned = Annotated[
+    dict[str, dict[str, str]], BeforeValidator(_load_tuned), AfterValidator(_canonical_tuned)
+]
+SpecList = Annotated[tuple[str, ...], BeforeValidator(_spec_list), Field(min_length=1)]
+QuantizerList = Annotated[SpecList, AfterValidator(_canonical_quantizers)]
+SeedList = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+    BeforeValidator(_seed_list),
+    AfterValidator(_each_once),
+    Field(min_length=1),
+]
+
+
+def _absolute(path: Path | None) -> Path | None:
+    """Return a path as it stands, so that it means the same wherever it is read again."""
+    return None if path is None else path.absolute()
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false where a number is meant; Python takes them for 1 and 0."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        wants = cls.model_fields[info.field_name or ""].annotation
+        if wants is not bool and any(type(one) is bool for one in values):
+            raise SettingsError(str(info.field_name), value, "true or false is not allowed here")
+        return value
+
+
+class DataSettings(_Section):
+    """Which images there are, and who holds them."""
+
+    dataset: DatasetName = Field("digits", description="Data set; 'digits' is bundled.")
+    data_dir: Annotated[Path | None, AfterValidator(_absolute)] = Field(
+        None, description="Folder of the images; torchvision data sets are downloaded to it."
+    )
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share held out for testing, where no test split comes along."
+    )
+    public_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training images that nobody trains on (public)."
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Use at most this many images of the training and test split each."
+    )
+    clients: int = Field(10, ge=1, description="Number of clients, each with one partition.")
+    partition: PartitionName = Field("iid", description="How images are dealt to clients.")
+    alpha: float = Field(
+        0.5, ge=1e-3, le=1e9, description="Concentration of the Dirichlet partition."
+    )
+    classes_per_client: int = Field(2, ge=1, description="Classes in a pathological partition.")
+
+
+class TrainingSettings(_Section):
+    """The federated optimization; the same for accuracy and for privacy."""
+
+    update: UpdateKind = Field("gradient", description="gradient (FedSGD) or delta (FedAvg).")
+    rounds: int = Field(200, ge=1, le=10**9, description="Training rounds.")
+    batch_size: int = Field(1, ge=1, le=MAX_IMAGES, description="Images in a client's batch.")
+    fraction_train: float = Field(1.0, gt=0, le=1, description="Share of clients in a round.")
+    local_learning_rate: float = Field(0.1, gt=0, description="Step size of local SGD (delta).")
+    local_steps: int = Field(
+        1, ge=1, le=MAX_IMAGES, description="Local SGD steps in a round (delta)."
+    )
+    local_batches: int | None = Field(
+        None, ge=1, description="Distinct batches in a round; the local steps cycle through them."
+    )
+    fixed_batch: bool = Field(
+        False, description="Whether a client uses the same images in every round."
+    )
+    server_optimizer: Literal["sgd", "adam"] = Field("adam", description="Server optimizer.")
+    server_learning_rate: float = Field(
+        0.003, ge=0, description="Step size of the server; 0 sends the same weights every round."
+    )
+    server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the server's SGD.")
+    timeout: float = Field(600.0, gt=0, le=1e9, description="Seconds to wait for a client's reply.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingSettings":
+        if (self.local_batches or 1) > self.local_steps:
+            raise SettingsError(
+                "local_batches", self.local_batches, f"at most local_steps, {self.local_steps}"
+            )
+        batches = self.local_batches or self.local_steps
+        if self.update == "delta" and self.batch_size * batches > MAX_IMAGES:
+            raise SettingsError(
+                "batch_size",
+                self.batch_size,
+                f"{batches} local batches of it must be at most {MAX_IMAGES} images",
+            )
+        return self
+
+    @property
+    def work(self) -> "LocalWork":
+        """Public facts of a client's work in one round."""
+        from fl_sim.updates.local_update import LocalWork  # noqa: PLC0415 - PyTorch, not for --help
+
+        if self.update == "gradient":
+            return LocalWork("gradient", self.batch_size, fixed_batch=self.fixed_batch)
+        return LocalWork(
+            "delta",
+            self.batch_size,
+            self.local_learning_rate,
+            self.local_steps,
+            self.local_batches or self.local_steps,
+            self.fixed_batch,
+        )
+
+
+class AuditSettings(_Section):
+    """What the curious server keeps, and how it attacks it."""
+
+    attacks: SpecList = Field(("dlg", "cell"), description="Attacks, by preset name.")
+    observe: SpecList = Field(
+        ("first", "middle", "last"),
+        description="Observed rounds: first, middle, last, a number, or a percentage like 5%.",
+    )
+    victims: int = Field(10, ge=1, description="Clients attacked in each observed round, by seed.")
+    tuned: Tuned = Field({}, description="File of attacks tuned per quantizer; see `tune`.")
+
+    def spec(self, attack: str, quantizer: str) -> str:
+        """Return what an attack is built from: what it was tuned to on a quantizer, or itself."""
+        return self.tuned.get(attack, {}).get(quantizer, attack)
+
+
+class EngineSettings(_Section):
+    """Where the clients and the attacks run; changes no result."""
+
+    engine: Literal["local", "ray"] = Field("local", description="In-process, or Flower on Ray.")
+    ray_address: str = Field("local", description="Address of a Ray cluster, or a fresh local one.")
+    workers: int = Field(
+        0, ge=0, description="Processes that train and attack side by side; 0: one per core."
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Where attacks run; on a GPU in larger batches, by one process."
+    )
+
+
+class Settings(_Section):
+    """One study: everything that determines its results."""
+
+    quantizers: Annotated[QuantizerList, Field(description="Quantizers to compare, by spec.")] = (
+        "none",
+        "uniform:bits=8",
+        "uniform:bits=4",
+        "uniform:bits=2",
+        "stochastic:bits=4",
+        "sign",
+        "topk:keep=0.1",
+    )
+    seeds: Annotated[SeedList, Field(description="Seeds; every quantizer is run with each.")] = (0,)
+    model: str = Field("lenet", description="Model: " + ", ".join(MODEL_NAMES) + ".")
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    audit: AuditSettings = AuditSettings()
+    engine: EngineSettings = EngineSettings()
+    exclude: Rules = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        from fl_sim.models import MODELS  # noqa: PLC0415 - PyTorch, not for --help
+
+        if self.model not in MODELS:
+            raise SettingsError("model", self.model, one_of(self.model, MODELS))
+        if self.data.dataset == "folder" and self.data.data_dir is None:
+            raise SettingsError("data_dir", None, "dataset 'folder' needs the folder of its images")
+        rounds = self.training.rounds
+        for name in self.audit.observe:
+            if not 1 <= _round_number(name, rounds) <= rounds:
+                raise SettingsError("observe", name, f"a round from 1 to {rounds}")
+        return self
+
+    @property
+    def observed_rounds(self) -> tuple[int, ...]:
+        """The 1-based rounds whose updates the server keeps, ascending, each once."""
+        rounds = self.training.rounds
+        return tuple(sorted({_round_number(name, rounds) for name in self.audit.observe}))
+
+    @property
+    def combinations(self) -> tuple[tuple[str, int], ...]:
+        """Quantizer and seed of every trial: all of them, but for those that a rule excludes."""
+        every = product(self.seeds, self.quantizers)
+        return tuple((q, seed) for seed, q in every if not self._excludes(q, seed))
+
+    def _excludes(self, quantizer: str, seed: int) -> bool:
+        trial: dict[str, object] = {"quantizers": quantizer, "seeds": seed}
+        return any(
+            all(trial.get(name, self.value(name)) in values for name, values in rule.items())
+            for rule in self.exclude
+        )
+
+    def value(self, name: str) -> object:
+        """Return the value of a setting by its leaf name."""
+        section = option_fields()[name][0]
+        return getattr(self if section is None else getattr(self, section), name)
+
+
+def _round_number(name: str, rounds: int) -> int:
+    if name in _NAMED_ROUNDS:
+        share = _NAMED_ROUNDS[name]
+    elif match := re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?)%", name):
+        share = float(match[1]) / 100
+    elif re.fullmatch("[0-9]{1,100}", name):
+        return int(name)
+    else:
+        allowed = "first, middle, last, a round number, or a percentage like 5%"
+        raise SettingsError("observe", name, allowed + nearest(name, _NAMED_ROUNDS))
+    return max(1, round(1 + share * (rounds - 1)))
+
+
+def option_fields() -> dict[str, tuple[str | None, FieldInfo]]:
+    """Return every setting that the command line can override: name -> (section, field)."""
+    options: dict[str, tuple[str | None, FieldInfo]] = {}
+    for name, field in Settings.model_fields.items():
+        section = _section_type(field)
+        if section is not None:
+            options.update({leaf: (name, f) for leaf, f in section.model_fields.items()})
+        elif name != "exclude":
+            options[name] = (None, field)
+    return options
+
+
+def _option(name: str, value: object) -> tuple[str | None, FieldInfo]:
+    if name not in option_fields():
+        raise SettingsError(name, value, f"no such setting{nearest(name, option_fields())}")
+    return option_fields()[name]
+
+
+def is_axis(name: str) -> bool:
+    """Return whether a setting may have several values: one that changes results and is no list."""
+    section, field = option_fields()[name]
+    return section != "engine" and get_origin(field.annotation) not in (tuple, dict)
+
+
+def read_tree(
+    study: Path | None, overrides: Mapping[str, object], *, smoke: bool = False
+) -> dict[str, Any]:
+    """Return the plain tree of a study: its TOML file, its smoke size, then the overrides.
+
+    Parameters
+    ----------
+    study : Path or None
+        TOML file; sections and keys as in `Settings`, and a table ``smoke`` of values by leaf name.
+        None: the defaults.
+    overrides : Mapping[str, object]
+        Values that win over the file, by leaf name, e.g. ``{"batch_size": "8"}``. Text with commas
+        is several values.
+    smoke : bool
+        Whether the values of ``smoke`` win over the rest of the file.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read or parsed, or what a value overrides does not exist.
+    """
+    tree = {} if study is None else _read_toml(study)
+    small = tree.pop("smoke", {})
+    if not isinstance(small, dict):
+        raise SettingsError("smoke", small, "a table of settings")
+    if smoke and not small:
+        raise SettingsError("smoke", str(study), "this study has no [smoke] table")
+    unknown = sorted(small.keys() - option_fields().keys())
+    if unknown:
+        hint = nearest(unknown[0], option_fields())
+        raise SettingsError(f"smoke.{unknown[0]}", small[unknown[0]], f"no such setting{hint}")
+    for name, value in (small if smoke else {}).items():
+        set_leaf(tree, name, value)
+    for name, value in overrides.items():
+        set_leaf(tree, name, _several(name, value))
+    return tree
+
+
+def set_leaf(tree: dict[str, Any], name: str, value: object) -> None:
+    """Set a value of a plain tree by the leaf name of its setting."""
+    section = _option(name, value)[0]
+    target = tree if section is None else tree.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise SettingsError(str(section), target, "a table of settings")
+    target[name] = value
+
+
+def axes_of(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the settings of a plain tree that have several values, in the order of `Settings`.
+
+    Raises
+    ------
+    SettingsError
+        If a list has no values.
+    """
+    axes: dict[str, list[Any]] = {}
+    for name, (section, _) in option_fields().items():
+        table = tree if section is None else tree.get(section)
+        value = table.get(name) if isinstance(table, dict) else None
+        if is_axis(name) and isinstance(value, list | tuple):
+            if not value:
+                raise SettingsError(name, [], "at least one value")
+            axes[name] = list(value)
+    return axes
+
+
+def load_settings(study: Path | None, overrides: Mapping[str, object]) -> Settings:
+    """Build the settings of a study without axes; `read_tree` says from what.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read or parsed, a key is unknown, a value is not allowed, or a
+        setting has several values.
+    """
+    tree = read_tree(study, overrides)
+    for name, values in axes_of(tree).items():
+        shown = ",".join(map(str, values))
+        raise SettingsError(name, shown, "one value is needed here, as in one point of a study")
+    return parse_settings(tree)
+
+
+def parse_settings(tree: Mapping[str, Any]) -> Settings:
+    """Validate a plain tree; raise `SettingsError` on the first value that is not allowed."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise _as_settings_error(error) from error
+
+
+def dump_settings(settings: Settings) -> str:
+    """Return the resolved settings as TOML that `load_settings` reads back to an equal tree."""
+    return tomli_w.dumps(settings_tree(settings))
+
+
+def settings_tree(settings: Settings) -> dict[str, Any]:
+    """Return the resolved settings as a plain tree, as TOML can hold it."""
+    tree = settings.model_dump(mode="json", exclude_none=True)
+    if not settings.exclude:
+        del tree["exclude"]
+    return tree
+
+
+def _read_toml(path: Path, setting: str = "study") -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SettingsError(setting, str(path), f"cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(setting, str(path), f"is not valid TOML: {error}") from error
+
+
+def _as_settings_error(error: ValidationError) -> SettingsError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, SettingsError):
+        return cause
+    if first["type"] == "extra_forbidden":
+        valid = list(option_fields()) + list(Settings.model_fields)
+        hint = nearest(str(first["loc"][-1]), valid)
+        return SettingsError(place, first["input"], f"there is no such setting{hint}")
+    if cause is not None:
+        return SettingsError(place, _plain(first["input"]), str(cause))
+    allowed = first["msg"]
+    expected = first.get("ctx", {}).get("expected")
+    if expected is not None and isinstance(first["input"], str):
+        names = re.findall(r"'([^']*)'", expected)
+        allowed = one_of(first["input"], names)
+    return SettingsError(place, first["input"], allowed)
+
+
+def _plain(value: object) -> object:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _several(name: str, value: object) -> object:
+    """Read text with commas as the values of an axis; a path may have commas of its own."""
+    field = _option(name, value)[1]
+    if (
+        isinstance(value, str)
+        and "," in value
+        and is_axis(name)
+        and field.annotation != Path | None
+    ):
+        return split_list(value)
+    return value
+
+
+def _leaf_type(field: FieldInfo) -> "TypeAdapter[Any]":
+    return TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+
+
+def _section_type(field: FieldInfo) -> type[_Section] | None:
+    annotation = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, _Section):
+        return annotation
+
+    return None

@@ -1,0 +1,109 @@
+"""A trial: one quantizer and one seed of a study; what a client must be told of it."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from fl_sim.data import Federation, load_federation, load_splits
+from fl_sim.models import ModelSpec
+from fl_sim.storage.files import folder_name
+from fl_sim.study.settings import DataSettings, Settings
+from fl_sim.updates.local_update import LocalWork, weights_may_differ
+
+
+def trial_name(quantizer: str, seed: int) -> str:
+    """Return what a quantizer with a seed is called: ``uniform-bits-4_seed-0``."""
+    return f"{folder_name(quantizer)}_seed-{seed}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One quantizer x one seed, with all a client needs to compute its update.
+
+    Attributes
+    ----------
+    quantizer : str
+        Spec of the quantizer, canonical.
+    seed : int
+        Seed of everything random in this trial.
+    model : str
+        Name of the model.
+    data : DataSettings
+        Data set and partition.
+    work : LocalWork
+        What a client does in a round.
+    """
+
+    quantizer: str
+    seed: int
+    model: str
+    data: DataSettings
+    work: LocalWork
+
+    @cached_property
+    def name(self) -> str:
+        """Name that is also a folder: ``uniform-bits-4_seed-0``."""
+        return trial_name(self.quantizer, self.seed)
+
+    @property
+    def federation(self) -> Federation:
+        """The images and who holds them (cached in each process)."""
+        return load_federation(self.data, self.seed, self.work.images)
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        """The architecture, sized to the data."""
+        splits = load_splits(self.data, self.seed)
+        return ModelSpec(self.model, splits.shape, len(splits.classes))
+
+    def to_json(self) -> str:
+        """Return the trial as one line of JSON, as it travels to clients."""
+        return json.dumps(
+            {
+                "quantizer": self.quantizer,
+                "seed": self.seed,
+                "model": self.model,
+                "data": self.data.model_dump(mode="json"),
+                "work": vars(self.work),
+            },
+            sort_keys=True,
+        )
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def from_json(text: str) -> "Trial":
+        """Parse what `to_json` returned (cached: every message of a trial carries it)."""
+        tree = json.loads(text)
+        return Trial(
+            tree["quantizer"],
+            tree["seed"],
+            tree["model"],
+            DataSettings.model_validate(tree["data"]),
+            LocalWork(**tree["work"]),
+        )
+
+
+def trials_of(settings: Settings) -> list[Trial]:
+    """Return the trials of a run: every quantizer with every seed that no rule excludes."""
+    return [
+        Trial(quantizer, seed, settings.model, settings.data, settings.training.work)
+        for quantizer, seed in settings.combinations
+    ]
+
+
+_BATCH = 64  # victims of several rounds that are attacked together, at most
+
+
+def attacked_together(trial: Trial, settings: Settings) -> tuple[tuple[int, ...], ...]:
+    """Return the observed rounds as they are attacked: those of one step, and of one file.
+
+    All of a fixed batch; or as many as fill a batch, where updates at different weights can be
+    computed together; or one.
+    """
+    rounds = settings.observed_rounds
+    count = 1
+    if trial.work.fixed_batch:
+        count = len(rounds)
+    elif weights_may_differ(trial.model_spec, trial.work):
+        count = max(1, _BATCH // min(settings.audit.victims, settings.data.clients))
+    return tuple(rounds[first : first + count] for first in range(0, len(rounds), count))

@@ -1,0 +1,98 @@
+"""The gallery: the same random victims, as they are and as each quantizer's attack shows them."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from results.figures.curves import VERDICT_STYLE
+from results.tables import STAR
+
+_PITCH = 1.27  # inches from row to row, pictures being one inch wide
+_LETTER, _LINE = 0.06, 0.14  # inches, of the note
+
+
+class GalleryRow(NamedTuple):
+    """One quantizer's pictures of the victims.
+
+    Attributes
+    ----------
+    label : str
+        Quantizer.
+    verdict : str
+        A key of `results.figures.curves.VERDICT_STYLE`; it colours the label.
+    shown : str
+        The verdict as it is written, with a star where it is not established.
+    images : Tensor
+        ``(k, C, H, W)``; a picture that is not finite is crossed out.
+    errors : sequence of float
+        MSE of each picture.
+    """
+
+    label: str
+    verdict: str
+    shown: str
+    images: Tensor
+    errors: Sequence[float]
+
+
+def gallery_figure(truth: Tensor, captions: Sequence[str], rows: Sequence[GalleryRow]) -> Figure:
+    """Draw a row of truth and a row per quantizer, with the MSE under each picture.
+
+    A note below says what a star means, where there is one.
+
+    Parameters
+    ----------
+    truth : Tensor
+        ``(k, C, H, W)`` victims in [0, 1], drawn by seed.
+    captions : sequence of str
+        What stands under each victim, e.g. its round and client.
+    rows : sequence of GalleryRow
+        Pictures of the same victims in the same order.
+    """
+    margin = 0.3 + 0.08 * max(len("not established"), *(len(row.label) for row in rows), 0)
+    width = margin + len(truth) + 0.1
+    starred = any(row.shown.endswith("*") for row in rows)
+    note = textwrap.wrap(f"* {STAR}", int(width / _LETTER)) if starred else []
+    bottom = _PITCH * (len(rows) + 1) + 0.1
+    height = bottom + _LINE * len(note)
+    figure = Figure(figsize=(width, height), dpi=120)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(-margin, width - margin)
+    axes.set_ylim(height, 0)
+    axes.axis("off")
+    _draw_row(axes, 0, label="private images", colour="black", images=truth, captions=captions)
+    for number, row in enumerate(rows, start=1):
+        errors = ["failed" if not np.isfinite(e) else f"MSE {e:.2g}" for e in row.errors]
+        label, colour = f"{row.label}\n{row.shown}", VERDICT_STYLE[row.verdict][0]
+        _draw_row(axes, number, label=label, colour=colour, images=row.images, captions=errors)
+    axes.text(0.1 - margin, bottom, "\n".join(note), va="top", fontsize=7)
+    return figure
+
+
+def picture(image: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    """Return ``(C, H, W)`` pixels as ``(H, W)`` or ``(H, W, 3)`` bytes, clamped first.
+
+    Without the clamp a pixel of 1.01 would wrap around to black.
+    """
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+
+
+def _draw_row(
+    axes: Axes, number: int, *, label: str, colour: str, images: Tensor, captions: Sequence[str]
+) -> None:
+    top = _PITCH * number + 0.08
+    axes.text(-0.12, top + 0.46, label, ha="right", va="center", fontsize=9, color=colour)
+    for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        extent = (column + 0.03, column + 0.97, top + 0.94, top)
+        if bool(image.isfinite().all()):
+            axes.imshow(picture(image), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        else:
+            left, right, bottom, upper = extent
+            axes.plot([left, right, right, left], [bottom, upper, bottom, upper], color="#999999")
+        axes.text(column + 0.5, top + 0.97, caption, ha="center", va="top", fontsize=6.5)

@@ -1,0 +1,261 @@
+"""The page people look at: one self-contained, interactive HTML file on one or several runs."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
+
+from fl_sim.storage.files import write_text
+from fl_sim.study.provenance import describe, read_sessions
+from fl_sim.study.settings import dump_settings
+from fl_sim.study.study import read_study
+from results.figures import charts
+from results.figures.pictures import BUDGET, affordable_victims, victim_cards
+from results.reading.run_reader import RunReader, random_victims
+from results.scores.baselines import bar
+from results.tables import REFERENCE, VICTIM, chance, csv_text, definitions, percent, starred
+
+_PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run on the page; ``prefix`` tells its quantizers from those of other runs."""
+
+    run: RunReader
+    prefix: str = ""
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """Results with names unique on the page."""
+        return self._named(self.run.results)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Scores with names unique on the page."""
+        return self._named(self.run.scores)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """History with names unique on the page."""
+        return self._named(self.run.history)
+
+    @property
+    def setting(self) -> str:
+        """One sentence on what was trained and attacked."""
+        settings = self.run.settings
+        data, training, audit = settings.data, settings.training, settings.audit
+        steps = f", {training.local_steps} local steps" if training.update == "delta" else ""
+        facts = (
+            data.dataset,
+            f"{settings.model} with {self.run.parameters:,} parameters",
+            f"{data.clients} clients ({data.partition})",
+            f"{training.rounds} rounds",
+            f"batch {training.batch_size}",
+            f"update: {training.update}{steps}",
+            f"seeds {_listed(settings.seeds)}",
+        )
+        return (
+            f"{', '.join(facts)}. Attacked in rounds {_listed(settings.observed_rounds)} by "
+            f"{_listed(audit.attacks)}. Utility and privacy are measured in this one setting."
+        )
+
+    @property
+    def command(self) -> str:
+        """The command that makes the run again from its own settings, and compares."""
+        root = self.run.folder.root
+        return f"python run_simulation.py reproduce {shlex.quote(str(root))}"
+
+    @property
+    def sessions(self) -> list[str]:
+        """When, by what code and where the run was made, one sentence a session."""
+        return list(map(describe, read_sessions(self.run.folder)))
+
+    @property
+    def toml(self) -> str:
+        """The resolved settings."""
+        return dump_settings(self.run.settings)
+
+    def cards(self, budget: int) -> dict[str, list[dict[str, Any]]]:
+        """Return the victims' cards per quantizer."""
+        victims = random_victims(self.run.scores, affordable_victims(self.run, budget))
+        classes = self.run.trials[0].federation.splits.classes
+        cards = victim_cards(self.run, victims, classes)
+        return {self.prefix + quantizer: of_quantizer for quantizer, of_quantizer in cards.items()}
+
+    def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(quantizer=self.prefix + frame["quantizer"].astype("str"))
+
+
+def write_report(run: RunReader, path: Path) -> None:
+    """Write the page of one run, finished or not."""
+    _write([Study(run)], run.folder.root.resolve().name, path)
+
+
+def compare(roots: Sequence[Path], path: Path) -> None:
+    """Write one page over several runs and studies; quantizers are named ``run / quantizer``.
+
+    Raises
+    ------
+    SettingsError
+        If a folder is not that of a run or study.
+    """
+    names = [root.resolve().name for root in roots]
+    if len(set(names)) < len(names):  # runs of one name in different folders
+        names = [str(root) for root in roots]
+    runs = {
+        " / ".join(filter(None, (name, point.name))): RunReader(folder.root)
+        for root, name in zip(roots, names, strict=True)
+        for study in [read_study(root)]
+        for point, folder in zip(study.points, study.folders(root), strict=True)
+    }
+    write_comparison(runs, " and ".join(names), path)
+
+
+def write_comparison(runs: Mapping[str, RunReader], title: str, path: Path) -> None:
+    """Write one page over several runs, by name."""
+    _write([Study(run, f"{name} / ") for name, run in runs.items()], title, path)
+
+
+def _write(studies: Sequence[Study], title: str, path: Path) -> None:
+    results = pd.concat([study.results for study in studies], ignore_index=True)
+    scores = pd.concat([study.scores for study in studies], ignore_index=True)
+    history = pd.concat([study.history for study in studies], ignore_index=True)
+    baselines = pd.concat([study.run.baselines for study in studies], ignore_index=True)
+    strongest = scores[scores["strongest"]]
+    curve, switches = charts.curve(results, scores, baselines)
+    figures = {"curve": curve, "training": charts.training(history)}
+    if len(strongest):
+        figures["stages"] = charts.stages(strongest, bar(baselines))
+        figures["masking"] = charts.masking(strongest)
+        figures["labels"] = charts.labels(results)
+        figures["clients"] = charts.clients(strongest)
+    cards: dict[str, Any] = {}
+    for study in studies:
+        cards |= study.cards(BUDGET // len(studies))
+    text = _ENVIRONMENT.get_template("report.html.j2").render(
+        title=title,
+        studies=studies,
+        verdicts=_verdicts(studies),
+        definitions=definitions(results),
+        chance=chance(results),
+        switches={name: list(options) for name, options in switches.items()},
+        captions={name: _CAPTIONS[name] for name in figures if name != "curve"},
+        victims=len(strongest.drop_duplicates(VICTIM)),
+        results=results,
+        cell=_cell,
+        csv=csv_text(results),
+        data=_as_script(
+            {
+                "figures": {n: f.to_plotly_json() for n, f in figures.items()},
+                "switches": switches,
+                "cards": cards,
+            }
+        ),
+        versions=", ".join(f"{package} {version(package)}" for package in _PACKAGES),
+        plotly=get_plotlyjs(),
+    )
+    write_text(path, text)
+
+
+def sentence(row: "pd.Series", reference: "pd.Series | None") -> str:
+    """Say in plain words what one quantizer costs, saves and hides."""
+    if pd.isna(row["test_accuracy_mean"]):
+        return "Not trained yet."
+    text = f"Reaches {100 * row['test_accuracy_mean']:.1f} % test accuracy"
+    sent = row["uplink_bytes_per_update"]
+    if reference is None or row["quantizer"] == reference["quantizer"]:
+        text += f" and sends {sent:,.0f} bytes an update."
+    else:
+        points = 100 * (row["test_accuracy_mean"] - reference["test_accuracy_mean"])
+        saved = 1 - sent / reference["uplink_bytes_per_update"]
+        change = f"{saved:.0%} fewer" if saved >= 0 else f"{-saved:.0%} more"
+        text += f" ({points:+.1f} points) and sends {sent:,.0f} bytes an update ({change})."
+    if pd.isna(row["mse_median"]):
+        return f"{text} Not attacked yet."
+    text += (
+        f" The strongest attack recovers {row['success_rate']:.0%} of the victims, identifies "
+        f"{row['identified_rate']:.0%} (chance {percent(row['identified_chance'])}) and knows "
+        f"{row['label_accuracy']:.0%} of the labels (chance {percent(row['label_chance'])}); its "
+        f"median picture has {row['psnr_median']:.1f} dB."
+    )
+    if not row["established"]:
+        text += f" Not established: {row['doubt']}; a better attack may find more."
+    return text
+
+
+def _verdicts(studies: Sequence[Study]) -> list[tuple[str, str, str, str]]:
+    """Return quantizer, verdict, verdict as shown and sentence of every row.
+
+    Each study has its own reference.
+    """
+    rows: list[tuple[str, str, str, str]] = []
+    for study in studies:
+        named = {str(row["quantizer"]): row for _, row in study.results.iterrows()}
+        reference = named.get(study.prefix + REFERENCE)
+        rows += [
+            (name, str(row["verdict"]), starred(row), sentence(row, reference))
+            for name, row in named.items()
+        ]
+    return rows
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _cell(value: object) -> Markup:
+    """Return one cell of the table; figures carry their exact value for sorting."""
+    if isinstance(value, str | bool | np.bool_):
+        return Markup("<td>{}</td>").format(str(value))
+    number = float(value)  # type: ignore[arg-type]
+    text = (
+        "–" if np.isnan(number) else f"{number:.4g}" if number != int(number) else f"{number:,.0f}"
+    )
+    return Markup('<td data-number="{}">{}</td>').format(number, text)
+
+
+def _as_script(data: object) -> str:
+    """Return JSON that may stand inside a script element: no tag can end it early."""
+    text: str = to_json_plotly(data)
+    return text.replace("<", "\\u003c")
+
+
+_CAPTIONS = {
+    "training": (
+        "Bytes to reach an accuracy",
+        "Test accuracy against what one client has sent so far, mean over seeds.",
+    ),
+    "stages": (
+        "Stages of training",
+        "Error of the strongest attack in each observed round; the dashed line is the best "
+        "featureless picture.",
+    ),
+    "masking": (
+        "Did the attacker optimise?",
+        "Attack loss at the reconstruction against the loss of the same attack at the truth. A "
+        "dot far above the diagonal is a failure of the attacker, and no credit to the quantizer.",
+    ),
+    "labels": (
+        "Labels",
+        "Share of the private labels that the strongest attack knows; the line is chance.",
+    ),
+    "clients": (
+        "Clients",
+        "Median error of the strongest attack on each client; dark is exposed.",
+    ),
+}
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined
+)

@@ -1,0 +1,131 @@
+"""A run, or a study over all its points, as its reader wants it: tables and pictures."""
+
+import io
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fl_sim.study.study import read_study
+from results.figures.curves import curve_figure, render
+from results.figures.gallery import GalleryRow, gallery_figure
+from results.reading.run_reader import RunReader, random_victims
+from results.tables import VICTIM, starred
+
+GALLERY_VICTIMS = 8
+
+
+class StudyReader:
+    """What a run or a study wrote; one that is not finished is read as far as it got.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the run or study.
+    keep : bool
+        As for `RunReader`.
+
+    Attributes
+    ----------
+    runs : dict[str, RunReader]
+        The run of each point by the point's name, such as ``alpha=0.1,local_steps=5``; a run
+        without axes is the only one, named ``""``.
+
+    Raises
+    ------
+    SettingsError
+        If the folder is not that of a run or study.
+    """
+
+    def __init__(self, root: Path, *, keep: bool = False) -> None:
+        self.root = root
+        self.study = read_study(root)
+        folders = zip(self.study.points, self.study.folders(root), strict=True)
+        self.runs = {point.name: RunReader(folder.root, keep=keep) for point, folder in folders}
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """One row per quantizer and point: `results.tables.results_table` behind the axes."""
+        return self._over_points(lambda run: run.results)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per attack and victim: `RunReader.scores` behind the axes."""
+        return self._over_points(lambda run: run.scores)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per trial and round: accuracy, loss and bytes, behind the axes."""
+        return self._over_points(lambda run: run.history)
+
+    @property
+    def named_results(self) -> pd.DataFrame:
+        """Return `results` with names unique over all points, ``alpha=0.1 / sign``."""
+        prefixes = [f"{name} / " if name else "" for name in self.runs]
+        named = np.repeat(prefixes, [len(run.results) for run in self.runs.values()])
+        return self.results.assign(quantizer=named + self.results["quantizer"].astype("str"))
+
+    def curve(self) -> Image.Image:
+        """Return `results.figures.curves.curve_figure`, to be shown by a notebook."""
+        return _picture(curve_figure(self.named_results))
+
+    def gallery(self, point: str = "") -> Image.Image:
+        """Return the gallery of one point, to be shown by a notebook; see `run_gallery`.
+
+        Parameters
+        ----------
+        point : str
+            Name of the point, a key of `runs`; not needed where there are no axes.
+
+        Raises
+        ------
+        KeyError
+            If the study has no such point.
+        ValueError
+            If nothing has been attacked.
+        """
+        figure = run_gallery(self.runs[point])
+        if figure is None:
+            raise ValueError(f"{self.root}: nothing has been attacked.")
+        return _picture(figure)
+
+    def _over_points(self, table: Callable[[RunReader], pd.DataFrame]) -> pd.DataFrame:
+        """Put the tables of all points below each other, the values of their axes in front."""
+        frames = []
+        for point, run in zip(self.study.points, self.runs.values(), strict=True):
+            frame = table(run)
+            values = pd.DataFrame([dict(point.values)] * len(frame), index=frame.index)
+            frames.append(pd.concat([values, frame], axis=1))
+        return pd.concat(frames, ignore_index=True)
+
+
+def run_gallery(run: RunReader) -> Figure | None:
+    """Draw the strongest reconstructions of the same random victims; None without any."""
+    victims = random_victims(run.scores, GALLERY_VICTIMS).sort_index()
+    if victims.empty:
+        return None
+    strongest = run.scores[run.scores["strongest"]]
+    rows = []
+    for _, result in run.results.iterrows():
+        mine = strongest[strongest["quantizer"] == result["quantizer"]]
+        seen = victims.merge(mine, on=VICTIM)
+        if len(seen) == len(victims):
+            pictures = torch.stack([run.guess(row) for _, row in seen.iterrows()])
+            name, verdict = result["quantizer"], result["verdict"]
+            errors = seen["mse"].tolist()
+            rows.append(GalleryRow(name, verdict, starred(result), pictures, errors))
+    truth = torch.stack([run.victim(row) for _, row in victims.iterrows()])
+    captions = [
+        f"round {row.round}, client {row.partition}\nseed {row.seed}, image {row.image}"
+        for row in victims.itertuples()
+    ]
+    return gallery_figure(truth, captions, rows)
+
+
+def _picture(figure: Figure) -> Image.Image:
+    return Image.open(io.BytesIO(render(figure, "png")))

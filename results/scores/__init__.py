@@ -1,0 +1,1 @@
+"""Reconstructions against the truth: scores, baselines, gates, statistics."""

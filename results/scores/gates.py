@@ -1,0 +1,195 @@
+"""Gates that an evaluation must pass before a bad reconstruction may count as privacy."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_sim.coding.cell import Cell
+from fl_sim.observed.attack_loss import YARDSTICK, AttackLoss
+from fl_sim.observed.observations import Observation
+from fl_sim.observed.reconstructions import Reconstruction
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.updates.local_update import flat_model, local_update, one_hot
+
+SUCCESS_MSE = 1e-2
+"""A victim below this MSE (above 20 dB) is recovered: recognisable beyond doubt."""
+
+TOLERANCE = 0.01
+"""An attack got there when it covered 99 % of the way from a grey picture's loss to the truth's."""
+
+CONSISTENCY_TOLERANCE = 1e-5
+"""Largest distance from the cell, over the tensor's largest value, that float rounding explains."""
+
+ALLOWED_FAILURES = 0.1
+"""Largest share of a quantizer's victims that may be `unsettled`."""
+
+REQUIRED_SUCCESS = 0.5
+"""Share of the unquantized victims the suite must recover before it may judge a quantizer."""
+
+
+class Truth(NamedTuple):
+    """Private batches, one for each observation: ``(B, n, C, H, W)`` and ``(B, n)``."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def examine(
+    observations: Sequence[Observation], guesses: Sequence[Reconstruction], truth: Truth
+) -> pd.DataFrame:
+    """Hold one attack's reconstructions of one round against what the server received.
+
+    Parameters
+    ----------
+    observations : sequence of Observation
+        Of one trial and round: they share the weights.
+    guesses : sequence of Reconstruction
+        One for each observation, of one attack. An attack over several rounds is examined at
+        the last one.
+    truth : Truth
+        The private batches.
+
+    Returns
+    -------
+    DataFrame
+        One row per observation: ``yardstick`` (see `YARDSTICK`; infinite where the guess is not
+        finite), ``masked`` (the attack's own loss is lower at the truth, see `falls_short`),
+        ``unexplained`` (so is the yardstick), the losses they rest on, ``loss_at_guess``,
+        ``loss_at_truth``, ``loss_at_grey``, and ``inconsistency``: how far outside its payload's
+        cell the update at the truth lies, as a share of the largest value of the same tensor.
+        Dropout left on, a wrong sign or a forgotten learning rate put it above
+        `CONSISTENCY_TOLERANCE`. It is missing under error feedback, which adds a residual that
+        only the client holds. ``update_rmse`` is the root mean squared error of the decoded
+        update: ``gaussian:sigma=<update_rmse>`` is the control that distorts updates as much.
+    """
+    images = torch.stack([guess.images for guess in guesses])
+    labels = torch.stack([guess.labels for guess in guesses])
+    own = AttackLoss.parse(guesses[0].objective) if guesses[0].objective else YARDSTICK
+    cell = _stacked_cell(observations)
+    grey = torch.full_like(truth.images, 0.5)
+    at_truth = _updates(observations, truth.images, truth.labels)
+    at_grey = _updates(observations, grey, truth.labels)
+    rows: dict[str, NDArray[np.float64]] = {}
+    for name, loss, seen in (("loss", own, images), ("yardstick", YARDSTICK, images.clamp(0, 1))):
+        at_guess = _updates(observations, seen, labels)
+        rows[f"{name}_at_guess"] = _evaluate(loss, seen, at_guess, cell)
+        rows[f"{name}_at_truth"] = _evaluate(loss, truth.images, at_truth, cell)
+        rows[f"{name}_at_grey"] = _evaluate(loss, grey, at_grey, cell)
+    frame = pd.DataFrame(rows)
+    frame["masked"] = _falls_short(frame, "loss")
+    frame["unexplained"] = _falls_short(frame, "yardstick")
+    frame["inconsistency"] = _inconsistency(observations, at_truth, cell)
+    quantizer = parse_quantizer(observations[0].payload.spec)
+    decoded = torch.stack([quantizer.decode(seen.payload).vector for seen in observations])
+    frame["update_rmse"] = (decoded - at_truth).square().mean(dim=1).sqrt().double().numpy()
+    return frame.rename(columns={"yardstick_at_guess": "yardstick"}).drop(
+        columns=["yardstick_at_truth", "yardstick_at_grey"]
+    )
+
+
+def falls_short(
+    at_guess: NDArray[np.float64], at_truth: NDArray[np.float64], at_grey: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Tell where an attacker failed to optimise: the truth has a lower loss than the guess.
+
+    A success ends a little above the truth's loss as well (1e-6, say, where the truth's is 0), so
+    the excess is measured against what there was to gain: the loss of a grey picture with the true
+    labels. More than `TOLERANCE` of that is a failure, and so is a loss that is not finite.
+    """
+    return ~(at_guess <= at_truth + TOLERANCE * np.abs(at_grey - at_truth))
+
+
+def unsettled(strongest: pd.DataFrame) -> "pd.Series[bool]":
+    """Tell of which victims nothing can be said: not recovered, and the attack fell short.
+
+    Parameters
+    ----------
+    strongest : DataFrame
+        One row per victim with ``recovered``, ``masked``, ``unexplained`` and ``failed``.
+    """
+    short = strongest["masked"] | strongest["unexplained"] | strongest["failed"]
+    return short & ~strongest["recovered"]
+
+
+def doubt(strongest: pd.DataFrame, success_on_none: float | None) -> str:
+    """Return why a quantizer's privacy figures are not established; empty if they are.
+
+    A leak needs no gate: who was recovered is recovered. Only what stays hidden can be the
+    attacker's failure, so the gates ask about the victims that were not recovered.
+
+    Parameters
+    ----------
+    strongest : DataFrame
+        The quantizer's rows, as for `unsettled`, and ``inconsistency``.
+    success_on_none : float or None
+        Share of unquantized victims that the same suite recovered; None if the study has none.
+    """
+    failed = unsettled(strongest).mean()
+    reason = ""
+    if strongest.empty:
+        reason = "not attacked yet"
+    elif strongest["recovered"].mean() >= 1 - ALLOWED_FAILURES:
+        reason = ""
+    elif (strongest["inconsistency"] > CONSISTENCY_TOLERANCE).any():
+        reason = "a client's update could not be derived again"
+    elif failed > ALLOWED_FAILURES:
+        reason = f"the attack failed to optimise on {failed:.0%} of the victims"
+    elif success_on_none is None:
+        reason = "no unquantized row proves the attack"
+    elif success_on_none < REQUIRED_SUCCESS:
+        reason = f"the attack recovers only {success_on_none:.0%} of the unquantized victims"
+    return reason
+
+
+def _inconsistency(
+    observations: Sequence[Observation], at_truth: Tensor, cell: Cell
+) -> NDArray[np.float64]:
+    """Return the largest distance outside the cell over the largest value of its tensor."""
+    if parse_quantizer(observations[0].payload.spec).name == "error_feedback":
+        return np.full(len(observations), np.nan)
+    value = cell.to_code_domain(at_truth)
+    outside = (cell.lower - value).relu() + (value - cell.upper).relu()
+    tiny = torch.finfo(value.dtype).tiny
+    shares = [
+        far.amax(dim=1) / size.abs().amax(dim=1).clamp_min(tiny)
+        for far, size in zip(
+            torch.split(outside, list(cell.sizes), dim=1),
+            torch.split(value, list(cell.sizes), dim=1),
+            strict=True,
+        )
+    ]
+    return torch.stack(shares).amax(dim=0).double().numpy()
+
+
+def _falls_short(frame: pd.DataFrame, name: str) -> NDArray[np.bool_]:
+    at = [frame[f"{name}_at_{where}"].to_numpy() for where in ("guess", "truth", "grey")]
+    return falls_short(*at)
+
+
+def _evaluate(loss: AttackLoss, images: Tensor, updates: Tensor, cell: Cell) -> NDArray[np.float64]:
+    """Loss per observation, infinite where it is not a number."""
+    with torch.no_grad():
+        values = loss(images, updates, cell).double()
+    return values.nan_to_num(nan=torch.inf, posinf=torch.inf).numpy()
+
+
+def _updates(observations: Sequence[Observation], images: Tensor, labels: Tensor) -> Tensor:
+    """Return the updates ``(B, size)`` that the images would have caused in each observation."""
+    first = observations[0]
+    model = flat_model(first.model)
+
+    def update(batch: Tensor, targets: Tensor) -> Tensor:
+        return local_update(model, first.work, first.weights, batch, targets)
+
+    targets = one_hot(labels, first.model.classes)
+    return torch.func.vmap(update, chunk_size=64)(images, targets)
+
+
+def _stacked_cell(observations: Sequence[Observation]) -> Cell:
+    quantizer = parse_quantizer(observations[0].payload.spec)
+    return Cell.stack([quantizer.cell(observation.payload) for observation in observations])

@@ -1,0 +1,58 @@
+"""The rows of ``scores.csv``: one attack's guesses at one round, held against truth and gates."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fl_sim.observed.observations import Observation
+from fl_sim.observed.reconstructions import Reconstruction
+from results.scores.gates import SUCCESS_MSE, Truth, examine
+from results.scores.scoring import label_chance, score_batches
+
+
+def score_victims(
+    observations: Sequence[Observation],
+    guesses: Sequence[Reconstruction],
+    truth: Truth,
+    gallery: Tensor,
+) -> pd.DataFrame:
+    """Score one attack on one round: one row per private image.
+
+    Parameters
+    ----------
+    observations : sequence of Observation
+        Of one round; they share model and weights.
+    guesses : sequence of Reconstruction
+        One for each observation.
+    truth : Truth
+        The private batches.
+    gallery : Tensor
+        ``(m, C, H, W)`` public images.
+
+    Returns
+    -------
+    DataFrame
+        ``round``, ``partition`` and ``attack``, the columns of `score_batches`
+        less ``batch``, ``recovered`` (MSE below `SUCCESS_MSE`), those of `examine` (the gates),
+        ``status`` and ``evaluations`` of the attack, and what a blind guess reaches:
+        ``identified_chance``, one among the public images and the true one, and ``label_chance``
+        (`results.scores.scoring.label_chance`).
+    """
+    images = torch.stack([guess.images for guess in guesses])
+    labels = torch.stack([guess.labels for guess in guesses])
+    scores = score_batches(images, labels, *truth, gallery)
+    scores["recovered"] = scores["mse"] < SUCCESS_MSE
+    facts = examine(observations, guesses, truth)
+    facts.insert(0, "partition", [guess.partition for guess in guesses])
+    facts["status"] = [guess.status for guess in guesses]
+    facts["evaluations"] = [guess.evaluations for guess in guesses]
+    facts["identified_chance"] = 1 / (len(gallery) + 1)
+    classes = observations[0].model.classes
+    facts["label_chance"] = [label_chance(known, classes) for known in truth.labels.tolist()]
+    scores = scores.join(facts, on="batch").drop(columns="batch")
+    scores.insert(0, "round", observations[0].round)
+    scores.insert(1, "partition", scores.pop("partition"))
+    scores.insert(2, "attack", guesses[0].attack)
+    return scores

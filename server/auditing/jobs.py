@@ -1,0 +1,172 @@
+"""Attack what a run observed, from the store, and store what the attacks reconstruct."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from attacker.presets import build_attack
+from fl_sim.data import load_splits
+from fl_sim.data.public_images import PublicImages
+from fl_sim.engines.tasks import run_tasks
+from fl_sim.observed.observations import Observation, load_observations, round_path
+from fl_sim.observed.reconstructions import (
+    Reconstruction,
+    reconstruction_key,
+    reconstruction_path,
+    save_reconstructions,
+)
+from fl_sim.seeding import Purpose, numpy_rng
+from fl_sim.storage.files import StoreError
+from fl_sim.study.runs import RunFolder, attack_key
+from fl_sim.study.settings import AuditSettings, EngineSettings, Settings, SettingsError
+from fl_sim.study.trials import Trial, attacked_together, trials_of
+
+log = logging.getLogger("fl_sim.audit")
+
+
+@dataclass(frozen=True)
+class AttackJob:
+    """One attack on rounds of one trial that are attacked together; see `attacked_together`.
+
+    ``attack`` is its name in the study, ``spec`` what it is built from.
+    """
+
+    trial: Trial
+    attack: str
+    spec: str
+    rounds: tuple[int, ...]
+    victims: int
+    folder: RunFolder
+    key: str
+    device: str
+
+    @property
+    def target(self) -> Path:
+        """The file the reconstructions go to."""
+        root = self.folder.reconstructions
+        return reconstruction_path(root, self.trial.name, self.attack, self.rounds[-1])
+
+    def finished(self) -> bool:
+        """Return whether the file is there and stands."""
+        if not self.target.exists():
+            return False
+        try:
+            return reconstruction_key(self.target) == self.key
+        except StoreError as error:
+            log.warning("%s; it is made again", error)
+            return False
+
+
+def check_attacks(audit: AuditSettings) -> None:
+    """Raise `SettingsError` if an attack, or what one was tuned to, does not parse."""
+    check_specs("attacks", audit.attacks)
+    check_specs("tuned", (spec for specs in audit.tuned.values() for spec in specs.values()))
+
+
+def check_specs(setting: str, specs: Iterable[str]) -> None:
+    """Raise `SettingsError` of ``setting`` if one of its attacks does not parse."""
+    for spec in specs:
+        try:
+            build_attack(spec)
+        except ValueError as error:
+            raise SettingsError(setting, spec, str(error)) from error
+
+
+def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
+    """Return every attack a study asks for, on every observed round of every trial."""
+    return [
+        AttackJob(
+            trial,
+            attack,
+            settings.audit.spec(attack, trial.quantizer),
+            rounds,
+            settings.audit.victims,
+            folder,
+            attack_key(trial, settings, attack),
+            settings.engine.device,
+        )
+        for attack in settings.audit.attacks
+        for trial in trials_of(settings)
+        for rounds in attacked_together(trial, settings)
+    ]
+
+
+def run_jobs(
+    jobs: Sequence[AttackJob], engine: EngineSettings, done: Callable[[AttackJob], None]
+) -> None:
+    """Run the jobs that are not finished, side by side, and store what each reconstructs.
+
+    Results do not depend on the number of workers: every job draws from its own seeds.
+    """
+    waiting = []
+    for job in jobs:
+        if job.finished():
+            done(job)
+        else:
+            waiting.append(job)
+    for job, made in run_tasks(run_job, waiting, engine, engine.device):
+        save_reconstructions(job.target, made, job.key)
+        _log_outcome(job, made)
+        done(job)
+
+
+def _log_outcome(job: AttackJob, made: Sequence[Reconstruction]) -> None:
+    """Log that an attack is done, and where it fell short."""
+    facts = {"trial": job.trial.name, "attack": job.attack, "rounds": job.rounds}
+    facts["folder"] = str(job.folder.root)
+    log.info("attacked %s", job.target, extra=facts | {"event": "attacked"})
+    for status in ("stalled", "diverged"):
+        short = [one.partition for one in made if one.status == status]
+        if short:
+            log.warning(
+                *("%s %s on %d of %d clients", job.attack, status, len(short), len(made)),
+                extra=facts | {"event": status, "partitions": short, "routine": True},
+            )
+
+
+def run_job(job: AttackJob) -> list[Reconstruction]:
+    """Load the observations of a job and attack them."""
+    observations = [o for r in job.rounds for o in _observations(job, r)]
+    attack = build_attack(job.spec)
+    if not attack.applies(observations):
+        facts = {"event": "does not apply", "routine": True}
+        log.warning("%s does not apply to %s", job.attack, job.trial.name, extra=facts)
+        return []
+    public = _public_images(job.trial) if attack.uses_public else None
+    made = attack.reconstruct(observations, seed=job.trial.seed, public=public, device=job.device)
+    return [replace(one, attack=job.attack) for one in _one_for_each_batch(made, job.trial)]
+
+
+def _one_for_each_batch(made: Sequence[Reconstruction], trial: Trial) -> list[Reconstruction]:
+    """Return one guess for each private batch, in order: the last one, where rounds share it."""
+    found: dict[tuple[int, int], Reconstruction] = {}
+    for one in sorted(made, key=lambda one: (one.round, one.partition)):
+        found[0 if trial.work.fixed_batch else one.round, one.partition] = one
+    return list(found.values())
+
+
+def _public_images(trial: Trial) -> PublicImages:
+    """Load what anyone can have; the private images of the same data set stay out of reach."""
+    public = load_splits(trial.data, trial.seed).public
+    return PublicImages(public.pixels(), public.labels)
+
+
+def _observations(job: AttackJob, server_round: int) -> list[Observation]:
+    path = round_path(job.folder.observations, job.trial.name, server_round)
+    draw = 0 if job.trial.work.fixed_batch else server_round
+    return choose_victims(load_observations(path), job.victims, job.trial.seed, draw)
+
+
+def choose_victims(
+    observations: Sequence[Observation], victims: int, seed: int, draw: int
+) -> list[Observation]:
+    """Return at most ``victims`` observations, drawn by seed: never by hand, never the best.
+
+    The same ``draw`` chooses the same clients, where the same clients were observed.
+    """
+    if victims >= len(observations):
+        return list(observations)
+    rng = numpy_rng(seed, Purpose.VICTIMS, draw)
+    chosen = rng.choice(len(observations), size=victims, replace=False)
+    return [observations[int(index)] for index in sorted(chosen)]

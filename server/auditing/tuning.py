@@ -1,0 +1,224 @@
+"""Tune attacks on held-out victims: public images, sent and attacked as a client's are."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import pandas as pd
+import tomli_w
+import torch
+from torch import Tensor
+
+from attacker.presets import build_attack
+from fl_sim.data.public_images import PublicImages
+from fl_sim.engines.tasks import run_tasks
+from fl_sim.observed.observations import Observation, load_observations, round_path
+from fl_sim.observed.reconstructions import Reconstruction
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.seeding import Purpose, numpy_rng, torch_rng
+from fl_sim.storage.files import write_text
+from fl_sim.storage.progress import progress_bar
+from fl_sim.study.runs import RunFolder
+from fl_sim.study.settings import Settings, SettingsError
+from fl_sim.study.trials import Trial, attacked_together, trials_of
+from fl_sim.updates.local_update import Update, flat_model, local_update, one_hot
+from server.auditing.jobs import check_specs
+
+Scorer = Callable[[Tensor, Tensor, Tensor, Tensor], pd.DataFrame]
+"""Maps images, labels, true images, true labels of a batch to scores with a ``psnr`` column."""
+
+Sweep = Mapping[str, Sequence[str]]
+"""Values tried for each parameter of an attack."""
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """One variant of an attack on held-out victims of one trial, in rounds attacked together."""
+
+    trial: Trial
+    attack: str
+    spec: str
+    rounds: tuple[int, ...]
+    victims: int
+    folder: RunFolder
+    device: str
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Public images, split in the victims of tuning and what is left to learned attacks.
+
+    Attributes
+    ----------
+    images : Tensor
+        ``(victims, n, C, H, W)``, one private batch a victim.
+    labels : Tensor
+        ``(victims, n)``.
+    public : PublicImages
+        All others.
+    """
+
+    images: Tensor
+    labels: Tensor
+    public: PublicImages
+
+
+def hold_out(trial: Trial, victims: int) -> HeldOut:
+    """Draw victims by seed from the public images, which no client and no test ever sees.
+
+    Raises
+    ------
+    SettingsError
+        If the public images are too few to leave any.
+    """
+    public, count = trial.federation.splits.public, victims * trial.work.images
+    if count >= len(public):
+        allowed = f"fewer than the {len(public)} public images, in batches of {trial.work.images}"
+        raise SettingsError("victims", victims, allowed)
+    order = numpy_rng(trial.seed, Purpose.TUNING).permutation(len(public))
+    chosen, others = public.take(order[:count]), public.take(order[count:])
+    images = chosen.pixels()
+    return HeldOut(
+        images.reshape(victims, trial.work.images, *images.shape[1:]),
+        chosen.labels.reshape(victims, trial.work.images),
+        PublicImages(others.pixels(), others.labels),
+    )
+
+
+def variants(attack: str, sweep: Sweep) -> list[str]:
+    """Return the spec itself, then with every combination of the values swept."""
+    joint = "," if ":" in attack else ":"
+    edits = (",".join(map("=".join, zip(sweep, v, strict=True))) for v in product(*sweep.values()))
+    return list(dict.fromkeys([attack, *(attack + joint + edit for edit in edits if edit)]))
+
+
+def parse_sweep(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Read values to try, each such as ``tv=1e-4,1e-3``.
+
+    Raises
+    ------
+    SettingsError
+        If a text is not a name and values.
+    """
+    sweep: dict[str, list[str]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        sweep[name] = [value for value in values.split(",") if value]
+        if not sweep[name]:
+            raise SettingsError("sweep", text, "a parameter and its values, as in tv=1e-4,1e-3")
+    return sweep
+
+
+def tune(settings: Settings, folder: RunFolder, sweep: Sweep, score: Scorer) -> pd.DataFrame:
+    """Sweep the attacks of a study over held-out victims and write the winners for each quantizer.
+
+    A winner has the highest mean PSNR over victims, rounds and seeds; the attack as it is competes
+    too. ``tuned.toml`` in the run's folder holds the winners, in the form the setting ``tuned``
+    reads.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run; ``audit.attacks`` are swept, on ``audit.victims`` held-out victims a round.
+    folder : RunFolder
+        Of the run, whose observations give the weights of each round.
+    sweep : Sweep
+        What is tried.
+    score : Scorer
+        Scores a batch; tuning knows its victims.
+
+    Returns
+    -------
+    DataFrame
+        ``attack``, ``quantizer``, ``spec``, ``psnr`` (mean, dB), ``chosen``.
+    """
+    jobs = tuning_jobs(settings, folder, sweep)
+    rows: list[tuple[str, str, str, float]] = []
+    with progress_bar("Tuning", len(jobs)) as advance:
+        for job, made in run_tasks(run_job, jobs, settings.engine, settings.engine.device):
+            key = (job.attack, job.trial.quantizer, job.spec)
+            rows += [(*key, psnr) for psnr in _psnr(made, job, score)]
+            advance(1, f"{job.spec} on {job.trial.name}")
+    frame = pd.DataFrame(rows, columns=["attack", "quantizer", "spec", "psnr"])
+    tried = frame.groupby(["attack", "quantizer", "spec"])["psnr"].mean().reset_index()
+    best = tried.groupby(["attack", "quantizer"])["psnr"].idxmax()
+    tried["chosen"] = tried.index.isin(best)
+    write_text(folder.tuned_file, tomli_w.dumps(_winners(tried)))
+    return tried
+
+
+def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[TuningJob]:
+    """Return every variant of every attack on every trial and group of rounds.
+
+    Raises
+    ------
+    SettingsError
+        If a variant does not parse, or there are too few public images.
+    """
+    victims = settings.audit.victims
+    specs = {attack: variants(attack, sweep) for attack in settings.audit.attacks}
+    for tried in specs.values():
+        check_specs("sweep", tried)
+    for trial in trials_of(settings):
+        hold_out(trial, victims)
+    return [
+        TuningJob(trial, attack, spec, rounds, victims, folder, settings.engine.device)
+        for attack, tried in specs.items()
+        for spec in tried
+        for trial in trials_of(settings)
+        for rounds in attacked_together(trial, settings)
+    ]
+
+
+def run_job(job: TuningJob) -> list[Reconstruction]:
+    """Attack the held-out victims of a job; nothing where the attack does not apply."""
+    held_out, attack = hold_out(job.trial, job.victims), build_attack(job.spec)
+    observations = list(observe(job, held_out))
+    if not attack.applies(observations):
+        return []
+    return attack.reconstruct(
+        observations, seed=job.trial.seed, public=held_out.public, device=job.device
+    )
+
+
+def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
+    """Yield what the server would have seen, had clients with the held-out images taken part.
+
+    Weights are those of the rounds observed; victims are the partitions, from 0 on. The residual
+    of error feedback starts at nothing, and is carried on where rounds show the same images.
+    """
+    residuals: dict[int, Tensor | None] = {}
+    quantizer = parse_quantizer(job.trial.quantizer)
+    for server_round in job.rounds:
+        path = round_path(job.folder.observations, job.trial.name, server_round)
+        seen = load_observations(path)[0]
+        model = flat_model(seen.model)
+        batches = zip(held_out.images, held_out.labels, strict=True)
+        for victim, (images, labels) in enumerate(batches):
+            targets = one_hot(labels, seen.model.classes)
+            with torch.no_grad():
+                vector = local_update(model, seen.work, seen.weights, images, targets)
+            rng = torch_rng(job.trial.seed, Purpose.TUNING, server_round, victim)
+            carried = residuals.get(victim) if seen.work.fixed_batch else None
+            payload, residuals[victim] = quantizer.transmit(
+                Update(vector, model.layout), carried, rng
+            )
+            yield Observation(
+                seen.trial, server_round, victim, seen.model, seen.work, seen.weights, payload
+            )
+
+
+def _psnr(made: Sequence[Reconstruction], job: TuningJob, score: Scorer) -> Iterator[float]:
+    """Yield the PSNR of every image of the victims of a job."""
+    held_out = hold_out(job.trial, job.victims)
+    for one in made:
+        truth = held_out.images[one.partition], held_out.labels[one.partition]
+        yield from score(one.images, one.labels, *truth)["psnr"]
+
+
+def _winners(tried: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Return the chosen specs by attack and quantizer."""
+    found: dict[str, dict[str, str]] = {}
+    for attack, quantizer, spec in tried[tried["chosen"]][["attack", "quantizer", "spec"]].values:
+        found.setdefault(attack, {})[quantizer] = spec
+    return found

@@ -1,0 +1,1 @@
+"""What a server does to model and weights before it hands them out."""

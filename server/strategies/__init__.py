@@ -1,0 +1,1 @@
+"""Flower strategies, most of which wrap another: averaging, curious, dequantize, sampling."""

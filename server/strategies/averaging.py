@@ -1,0 +1,128 @@
+"""The strategy of a study: averaging of quantized updates."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fl_sim.exchange.messages import arrays_of, train_instruction, weights_of
+from fl_sim.seeding import Purpose, numpy_rng
+from fl_sim.study.settings import TrainingSettings
+from fl_sim.study.trials import Trial
+from fl_sim.updates.local_update import flat_model
+from server.strategies.reception import Received, Reception
+
+log = logging.getLogger("fl_sim.server")
+
+
+def server_optimizer(weights: Tensor, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Return the optimizer that applies mean updates to ``weights`` in place.
+
+    A mean ``delta`` is a step already taken by the clients, so with learning rate 1 and no
+    momentum this is FedAvg; a mean ``gradient`` makes it FedSGD (McMahan et al. 2017); with
+    momentum or Adam it is the FedOpt family (Reddi et al. 2021).
+    """
+    if settings.server_optimizer == "adam":
+        return torch.optim.Adam([weights], lr=settings.server_learning_rate)
+    return torch.optim.SGD(
+        [weights], lr=settings.server_learning_rate, momentum=settings.server_momentum
+    )
+
+
+class QuantizedAveraging(Strategy):
+    """FedSGD and FedAvg on packed payloads: decode, average in partition order, step.
+
+    Parameters
+    ----------
+    trial : Trial
+        Quantizer, seed, model and work of this trial.
+    settings : TrainingSettings
+        Sampling and the server optimizer.
+    nodes : Mapping[int, int]
+        Node id of each partition.
+    weights : Tensor
+        ``(size,)`` initial weights; stepped in place.
+    """
+
+    def __init__(
+        self, trial: Trial, settings: TrainingSettings, nodes: Mapping[int, int], weights: Tensor
+    ) -> None:
+        self.trial = trial
+        self.settings = settings
+        self.nodes = nodes
+        self.weights = weights
+        agreed = range(trial.work.images, trial.work.images + 1)
+        partitions = {node: partition for partition, node in nodes.items()}
+        self.reception = Reception(trial.name, trial.quantizer, agreed, partitions)
+        self.layout = flat_model(trial.model_spec).layout
+        self.optimizer = server_optimizer(weights, settings)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask this round's sample of partitions, drawn by seed, for their updates."""
+        del grid
+        config["server-round"] = server_round
+        self.reception.announce(config, lambda _: self.layout)
+        return self.reception.asking(
+            train_instruction(self.nodes[partition], arrays, config)
+            for partition in self.sample(server_round)
+        )
+
+    def flat(self, arrays: ArrayRecord) -> Tensor:
+        """Return the ``(size,)`` weights that are sent."""
+        return weights_of(arrays)
+
+    def sample(self, server_round: int) -> list[int]:
+        """Return the partitions of a round, ascending."""
+        count = math.ceil(self.settings.fraction_train * len(self.nodes))
+        rng = numpy_rng(self.trial.seed, Purpose.CLIENT_SAMPLING, server_round)
+        return sorted(int(p) for p in rng.choice(len(self.nodes), size=count, replace=False))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Average what arrived and step the weights; raise if nothing usable arrived.
+
+        Raises
+        ------
+        RoundFailedError
+            If no reply of the round could be used.
+        """
+        total = torch.zeros(self.layout.size, dtype=torch.float64)
+        used: list[Received] = []
+        for reply, received in self.reception.usable(server_round, replies):
+            with self.reception.refusing(server_round, reply):
+                update = self.reception.decode(received.payload)
+                total.add_(update.vector, alpha=received.weight)
+                used.append(received)
+        if not used:
+            raise self.reception.failure(server_round)
+        self.weights.grad = (total / sum(received.weight for received in used)).float()
+        self.optimizer.step()
+        metrics: dict[str, int | float | list[int] | list[float]] = {
+            "uplink-bytes": sum(received.payload.nbytes for received in used),
+            "updates": len(used),
+            "dropped": self.reception.expected - len(used),
+        }
+        return arrays_of(self.weights.detach().clone()), MetricRecord(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask nobody: accuracy is measured on the server's test set."""
+        del server_round, arrays, config, grid
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Return nothing: no client evaluates."""
+        del server_round, replies
+
+    def summary(self) -> None:
+        """Log what this strategy is made of."""
+        log.debug("trial %s: %s", self.trial.name, self.settings)

@@ -1,0 +1,139 @@
+"""Lets any Flower strategy average clients that quantize: it sees ordinary replies with weights."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from math import isfinite
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fl_sim.coding.payload import PayloadError
+from fl_sim.exchange.messages import EXAMPLES, weight_of
+from fl_sim.exchange.weight_records import flatten, floats_of, read_changes, unpack_weights
+from server.strategies.reception import Reception
+from server.strategies.wrapper import Wrapper
+
+
+class Dequantize(Wrapper):
+    """Turns payloads back to weights for the strategy it wraps; see `clients.mods.Quantize`.
+
+    Replies that keep to no agreement are refused and reported (`Reception`). The others are
+    handed on in the order of their partitions, so that sums do not depend on arrival.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Any that averages weights: FedAvg, FedAdam, FedProx, those of differential privacy, ...
+    quantizer : str, optional
+        The quantizer that was agreed; any of ours if absent.
+    examples : range, optional
+        Numbers of examples a client may claim; what the strategy weights by, if something else.
+    partitions : dict[int, int], optional
+        Partition of each node id; if absent, the first one that a node claims is its own.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        quantizer: str | None = None,
+        examples: range | None = None,
+        partitions: dict[int, int] | None = None,
+    ) -> None:
+        super().__init__(strategy)
+        self.reception = Reception(
+            "flower", quantizer, examples, partitions, _weighted_by(strategy)
+        )
+        self._given = ArrayRecord()
+
+    def flat(self, arrays: ArrayRecord) -> Tensor:
+        """Return all floating-point ``arrays`` as one ``(size,)`` vector."""
+        return flatten(arrays, floats_of(arrays))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Note what goes out to whom, and delegate."""
+        self._given = arrays
+        self.reception.announce(config, lambda reply: read_changes(reply, arrays).quantized)
+        messages = super().configure_train(server_round, arrays, config, grid)
+        return self.reception.asking(messages)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Open and decode what came back, and delegate.
+
+        Raises
+        ------
+        RoundFailedError
+            If clients were asked, and no reply could be used.
+        """
+        opened = list(self.reception.usable(server_round, replies))
+        payloads = {reply.metadata.src_node_id: received.payload for reply, received in opened}
+        usable = []
+        for reply in self._alike(server_round, [reply for reply, _ in opened]):
+            with self.reception.refusing(server_round, reply):
+                delta = self.reception.decode(payloads[reply.metadata.src_node_id])
+                reply.content = unpack_weights(reply, self._given, delta)
+                usable.append(reply)
+        if self.reception.expected and not usable:
+            raise self.reception.failure(server_round)
+        return super().aggregate_train(server_round, usable)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Delegate what can be averaged, and what says that its client failed."""
+        replies = list(replies)
+        answered = [reply for reply in replies if not reply.has_error()]
+        failed = [reply for reply in replies if reply.has_error()]
+        return super().aggregate_evaluate(
+            server_round, [*failed, *self._alike(server_round, answered)]
+        )
+
+    def _alike(self, server_round: int, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield the replies that can be averaged with most others, and report the rest."""
+        formed = []
+        for reply in replies:
+            with self.reception.refusing(server_round, reply):
+                formed.append((reply, _form(reply, self.reception.weighted_by)))
+        usual = Counter(form for _, form in formed).most_common(1)
+        for reply, form in formed:
+            with self.reception.refusing(server_round, reply):
+                if form != usual[0][0]:
+                    raise PayloadError("its records and metrics are not those of the others")
+                yield reply
+
+
+def _form(reply: Message, weighted_by: str) -> tuple[object, ...]:
+    """Return all that replies must have in common to be averaged: what they call their records.
+
+    And name and length of their metrics, where the length of one number is None.
+
+    Raises
+    ------
+    PayloadError
+        Unless the metrics are one record of finite numbers, and their weight is positive.
+    """
+    records = list(reply.content.metric_records.items())
+    if len(records) != 1:
+        raise PayloadError(f"one record of metrics is expected, not {len(records)}")
+    key, metrics = records[0]
+    for name, value in metrics.items():
+        if not all(map(isfinite, value if isinstance(value, list) else [value])):
+            raise PayloadError(f"its metrics are not finite: {name!r}")
+    if weighted_by in metrics:
+        weight_of(reply, weighted_by)
+    lengths = {n: len(v) if isinstance(v, list) else None for n, v in metrics.items()}
+    return frozenset(reply.content.array_records), key, frozenset(lengths.items())
+
+
+def _weighted_by(strategy: Strategy) -> str:
+    """Return the metric that a strategy weights replies by, or that of the one it wraps."""
+    inner = getattr(strategy, "strategy", None)
+    if not hasattr(strategy, "weighted_by_key") and inner is not None:
+        return _weighted_by(inner)
+    return getattr(strategy, "weighted_by_key", EXAMPLES)

@@ -1,0 +1,55 @@
+"""A worker that an engine lost is no client that failed: its trial is trained again."""
+
+import time
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from fl_sim.engines.interrupts import WorkerLostError
+from server.strategies.wrapper import Wrapper
+
+_LOST = "<class 'ray.exceptions."  # how Flower's Ray engine begins the reason of such an error
+_NOTICE = 90.0  # seconds for Ray to notice a dead node: its health checks take a minute
+
+
+class MissLostWorkers(Wrapper):
+    """Stops the training it wraps as soon as a worker of Flower's Ray engine is lost.
+
+    That engine answers for a worker on a node that died with errors, in this and in every later
+    round. To drop these replies would change results.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__(strategy)
+        self._nodes = _ray_nodes()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Delegate, unless a reply says that a worker was lost.
+
+        Raises
+        ------
+        WorkerLostError
+            If one does; raised once Ray knows that a node is gone, so that no engine that is
+            started next counts on it.
+        """
+        replies = list(replies)
+        if any(_is_lost(reply) for reply in replies):
+            deadline = time.monotonic() + _NOTICE
+            while _ray_nodes() >= self._nodes and time.monotonic() < deadline:
+                time.sleep(0.5)
+            raise WorkerLostError(f"a worker was lost in round {server_round}")
+        return super().aggregate_train(server_round, replies)
+
+
+def _is_lost(reply: Message) -> bool:
+    return reply.has_error() and (reply.error.reason or "").startswith(_LOST)
+
+
+def _ray_nodes() -> int:
+    import ray  # noqa: PLC0415 - Ray takes seconds to import
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return sum(node["Alive"] for node in nodes)
