@@ -6,17 +6,17 @@ from functools import lru_cache
 from fl_sim.coding.payload import MAX_SPEC
 from fl_sim.quantizers.absmax import Absmax, Blockwise
 from fl_sim.quantizers.base import Quantizer
-from fl_sim.quantizers.error_feedback import ErrorFeedback
+from fl_sim.quantizers.composed.error_feedback import ErrorFeedback
+from fl_sim.quantizers.composed.mixed import Mixed
+from fl_sim.quantizers.composed.topk import TopK
 from fl_sim.quantizers.fixed_point import FixedPoint
 from fl_sim.quantizers.floats import Bf16, Fp8, Fp16, Identity
 from fl_sim.quantizers.kmeans import KMeans
 from fl_sim.quantizers.logarithmic import Log, Natural
-from fl_sim.quantizers.mixed import Mixed
 from fl_sim.quantizers.noise import DpGaussian, Gaussian, Laplace
 from fl_sim.quantizers.qsgd import QSGD, TernGrad
 from fl_sim.quantizers.rotation import Drive, Eden
 from fl_sim.quantizers.sign import ScaledSign, Sign
-from fl_sim.quantizers.topk import TopK
 from fl_sim.quantizers.uniform import Stochastic, Uniform
 from fl_sim.suggestions import one_of
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from fl_sim.coding.groups import Groups, Scope
 from fl_sim.quantizers.base import Facts
 from fl_sim.quantizers.lattice import MAX_BITS, Symmetric
-from fl_sim.quantizers.parameters import within
+from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout
 
 

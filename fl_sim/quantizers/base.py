@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell
 from fl_sim.coding.payload import Payload, PayloadError
-from fl_sim.quantizers.parameters import parse_parameters, print_parameters
+from fl_sim.specs import parse_parameters, print_parameters
 from fl_sim.updates.local_update import Layout, Update, all_finite
 
 

@@ -10,7 +10,7 @@ from fl_sim.coding.cell import Cell
 from fl_sim.coding.groups import Groups
 from fl_sim.quantizers.base import Facts
 from fl_sim.quantizers.lattice import MAX_BITS, Lattice
-from fl_sim.quantizers.parameters import within
+from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout
 
 

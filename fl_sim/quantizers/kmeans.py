@@ -14,7 +14,7 @@ from fl_sim.coding.payload import PayloadError
 from fl_sim.coding.tables import find_codes, look_up
 from fl_sim.coding.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.parameters import within
+from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout, Update
 
 _ITERATIONS = 100

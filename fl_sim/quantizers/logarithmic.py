@@ -21,7 +21,7 @@ from fl_sim.coding.wire import (
     to_bytes,
 )
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.parameters import show, within
+from fl_sim.specs import show, within
 from fl_sim.updates.local_update import Layout, Update
 
 _EXPONENT = 0xFF << 23  # of a float32's bits

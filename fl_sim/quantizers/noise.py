@@ -12,7 +12,7 @@ from torch import Tensor
 from fl_sim.coding.cell import Cell, Noise, Transform
 from fl_sim.coding.wire import FLOAT, Reader, to_bytes
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.parameters import positive
+from fl_sim.specs import positive
 from fl_sim.updates.local_update import Layout, Update
 
 

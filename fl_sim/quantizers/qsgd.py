@@ -11,7 +11,7 @@ from fl_sim.coding.packing import pack_trits, packed_trits_size
 from fl_sim.coding.wire import Reader
 from fl_sim.quantizers.base import Facts
 from fl_sim.quantizers.lattice import MAX_BITS, Symmetric
-from fl_sim.quantizers.parameters import within
+from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout
 
 

@@ -24,8 +24,8 @@ from fl_sim.coding.wire import (
     to_bytes,
 )
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.parameters import within
 from fl_sim.quantizers.sign import half_lines
+from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout, Update
 
 _SEED = 4  # bytes of the seed on the wire

@@ -9,7 +9,7 @@ import pytest
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.commands import command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--rounds", "10", "--clients", "4", "--limit", "200", "--victims", "4", "--observe", "1"),
     *("--quantizers", "none,sign,uniform:bits=4", "--workers", "2"),

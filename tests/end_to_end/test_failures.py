@@ -22,7 +22,7 @@ from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.updates.local_update import Update, flat_model
 from tests.commands import command
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--rounds", "3", "--clients", "3", "--limit", "200", "--victims", "3", "--observe", "2"),
     *("--attacks", "dlg:iterations=5,restarts=0", "--workers", "1", "--timeout", "5"),

@@ -10,8 +10,8 @@ from torch import Tensor
 from fl_sim.coding.cell import Cell
 from fl_sim.quantizers.absmax import Absmax
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.parameters import within
 from fl_sim.quantizers.uniform import Stochastic, Uniform
+from fl_sim.specs import within
 from fl_sim.suggestions import one_of
 from fl_sim.updates.local_update import Layout, Update
 

@@ -23,7 +23,7 @@ def test_run(): ...
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
 def test_what_was_skipped_is_told_in_one_line(tmp_path, workers):
-    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
     (tmp_path / "test_some.py").write_text(SOURCE)
     command = [sys.executable, "-m", "pytest", "-q", *workers, "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)

@@ -16,7 +16,7 @@ from fl_sim.coding.payload import PayloadError
 from fl_sim.coding.wire import Reader, to_bytes
 from fl_sim.quantizers.base import Facts, Quantizer
 from fl_sim.quantizers.floats import Identity
-from fl_sim.quantizers.parameters import NOT_A_PARAMETER, show
+from fl_sim.specs import NOT_A_PARAMETER, show
 from fl_sim.updates.local_update import Layout, Segment, Update
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "fl_sim": {"fl_sim"},
     "clients": {"clients", "fl_sim"},

@@ -13,7 +13,7 @@ import pytest
 
 from tests.killed_runs import KILLS, PHASES, SMALL
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("kill")]
 
 

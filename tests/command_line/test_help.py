@@ -28,7 +28,7 @@ def test_the_help_imports_neither_pytorch_nor_flower(arguments):
     code = "import sys, run_simulation\nrun_simulation.main()\n"
     code += "print(sorted({'torch', 'flwr', 'ray', 'pandas'} & sys.modules.keys()))"
     process = [sys.executable, "-c", code, *arguments]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(process, cwd=root, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -73,7 +73,7 @@ def test_the_shell_is_told_how_a_word_may_go_on():
     code = "import sys, run_simulation\nsys.argv[0] = 'fl-sim'\nrun_simulation.main()\n"
     asked = {"_FL_SIM_COMPLETE": "complete_bash", "COMP_WORDS": "fl-sim re", "COMP_CWORD": "1"}
     process = [sys.executable, "-c", code]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = os.environ | asked
     done = subprocess.run(
         process, cwd=root, env=environment, check=True, capture_output=True, text=True

@@ -9,7 +9,7 @@ import pytest
 
 from tests.offline import PREFIX, can_isolate
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONNECT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
 
 

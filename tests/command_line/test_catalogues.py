@@ -17,7 +17,7 @@ def printed(capsys, *arguments):
 
 
 def test_the_version_is_that_of_the_project(capsys):
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert printed(capsys, "--version") == f"fl-sim {project['project']['version']}\n"
 
 

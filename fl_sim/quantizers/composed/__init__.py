@@ -1,0 +1,1 @@
+"""Quantizers that wrap another: pruning, bits by layer, error feedback."""
