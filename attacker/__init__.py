@@ -1,1 +1,8 @@
-"""Attacks that reconstruct private batches from observations, and from nothing else."""
+"""Attacks that reconstruct private batches from observations, and from nothing else.
+
+What others import stands in ``__init__.pyi`` and is loaded when first used.
+"""
+
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

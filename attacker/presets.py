@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import chain
 from typing import Any, NamedTuple
 
+from attacker.choice import Suite
 from attacker.matching.attack import Attack
 from attacker.matching.labels import LABEL_STRATEGIES
 from attacker.matching.optimizers import LBFGS, SignedAdam
 from attacker.matching.problems import ROUNDS
 from attacker.matching.starts import STARTS
-from attacker.suite import Suite
 from fl_sim.observed.attack_loss import OBJECTIVES, AttackLoss
 from fl_sim.suggestions import one_of
 
@@ -169,6 +170,12 @@ def build_attack(spec: str) -> Attack | Suite:
     ------
     ValueError
         If a name or value is unknown; one line with what is allowed and the nearest name.
+
+    Examples
+    --------
+    >>> from attacker import build_attack
+    >>> build_attack("cell:restarts=4,tv=1e-4").restarts
+    4
     """
     name, _, edits = spec.partition(":")
     if name not in ATTACK_NAMES:
@@ -176,8 +183,34 @@ def build_attack(spec: str) -> Attack | Suite:
     if name == "suite":
         if edits:
             raise ValueError(f"suite takes no parameters, but {edits!r} was given.")
-        return Suite(name, tuple(_build(member, "") for member in SUITE))
+        return suite()
     return _build(name, edits)
+
+
+def suite(*specs: str, name: str = "suite") -> Suite:
+    """Build a suite of attacks, of which the strongest counts for each victim.
+
+    Parameters
+    ----------
+    *specs : str
+        Its members, as of `build_attack`; a suite adds its own. Those of `SUITE` if there are none.
+    name : str
+        Name of the suite in what it reconstructs.
+
+    Raises
+    ------
+    ValueError
+        As of `build_attack`.
+
+    Examples
+    --------
+    >>> from attacker import suite
+    >>> [member.name for member in suite("cell", "dlg:restarts=5").members]
+    ['cell', 'dlg']
+    """
+    built = [build_attack(spec) for spec in specs or SUITE]
+    members = [one.members if isinstance(one, Suite) else (one,) for one in built]
+    return Suite(name, tuple(chain.from_iterable(members)))
 
 
 def _build(name: str, edits: str) -> Attack:

@@ -44,6 +44,12 @@ class Quantize:
     ------
     ValueError
         If there is no such quantizer.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> from clients import Quantize
+    >>> app = ClientApp(mods=[Quantize("stochastic:bits=4")])
     """
 
     def __init__(self, spec: str, seed: int = 0) -> None:

@@ -1,27 +1,8 @@
 """What a run leaves behind, measured and shown.
 
-In a notebook::
-
-    from results import load_run
-    run = load_run("runs/default")
-    run.results
-
-and ``run.curve()``, ``run.gallery()``, ``run.scores``, ``run.history``.
+What notebooks and apps import stands in ``__init__.pyi`` and is loaded when first used.
 """
 
-from pathlib import Path
+from lazy_loader import attach_stub
 
-from results.reading.study_reader import StudyReader
-
-__all__ = ["load_run"]
-
-
-def load_run(root: str | Path) -> StudyReader:
-    """Read the folder of a run or a study, finished or not.
-
-    Raises
-    ------
-    SettingsError
-        If the folder is not that of a run or study.
-    """
-    return StudyReader(Path(root))
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -34,7 +34,7 @@ def audit_scores(
     Parameters
     ----------
     observations : sequence of Observation
-        What was attacked: ``found.observations`` of `server.auditing.app_audit.audit`.
+        What was attacked: ``found.observations`` of `server.audit`.
     found : sequence of Reconstruction
         What the attacks made of it.
     truth : callable
@@ -102,6 +102,15 @@ def print_audit(
     """Print what an audit found: every victim, the table of a study, and what was assumed wrongly.
 
     Parameters as `audit_scores`, whose result it returns; ``console`` is where to print.
+
+    Examples
+    --------
+    With what `server.audit` found, the images of each client, and images that no client holds:
+
+    >>> from results import print_audit
+    >>> print_audit(  # doctest: +SKIP
+    ...     found.observations, found, lambda round_, client: load_images(client), public
+    ... )
     """
     console = console or Console()
     scores = audit_scores(observations, found, truth, public)

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from quickstart.task import IMAGES_PER_CLIENT, Net, load_images, load_test_images
 
-from fl_sim.updates.local_update import LocalWork
-from results.app_report import print_audit
-from server.auditing.app_audit import audit
+from fl_sim import LocalWork
+from results import print_audit
+from server import audit
 
 
 def main(out: Path) -> None:

@@ -63,6 +63,12 @@ def parse_quantizer(spec: str) -> Quantizer:
     ------
     ValueError
         In one line: the spec, what is wrong, what is allowed and the nearest valid name.
+
+    Examples
+    --------
+    >>> from fl_sim import parse_quantizer
+    >>> parse_quantizer("topk:keep=0.1+sign").spec
+    'topk:keep=0.1+sign'
     """
     text = spec.strip()
     try:

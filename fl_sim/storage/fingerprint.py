@@ -68,7 +68,10 @@ def modules_of(entries: Iterable[str]) -> set[str]:
 
 @cache
 def _imports(module: str) -> frozenset[str]:
-    """Return what a module imports; ``from a import b`` is ``a`` and ``a.b``, which may be one."""
+    """Return what a module imports; ``from a import b`` is ``a`` and ``a.b``, which may be one.
+
+    What a package loads when first used is found in the stub that `lazy_loader` reads.
+    """
     path = _source(module)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
@@ -77,8 +80,23 @@ def _imports(module: str) -> frozenset[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             name = resolve_name("." * node.level + (node.module or ""), package)
-            found.update([name, *(f"{name}.{alias.name}" for alias in node.names)])
+            lazy = _lazy(name)
+            found.update([name, *(lazy.get(a.name, f"{name}.{a.name}") for a in node.names)])
     return frozenset(found)
+
+
+@cache
+def _lazy(package: str) -> Mapping[str, str]:
+    """Return the module of each name in the stub of a package."""
+    path = _file(package)
+    stub = path and path.with_suffix(".pyi")
+    nodes = ast.parse(stub.read_bytes()).body if stub and stub.is_file() else []
+    return {
+        alias.name: f"{package}.{node.module or alias.name}"
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
 
 
 def _top(module: str) -> str:

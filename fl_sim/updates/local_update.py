@@ -114,6 +114,15 @@ class LocalWork:
         Distinct batches drawn in a round; the steps cycle through them.
     fixed_batch : bool
         Whether a client uses the same images in every round, as one with few images does.
+
+    Examples
+    --------
+    One epoch over eight images in batches of four, as Flower's quick-start trains:
+
+    >>> from fl_sim import LocalWork
+    >>> work = LocalWork("delta", batch_size=4, learning_rate=0.1, local_steps=2, local_batches=2)
+    >>> work.images
+    8
     """
 
     kind: UpdateKind = "gradient"

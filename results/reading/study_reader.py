@@ -20,6 +20,23 @@ from results.tables import VICTIM, starred
 GALLERY_VICTIMS = 8
 
 
+def load_run(root: str | Path) -> "StudyReader":
+    """Read the folder of a run or a study, finished or not.
+
+    Raises
+    ------
+    SettingsError
+        If the folder is not that of a run or study.
+
+    Examples
+    --------
+    >>> from results import load_run
+    >>> run = load_run("runs/default")  # doctest: +SKIP
+    >>> run.results  # run.scores, run.history, run.curve(), run.gallery()  # doctest: +SKIP
+    """
+    return StudyReader(Path(root))
+
+
 class StudyReader:
     """What a run or a study wrote; one that is not finished is read as far as it got.
 

@@ -24,7 +24,7 @@ class Audit(list[Reconstruction]):
     Attributes
     ----------
     observations : list of Observation
-        What they were made from; `results.app_report.print_audit` reports both.
+        What they were made from; `results.print_audit` reports both.
     unreadable : list of str
         What could not be read and was left out, and why; there is a warning as well.
     """
@@ -85,7 +85,7 @@ def audit(
     -------
     Audit
         A list of the reconstructions of every attack that applies, by round and partition. Who
-        audits an own app knows the truth: `results.app_report.print_audit` holds them against it.
+        audits an own app knows the truth: `results.print_audit` holds them against it.
 
     Raises
     ------
@@ -95,6 +95,13 @@ def audit(
         If a layer cannot be differentiated twice, by its name, before any attack starts.
     ValueError
         If there is no such attack, or none that applies.
+
+    Examples
+    --------
+    >>> from server import audit
+    >>> found = audit(  # doctest: +SKIP
+    ...     "/absolute/folder/observations", Net, shape=(1, 8, 8), classes=10, work=work
+    ... )
     """
     chosen = {name: build_attack(name) for name in attacks}
     unreadable: list[str] = []

@@ -25,7 +25,7 @@ class HonestButCurious(Wrapper):
 
     It delegates everything to the strategy it wraps. At the observed rounds it keeps the weights
     that were sent and the payloads that came back, and writes them below ``store``, readable by
-    their owner only. `server.auditing.app_audit.audit` attacks them.
+    their owner only. `server.audit` attacks them.
 
     Parameters
     ----------
@@ -42,6 +42,12 @@ class HonestButCurious(Wrapper):
         Public facts of what clients do in a round; can be given to the audit as well.
     rounds : iterable of int, optional
         1-based rounds to keep; all if absent.
+
+    Examples
+    --------
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> from server import HonestButCurious
+    >>> strategy = HonestButCurious(FedAvg(), store="/absolute/folder/observations")
     """
 
     def __init__(

@@ -32,6 +32,14 @@ class Dequantize(Wrapper):
         Numbers of examples a client may claim; what the strategy weights by, if something else.
     partitions : dict[int, int], optional
         Partition of each node id; if absent, the first one that a node claims is its own.
+
+    Examples
+    --------
+    Refuse clients that quantize otherwise, or claim more than 500 examples:
+
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> from server import Dequantize
+    >>> strategy = Dequantize(FedAvg(), quantizer="sign", examples=range(1, 501))
     """
 
     def __init__(

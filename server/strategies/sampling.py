@@ -29,6 +29,12 @@ class SampleBySeed(Wrapper):
         Node id of each partition, as of `server.training.find_nodes`.
     seed : int
         With the round it determines who is asked.
+
+    Examples
+    --------
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> from server import SampleBySeed
+    >>> strategy = SampleBySeed(FedAvg(fraction_train=0.5), nodes={0: 17, 1: 4}, seed=0)
     """
 
     def __init__(self, strategy: Strategy, nodes: Mapping[int, int], seed: int) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from attacker.matching.optimizers import LBFGS, SignedAdam
-from attacker.presets import ATTACK_NAMES, build_attack
+from attacker.presets import ATTACK_NAMES, SUITE, build_attack, suite
 
 
 @pytest.mark.parametrize("name", ATTACK_NAMES)
@@ -36,3 +36,12 @@ def test_bad_specs_are_refused_in_one_line(spec, message):
     with pytest.raises(ValueError, match=message) as caught:
         build_attack(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_a_suite_is_built_of_any_specs_and_other_suites():
+    assert build_attack("suite") == suite() == suite(*SUITE)
+    built = suite("dlg:restarts=5", "suite", name="mine")
+    assert built.name == "mine"
+    assert built.members == (build_attack("dlg:restarts=5"), *suite().members)
+    with pytest.raises(ValueError, match="no attack 'dgl'"):
+        suite("cell", "dgl")

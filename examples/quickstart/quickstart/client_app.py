@@ -3,7 +3,7 @@
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.mods import Quantize
+from clients import Quantize
 from quickstart.task import Net, load_data
 from quickstart.task import train as train_fn
 

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from quickstart.task import Net, test
-from server.strategies.curious import HonestButCurious
+from server import HonestButCurious
 
 app = ServerApp()
 

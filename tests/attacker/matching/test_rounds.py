@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attacker.choice import Suite
 from attacker.matching.problems import Problems, bundles
 from attacker.presets import build_attack
-from attacker.suite import Suite
 from fl_sim.models import build_model
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.updates.local_update import Layout, LocalWork, one_hot

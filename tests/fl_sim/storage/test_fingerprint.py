@@ -37,7 +37,7 @@ def version(tmp_path, monkeypatch):
 
 def forget():
     """Look at the files again, as a new process does."""
-    for known in ("_digest", "_imports", "_folder", "_versions", "code_version"):
+    for known in ("_digest", "_imports", "_lazy", "_folder", "_versions", "code_version"):
         getattr(fingerprint, known).cache_clear()
 
 
@@ -60,6 +60,14 @@ def test_what_is_imported_counts_and_nothing_else(version):
     version("x = 1\n", "unused")
     assert version(SOURCE) == before
     assert version("x = 1\n", "other") != before
+
+
+def test_what_a_package_loads_when_first_used_counts_for_who_uses_it(version, tmp_path):
+    (tmp_path / "pkg" / "__init__.pyi").write_text("from .unused import thing as thing\n")
+    direct, through_package = version("import pkg.unused"), version("from pkg import thing")
+    assert version("from pkg import other") not in {direct, through_package}
+    version("thing = 1\n", "unused")
+    assert version("from pkg import thing") != through_package
 
 
 def test_a_module_that_is_not_there_has_no_fingerprint():

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attacker.choice import Suite
 from attacker.presets import build_attack
 from attacker.readers.learned import _Regression, _trained
-from attacker.suite import Suite
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.attack_loss import YARDSTICK
 from tests.attacker.observing import digits, observe

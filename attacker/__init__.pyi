@@ -1,0 +1,2 @@
+from .presets import build_attack as build_attack
+from .presets import suite as suite

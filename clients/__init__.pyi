@@ -1,0 +1,1 @@
+from .mods import Quantize as Quantize

@@ -1,0 +1,4 @@
+from .auditing.app_audit import audit as audit
+from .strategies.curious import HonestButCurious as HonestButCurious
+from .strategies.dequantize import Dequantize as Dequantize
+from .strategies.sampling import SampleBySeed as SampleBySeed
