@@ -14,13 +14,14 @@ from benchmarks.attack_table import GALLERY, score
 from fl_sim.data.datasets import load_splits
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.observed.observations import Observation
+from fl_sim.plans import Imprint
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, numpy_rng, torch_rng
 from fl_sim.study.settings import DataSettings
 from fl_sim.updates.local_update import Layout, LocalWork, Update, flat_model, local_update, one_hot
-from server.plans.imprint import plant_imprint
 
-SPEC = ModelSpec("imprint_lenet", (3, 32, 32), 10)
+PLAN = Imprint()
+SPEC = ModelSpec(PLAN.model("lenet"), (3, 32, 32), 10)
 QUANTIZERS = (
     *("none", "bf16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2"),
     *("stochastic:bits=8", "stochastic:bits=4", "topk:keep=0.1", "topk:keep=0.01"),
@@ -48,7 +49,7 @@ def main() -> None:
     public = splits.public.pixels()
     order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
     victims = splits.test.take(order[: arguments.images])
-    weights = plant_imprint(SPEC, initial_weights(arguments.seed), public)
+    weights = PLAN.weights(SPEC, initial_weights(arguments.seed), public)
     attack = build_attack(arguments.attack)
     print(f"`python -m benchmarks.imprint {' '.join(sys.argv[1:])}`".replace(" `", "`") + "\n")
     print("| " + " | ".join(COLUMNS) + " |")

@@ -4,8 +4,11 @@ from typing import Literal
 
 UpdateKind = Literal["gradient", "delta"]
 
-MODEL_NAMES = ("lenet_dlg", "lenet", "convnet", "mlp", "resnet18", "imprint_lenet")
-"""The models of `fl_sim.models.MODELS`, which others may be added to."""
+MODEL_NAMES = ("lenet_dlg", "lenet", "convnet", "mlp", "resnet18")
+DATASET_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder")
+PARTITION_NAMES = ("iid", "dirichlet", "pathological")
+SERVER_NAMES = ("curious", "imprint")
+"""Names that come along with this project; a plug-in adds others."""
 
 MAX_IMAGES = 1 << 20
 """Images in one update, at most."""

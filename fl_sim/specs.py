@@ -1,11 +1,15 @@
-"""Parameters of a quantizer between their text and their typed, validated values."""
+"""Spec strings: how a part is named with its parameters, and the values these may have."""
 
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from inspect import signature
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fl_sim.suggestions import one_of
 
 _SMALLEST, _LARGEST = 1e-30, 1e30  # of scales: what float32 holds, with room for what they scale
+INNER = "of"  # parameter of a part that wraps another: the spec of that
+_KINDS: Mapping[Any, Callable[[str], Any]] = {int: int, float: float, str: str}
 NOT_A_PARAMETER = {"parameter": False}  # metadata of a field that no ``name=value`` sets
 
 
@@ -29,40 +33,106 @@ def show(value: object) -> str:
     return str(value)
 
 
-def print_parameters(quantizer: object) -> str:
-    """Return ``name=value,...`` of the fields that are not at their default."""
-    given = ((f, getattr(quantizer, f.name)) for f in _fields(type(quantizer)))
-    return ",".join(f"{f.name}={show(value)}" for f, value in given if value != f.default)
+@dataclass(frozen=True)
+class Spec:
+    """A spec string in its parts: ``name:parameter=value,...(inner)``.
+
+    Attributes
+    ----------
+    name : str
+        Name of the part.
+    parameters : str
+        ``parameter=value,...``, or empty.
+    inner : str or None
+        Spec of the part that this one wraps.
+    """
+
+    name: str
+    parameters: str
+    inner: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Spec":
+        """Split a spec string.
+
+        Raises
+        ------
+        ValueError
+            If its parentheses do not match.
+        """
+        outer, opening, rest = text.strip().partition("(")
+        if rest.endswith(")") != bool(opening) or text.count("(") != text.count(")"):
+            raise ValueError(f"the parentheses of {text!r} do not match")
+        name, _, parameters = outer.partition(":")
+        return cls(name, parameters, rest.removesuffix(")") if opening else None)
 
 
-def parse_parameters(kind: type, text: str) -> dict[str, Any]:
-    """Parse ``name=value,...`` to keyword arguments of dataclass ``kind``.
+@dataclass(frozen=True)
+class _Parameter:
+    name: str
+    kind: Any
+    default: Any
+
+
+def print_parameters(part: object) -> str:
+    """Return ``name=value,...`` of the fields of a dataclass that are not at their default."""
+    given = ((p, getattr(part, p.name)) for p in _parameters(type(part)))
+    return ",".join(f"{p.name}={show(value)}" for p, value in given if value != p.default)
+
+
+def parse_parameters(part: Any, text: str, inner: str | None = None) -> dict[str, Any]:
+    """Parse ``name=value,...`` to keyword arguments of a part.
+
+    Parameters
+    ----------
+    part : type or callable
+        A dataclass, whose fields are its parameters, or a callable, whose keyword-only arguments
+        are. Annotations tell their types: int, float, str or a Literal of strings.
+    text : str
+        The part of a spec after its colon.
+    inner : str, optional
+        What stands in parentheses; a part that wraps another has a parameter ``of`` for it.
 
     Raises
     ------
     ValueError
         If a parameter is unknown, missing, given twice, or not of its type.
     """
-    names = [f.name for f in _fields(kind)]
-    types = get_type_hints(kind)
-    values: dict[str, Any] = {}
+    known = {parameter.name: parameter for parameter in _parameters(part)}
+    wraps = known.pop(INNER, None)
+    if (wraps is None) != (inner is None):
+        fault = "a spec in parentheses is missing" if wraps else "it wraps no other part"
+        raise ValueError(f"{fault}.")
+    values: dict[str, Any] = {} if inner is None else {INNER: inner}
     for item in text.split(",") if text else []:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"{item!r} is not of the form name=value.")
-        if name not in names:
-            raise ValueError(f"no parameter {name!r}; {one_of(name, names)}")
+        if name not in known:
+            raise ValueError(f"no parameter {name!r}; {one_of(name, known)}")
         if name in values:
             raise ValueError(f"{name} is given twice.")
-        values[name] = _convert(name, value, types[name])
-    for field in _fields(kind):
-        if field.default is MISSING and field.name not in values:
-            raise ValueError(f"parameter {field.name} is missing.")
+        values[name] = _convert(name, value, known[name].kind)
+    for parameter in known.values():
+        if parameter.default is MISSING and parameter.name not in values:
+            raise ValueError(f"parameter {parameter.name} is missing.")
     return values
 
 
-def _fields(kind: type) -> tuple[Field[Any], ...]:
-    return tuple(f for f in fields(kind) if f.metadata.get("parameter", True))
+def _parameters(part: Any) -> list[_Parameter]:
+    if is_dataclass(part):
+        kinds = get_type_hints(part)
+        own = [field for field in fields(part) if field.metadata.get("parameter", True)]
+        return [_Parameter(field.name, kinds[field.name], field.default) for field in own]
+    function = part.__init__ if isinstance(part, type) else part  # type: ignore[misc]
+    if not hasattr(function, "__annotations__"):
+        return []
+    kinds = get_type_hints(function)
+    return [
+        _Parameter(p.name, kinds.get(p.name, str), MISSING if p.default is p.empty else p.default)
+        for p in signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
 
 
 def _convert(name: str, text: str, kind: Any) -> Any:
@@ -70,9 +140,11 @@ def _convert(name: str, text: str, kind: Any) -> Any:
         if text not in get_args(kind):
             raise ValueError(f"{name}={text} is not allowed; {one_of(text, get_args(kind))}")
         return text
-    number = next(k for k in (float, int) if k is kind or k in get_args(kind))
+    kind = next((k for k in (float, int, str) if k is kind or k in get_args(kind)), None)
     try:
-        return number(text)
+        return _KINDS[kind](text)
+    except KeyError:
+        raise ValueError(f"{name} cannot be set in a spec.") from None
     except ValueError as error:
-        wanted = "a whole number" if number is int else "a number"
+        wanted = "a whole number" if kind is int else "a number"
         raise ValueError(f"{name}={text} is not {wanted}.") from error

@@ -18,15 +18,16 @@ from fl_sim.exchange.messages import (
     weights_of,
 )
 from fl_sim.models import build_model
+from fl_sim.plans import parse_plan
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings
 from fl_sim.study.trials import Trial
 from fl_sim.updates.local_update import Layout, flat_model
 from server.evaluation import evaluate
-from server.plans.imprint import ImprintingServer, has_imprint
 from server.strategies.averaging import QuantizedAveraging
 from server.strategies.curious import HonestButCurious
 from server.strategies.lost_workers import MissLostWorkers
+from server.strategies.planned import Planned
 from server.strategies.wrapper import Wrapper
 
 log = logging.getLogger("fl_sim.server")
@@ -86,19 +87,21 @@ def train_trial(
 ) -> list[HistoryRow]:
     """Train one trial, store what the curious server observes, and return its history.
 
-    Row 0 of the history is the untrained model. A model with an imprint layer is trained by a
-    server that plants it (ACTIVE threat model).
+    Row 0 of the history is the untrained model.
     """
     weights = initial_weights(trial)
-    kind = ImprintingServer if has_imprint(trial.model_spec) else QuantizedAveraging
     strategy: Wrapper = HonestButCurious(
-        kind(trial, settings.training, nodes, weights),
+        QuantizedAveraging(trial, settings.training, nodes, weights),
         folder.observations,
         trial=trial.name,
         model=trial.model_spec,
         work=trial.work,
         rounds=settings.observed_rounds,
+        plan=trial.server,
     )
+    public = trial.federation.splits.public.pixels()
+    planned = Planned(strategy, parse_plan(trial.server), trial.model_spec, public)
+    strategy = planned
     if settings.engine.engine == "ray":
         strategy = MissLostWorkers(strategy)
     model, test = flat_model(trial.model_spec), trial.federation.splits.test
@@ -115,7 +118,7 @@ def train_trial(
 
     result = strategy.start(
         grid,
-        arrays_of(weights.clone()),
+        planned.plant(arrays_of(weights.clone())),
         num_rounds=settings.training.rounds,
         timeout=settings.training.timeout,
         train_config=train_config(trial),

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from attacker.matching.layers import find_input
 from attacker.matching.problems import Problems
-from fl_sim.models import LeNet, ModelSpec
+from fl_sim.models import ModelSpec
+from fl_sim.models.lenet import LeNet
 from fl_sim.updates.local_update import flat_model
 
 _LEAST_SQUARES_STEPS = 300

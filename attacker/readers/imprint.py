@@ -1,4 +1,4 @@
-"""ACTIVE threat model: images read from the imprint layer that a malicious server planted."""
+"""Images read from the imprint layer that a malicious server planted."""
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -7,7 +7,8 @@ from torch.func import jvp
 
 from attacker.matching.labels import recover_labels
 from attacker.matching.problems import Problems
-from fl_sim.models import Imprinted, ModelSpec
+from fl_sim.models import ModelSpec
+from fl_sim.models.imprint import Imprinted
 from fl_sim.updates.local_update import flat_model
 
 _EMPTY = 1e-5  # of the brightest: what float32 leaves in bins without images

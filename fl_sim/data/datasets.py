@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fl_sim.data.folders import Pixels, class_names, read_classes, warn_of_others
 from fl_sim.data.idx import find_idx, read_idx
+from fl_sim.registry import register, resolve
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings, SettingsError
 
@@ -91,8 +92,12 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     return Splits(known.take(order[cut:]), test, known.take(order[:cut]), classes, loaded.digest)
 
 
-class _Loaded(NamedTuple):
-    """Training images, test images if the set has them, and the names of its classes."""
+class DataSet(NamedTuple):
+    """Training images, test images if the set has them, and the names of its classes.
+
+    A data set of another module is a function that is registered under the kind ``dataset``, is
+    called with the setting ``data_dir`` (a `Path`, or None) and returns this.
+    """
 
     train: Images
     test: Images | None
@@ -111,41 +116,35 @@ class _Loaded(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, folder: Path | None) -> _Loaded:
-    if name == "digits":
-        return _Loaded(*_load_digits())
-    if name == "folder":
-        assert folder is not None  # the settings saw to it
-        return _Loaded(*_load_folder(folder))
-    return _Loaded(*_load_torchvision(name, folder or Path.home() / ".cache" / "fl_sim"))
+def _load(spec: str, folder: Path | None) -> DataSet:
+    loaded: DataSet = resolve("dataset", spec)(folder)
+    return loaded
 
 
-def _load_digits() -> tuple[Images, None, tuple[str, ...]]:
+@register("dataset", "digits")
+def digits(folder: Path | None) -> DataSet:
+    """Load scikit-learn's 1,797 digits of 8x8 pixels, which come along with it."""
+    del folder
     from sklearn.datasets import load_digits  # noqa: PLC0415 - one second, only where needed
 
-    digits = load_digits()
-    data = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    return Images(data, labels), None, tuple(str(name) for name in digits.target_names)
+    found = load_digits()
+    data = torch.from_numpy(np.rint(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(found.target.astype(np.int64))
+    return DataSet(Images(data, labels), None, tuple(map(str, found.target_names)))
 
 
-def _load_torchvision(name: str, root: Path) -> tuple[Images, Images, tuple[str, ...]]:
+def _load_torchvision(name: str, root: Path | None) -> DataSet:
+    """Load a data set of torchvision; download to ``root`` what is not there."""
     from torchvision import datasets as tv  # noqa: PLC0415 - 130 MB, only where needed
 
-    kinds: dict[str, Any] = {
-        "mnist": tv.MNIST,
-        "fashion_mnist": tv.FashionMNIST,
-        "cifar10": tv.CIFAR10,
-        "cifar100": tv.CIFAR100,
-        "svhn": tv.SVHN,
-    }
-    kind = kinds[name]
+    kind: Any = getattr(tv, name)
+    root = root or Path.home() / ".cache" / "fl_sim"
     folder = find_idx(root, kind.__name__) if issubclass(kind, tv.MNIST) else None
     if folder is not None:
         train, test = (_from_idx(folder, split) for split in ("train", "t10k"))
-        return train, test, tuple(kind.classes)
+        return DataSet(train, test, tuple(kind.classes))
     try:
-        if name == "svhn":
+        if name == "SVHN":
             train, test = (kind(str(root), split, download=True) for split in ("train", "test"))
         else:
             train, test = (_open(kind, _home(root, kind), train) for train in (True, False))
@@ -156,7 +155,17 @@ def _load_torchvision(name: str, root: Path) -> tuple[Images, Images, tuple[str,
             f"has no {_expected(kind)} and it could not be downloaded ({error})",
         ) from error
     classes = tuple(getattr(train, "classes", map(str, range(10))))
-    return _from_torchvision(train), _from_torchvision(test), classes
+    return DataSet(_from_torchvision(train), _from_torchvision(test), classes)
+
+
+for _name, _own in (
+    ("mnist", "MNIST"),
+    ("fashion_mnist", "FashionMNIST"),
+    ("cifar10", "CIFAR10"),
+    ("cifar100", "CIFAR100"),
+    ("svhn", "SVHN"),
+):
+    register("dataset", _name)(partial(_load_torchvision, _own))
 
 
 def _expected(kind: Any) -> str:
@@ -198,11 +207,14 @@ def _from_torchvision(dataset: Any) -> Images:
     return Images(data.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64))
 
 
-def _load_folder(root: Path) -> tuple[Images, Images | None, tuple[str, ...]]:
+@register("dataset", "folder")
+def folder(root: Path | None) -> DataSet:
     """Load ``root/<class>/*`` or, where both exist, ``root/train/...`` and ``root/test/...``.
 
     The two may also be named ``Train`` and ``Test``, or ``Training`` and ``Testing``.
     """
+    if root is None:
+        raise SettingsError("data_dir", None, "dataset 'folder' needs the folder of its images")
     if not root.is_dir():
         raise SettingsError("data_dir", str(root), "is not a folder")
     parts = {name.lower().removesuffix("ing"): root / name for name in class_names(root)}
@@ -213,7 +225,7 @@ def _load_folder(root: Path) -> tuple[Images, Images | None, tuple[str, ...]]:
                 "data_dir", str(root), f"has a folder {train_root.name!r}, but no 'test'"
             )
         classes = _classes(root)
-        return _images(*read_classes(root, classes)), None, classes
+        return DataSet(_images(*read_classes(root, classes)), None, classes)
     warn_of_others(root, (train_root.name, test_root.name))
     classes = _classes(train_root)
     differing = sorted(set(classes) ^ set(class_names(test_root)))
@@ -230,7 +242,7 @@ def _load_folder(root: Path) -> tuple[Images, Images | None, tuple[str, ...]]:
             str(root),
             f"train and test must share channels, height, width, not {shapes}",
         )
-    return train, test, classes
+    return DataSet(train, test, classes)
 
 
 def _classes(root: Path) -> tuple[str, ...]:

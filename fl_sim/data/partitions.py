@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fl_sim.data.datasets import Splits, load_splits
+from fl_sim.registry import register, resolve
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings, SettingsError
 from fl_sim.updates.local_update import LocalWork
@@ -81,12 +82,18 @@ def private_batch(
 
 
 def _partition(settings: DataSettings, splits: Splits, seed: int) -> tuple[Indices, ...]:
-    """Partition the rows of the training set with Flower's partitioners."""
+    """Partition the rows of the training set with a partitioner of Flower Datasets.
+
+    A partitioner of another module is a function that is registered under the kind
+    ``partitioner``, is called with `DataSettings`, the number of classes and the seed, and returns
+    a `flwr_datasets.partitioner.Partitioner`.
+    """
     from datasets import Dataset  # noqa: PLC0415 - two seconds, only where needed
 
     labels = splits.train.labels.numpy()
     order = numpy_rng(seed, Purpose.PARTITION).permutation(len(labels))
-    partitioner = _partitioner(settings, len(splits.classes), seed)
+    deal = resolve("partitioner", settings.partition)
+    partitioner = deal(settings, len(splits.classes), seed)
     partitioner.dataset = Dataset.from_dict({"row": order, "label": labels[order]})
     try:
         return tuple(
@@ -97,19 +104,35 @@ def _partition(settings: DataSettings, splits: Splits, seed: int) -> tuple[Indic
         raise SettingsError("partition", settings.partition, str(error)) from error
 
 
-def _partitioner(settings: DataSettings, classes: int, seed: int) -> Any:
+@register("partitioner", "iid")
+def iid(settings: DataSettings, classes: int, seed: int) -> Any:
+    """Deal the images evenly, in random order."""
     from flwr_datasets import partitioner  # noqa: PLC0415 - two seconds, only where needed
 
-    if settings.partition == "iid":
-        return partitioner.IidPartitioner(num_partitions=settings.clients)
-    if settings.partition == "dirichlet":
-        return partitioner.DirichletPartitioner(
-            num_partitions=settings.clients,
-            partition_by="label",
-            alpha=settings.alpha,
-            min_partition_size=1,
-            seed=seed,
-        )
+    del classes, seed
+    return partitioner.IidPartitioner(num_partitions=settings.clients)
+
+
+@register("partitioner", "dirichlet")
+def dirichlet(settings: DataSettings, classes: int, seed: int) -> Any:
+    """Draw each client's shares of the classes from Dirichlet(alpha) (Hsu et al. 2019)."""
+    from flwr_datasets import partitioner  # noqa: PLC0415
+
+    del classes
+    return partitioner.DirichletPartitioner(
+        num_partitions=settings.clients,
+        partition_by="label",
+        alpha=settings.alpha,
+        min_partition_size=1,
+        seed=seed,
+    )
+
+
+@register("partitioner", "pathological")
+def pathological(settings: DataSettings, classes: int, seed: int) -> Any:
+    """Give each client images of a few classes only (McMahan et al. 2017)."""
+    from flwr_datasets import partitioner  # noqa: PLC0415
+
     if settings.classes_per_client > classes:
         raise SettingsError("classes_per_client", settings.classes_per_client, f"at most {classes}")
     return partitioner.PathologicalPartitioner(

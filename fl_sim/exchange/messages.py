@@ -35,6 +35,11 @@ def weights_of(arrays: ArrayRecord) -> Tensor:
     return _vector(arrays["weights"])
 
 
+def is_flat(arrays: ArrayRecord) -> bool:
+    """Tell whether weights are one flat vector, as those of a study, and not an app's arrays."""
+    return [array.stype for array in arrays.values()] == [_VECTOR_TYPE]
+
+
 def train_config(trial: Trial) -> ConfigRecord:
     """Return what a client must be told of a trial; the strategy adds ``server-round``."""
     return ConfigRecord({"trial": trial.to_json()})

@@ -65,6 +65,15 @@ def flatten(arrays: ArrayRecord, layout: Layout) -> Tensor:
     return torch.cat([torch.zeros(0), *(part.reshape(-1) for part in parts)])
 
 
+def with_floats(arrays: ArrayRecord, layout: Layout, vector: Tensor) -> ArrayRecord:
+    """Return the arrays with those of ``layout`` replaced by a flat vector, in their own types."""
+    new = {
+        name: Array(np.asarray(tensor.numpy(), arrays[name].numpy().dtype))
+        for name, tensor in layout.unflatten(vector).items()
+    }
+    return ArrayRecord({name: new.get(name, array) for name, array in arrays.items()})
+
+
 def weight_change(instruction: Message, reply: Message) -> tuple[Update, Changes]:
     """Return what a client did to the weights it was given, as *old minus new*, and to which.
 

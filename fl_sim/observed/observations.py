@@ -39,6 +39,8 @@ class Observation:
         ``(size,)`` float32 weights the client was given; one tensor shared by a round.
     payload : Payload
         The bytes received; ``payload.spec`` names the quantizer.
+    server : str
+        Spec of the server's plan: what it did to model and weights.
     """
 
     trial: str
@@ -48,6 +50,7 @@ class Observation:
     work: LocalWork
     weights: Tensor
     payload: Payload
+    server: str = "curious"
 
 
 def round_path(root: Path, trial: str, server_round: int) -> Path:
@@ -65,6 +68,7 @@ def save_round(
     payloads: Mapping[int, Payload],
     tensors: Layout | None = None,
     changes: Mapping[int, Changes] | None = None,
+    server: str = "curious",
 ) -> None:
     """Write what was seen of one round of one trial to one file, atomically.
 
@@ -80,6 +84,8 @@ def save_round(
         Of ``weights``, where they are not those of a model of ours.
     changes : Mapping[int, Changes], optional
         Which of ``tensors`` each client changed.
+    server : str
+        Spec of the server's plan.
     """
     stored = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
     facts: dict[str, Any] = {
@@ -87,6 +93,7 @@ def save_round(
         "round": server_round,
         "model": model and asdict(model),
         "work": work and asdict(work),
+        "server": server,
     }
     if tensors is not None:
         facts["tensors"] = tensors.segments
@@ -105,7 +112,8 @@ def save_observations(root: Path, observations: Sequence[Observation]) -> None:
     """Write the observations of one round of one trial to one file, atomically."""
     first = observations[0]
     payloads = {o.partition: o.payload for o in observations}
-    save_round(root, first.trial, first.round, first.model, first.work, first.weights, payloads)
+    facts = (first.trial, first.round, first.model, first.work, first.weights)
+    save_round(root, *facts, payloads, server=first.server)
 
 
 def load_observations(
@@ -149,7 +157,11 @@ def load_observations(
         }
         trial, server_round = _where(facts)
         return [
-            Observation(trial, server_round, partition, spec, done, weights, payloads[partition])
+            Observation(
+                *(trial, server_round, partition, spec, done, weights),
+                payload=payloads[partition],
+                server=_server(facts),
+            )
             for partition in sorted(payloads)
         ]
     except _UNREADABLE as error:
@@ -167,7 +179,7 @@ class _AppRound:
         self.values = whole.unflatten(tensors.pop("weights"))
         self.payloads, self.changes = tensors, facts["changes"]
         self.trial, self.round = _where(facts)
-        self.model, self.work = model, work
+        self.model, self.work, self.server = model, work, _server(facts)
         self.given: dict[ModelSpec, Tensor] = {}
 
     def observations(self, unreadable: list[str] | None) -> list[Observation]:
@@ -199,7 +211,8 @@ class _AppRound:
         payload = Payload.from_bytes(_bytes_of(self.payloads[name]), layout)
         parse_quantizer(payload.spec).cell(payload)  # what attacks read of it
         weights = self.given.setdefault(own, layout.flatten(self.values))
-        return Observation(self.trial, self.round, partition, own, self.work, weights, payload)
+        facts = (self.trial, self.round, partition, own, self.work, weights)
+        return Observation(*facts, payload, self.server)
 
 
 def _compare(sent: Layout, model: nn.Module) -> None:
@@ -227,6 +240,12 @@ def _where(facts: dict[str, Any]) -> tuple[str, int]:
     if not isinstance(trial, str) or type(server_round) is not int:
         raise TypeError(f"trial {trial!r} and round {server_round!r}")
     return trial, server_round
+
+
+def _server(facts: dict[str, Any]) -> str:
+    if not isinstance(facts["server"], str):
+        raise TypeError(f"server {facts['server']!r}")
+    return facts["server"]
 
 
 def _bytes_of(raw: Tensor) -> bytes:

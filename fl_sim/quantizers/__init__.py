@@ -18,11 +18,11 @@ from fl_sim.quantizers.qsgd import QSGD, TernGrad
 from fl_sim.quantizers.rotation import Drive, Eden
 from fl_sim.quantizers.sign import ScaledSign, Sign
 from fl_sim.quantizers.uniform import Stochastic, Uniform
-from fl_sim.suggestions import one_of
+from fl_sim.registry import find, register
 
-__all__ = ["QUANTIZERS", "Quantizer", "parse_quantizer"]
+__all__ = ["Quantizer", "parse_quantizer"]
 
-_KINDS: tuple[type[Quantizer], ...] = (
+for _kind in (
     Identity,
     Fp16,
     Bf16,
@@ -47,8 +47,8 @@ _KINDS: tuple[type[Quantizer], ...] = (
     DpGaussian,
     Mixed,
     ErrorFeedback,
-)
-QUANTIZERS: dict[str, type[Quantizer]] = {kind.name: kind for kind in _KINDS}
+):
+    register("quantizer", _kind.name)(_kind)
 _FEEDBACK = f"{ErrorFeedback.name}("
 
 
@@ -84,10 +84,8 @@ def parse_quantizer(spec: str) -> Quantizer:
 def _parse(spec: str) -> Quantizer:
     head, plus, rest = spec.partition("+")
     name, _, parameters = head.partition(":")
-    kind = ErrorFeedback if name.startswith(_FEEDBACK) else QUANTIZERS.get(name)
-    if kind is None:
-        raise ValueError(f"no quantizer {name!r}; {one_of(name, QUANTIZERS)}")
-    quantizer = kind.from_parameters(parameters)
+    kind = ErrorFeedback if name.startswith(_FEEDBACK) else find("quantizer", name)
+    quantizer: Quantizer = kind.from_parameters(parameters)
     if not plus:
         return quantizer
     if not isinstance(quantizer, TopK):

@@ -49,6 +49,12 @@ class Quantizer(ABC):
         """Spec string that parses back to an equal quantizer, e.g. ``uniform:bits=4``."""
         return self.name + (f":{self.parameters}" if self.parameters else "")
 
+    @cached_property
+    def modules(self) -> set[str]:
+        """Names of the modules that define this quantizer and those it wraps."""
+        wrapped = (value for value in vars(self).values() if isinstance(value, Quantizer))
+        return {type(self).__module__}.union(*(one.modules for one in wrapped))
+
     def encode(self, update: Update, generator: torch.Generator) -> Payload:
         """Encode an update.
 

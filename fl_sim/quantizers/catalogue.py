@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fl_sim.quantizers import QUANTIZERS, parse_quantizer
+from fl_sim.quantizers import parse_quantizer
 
 EXAMPLES: tuple[str, ...] = (
     "none",
@@ -71,6 +71,6 @@ def catalogue() -> list[Entry]:
 
 def _entry(example: str) -> Entry:
     kind = type(parse_quantizer(example))
-    facts = QUANTIZERS[kind.name].facts
+    facts = kind.facts
     summary = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
     return Entry(kind.name, example, summary, facts.bits, facts.unbiased, facts.error, facts.source)

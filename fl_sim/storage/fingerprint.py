@@ -43,6 +43,7 @@ def code_version(entries: tuple[str, ...]) -> str:
     for name in sorted(names):
         code.update(_digest(name))
     imported = {_top(module) for name in names for module in _imports(name)} - _BESIDE
+    imported.update(map(_top, entries))
     versions = {top: _versions(top) for top in sorted(imported) if _versions(top)}
     return fingerprint({"code": code.hexdigest(), "versions": versions})
 
@@ -56,7 +57,7 @@ def modules_of(entries: Iterable[str]) -> set[str]:
         If an entry is not there: the key of its results would hold nothing of its code.
     """
     found: set[str] = set()
-    waiting = [entry for entry in entries if _source(entry)]
+    waiting = [entry for entry in entries if _versions(_top(entry)) or _source(entry)]
     while waiting:
         name = waiting.pop()
         if name not in found and _file(name) is not None:

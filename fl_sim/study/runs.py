@@ -10,6 +10,9 @@ from typing import Any
 
 from fl_sim.data import load_splits
 from fl_sim.observed.observations import round_path
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.registry import module_of
+from fl_sim.specs import Spec
 from fl_sim.storage.files import StoreError, read_facts, write_text
 from fl_sim.storage.fingerprint import code_version, fingerprint
 from fl_sim.study.settings import Settings, SettingsError, dump_settings, load_settings
@@ -136,9 +139,10 @@ class RunFolder:
 def training_key(trial: Trial, settings: Settings) -> str:
     """Fingerprint all that determines a trial's history and observations.
 
-    The images count, not the folder they were read from.
+    The images count, not the folder they were read from; and of other people's parts the code of
+    those that the trial uses.
     """
-    anywhere = replace(trial, data=trial.data.model_copy(update={"data_dir": None}))
+    anywhere = replace(trial, data=trial.data.model_copy(update={"data_dir": None}), plugin=())
     training = settings.training.model_dump(mode="json", exclude={"timeout"})
     inputs = {
         "trial": anywhere.to_json(),
@@ -146,7 +150,19 @@ def training_key(trial: Trial, settings: Settings) -> str:
         "training": training,
         "rounds": settings.observed_rounds,
     }
-    return _key(inputs, code_version(_TRAINING))
+    return _key(inputs, code_version((*_TRAINING, *_parts_of(trial))))
+
+
+def _parts_of(trial: Trial) -> tuple[str, ...]:
+    """Return the modules that register the parts a trial names."""
+    named = {
+        "model": trial.model,
+        "dataset": trial.data.dataset,
+        "partitioner": trial.data.partition,
+        "server": trial.server,
+    }
+    modules = {module_of(kind, Spec.parse(spec).name) for kind, spec in named.items()}
+    return tuple(sorted(modules | parse_quantizer(trial.quantizer).modules))
 
 
 def attack_key(trial: Trial, settings: Settings, attack: str, training: str = "") -> str:

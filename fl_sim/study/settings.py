@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
@@ -22,14 +22,20 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from fl_sim.choices import MAX_IMAGES, MODEL_NAMES, UpdateKind
+from fl_sim.choices import (
+    DATASET_NAMES,
+    MAX_IMAGES,
+    MODEL_NAMES,
+    PARTITION_NAMES,
+    SERVER_NAMES,
+    UpdateKind,
+)
+from fl_sim.registry import load_plugins, resolve
 from fl_sim.suggestions import nearest, one_of
 
 if TYPE_CHECKING:
     from fl_sim.updates.local_update import LocalWork
 
-DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
-PartitionName = Literal["iid", "dirichlet", "pathological"]
 _NAMED_ROUNDS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 
@@ -52,6 +58,34 @@ def split_list(value: object) -> Any:
         else:
             parts.append(part.strip())
     return tuple(parts)
+
+
+def _plugins(plugins: tuple[str, ...]) -> tuple[str, ...]:
+    """Import plug-ins, before any other setting is read; a file is named by its absolute path."""
+    found = tuple(str(Path(one).absolute()) if one.endswith(".py") else one for one in plugins)
+    for plugin in found:
+        try:
+            load_plugins([plugin])
+        except ValueError as error:
+            raise SettingsError("plugin", plugin, str(error)) from error
+    return found
+
+
+def _part(kind: str, built_in: tuple[str, ...]) -> Callable[[str], str]:
+    """Return a validator of the spec of a part; for the built-in ones nothing is imported."""
+
+    def check(spec: str) -> str:
+        if spec not in built_in:
+            resolve(kind, spec)
+        return spec
+
+    return check
+
+
+def _canonical_server(spec: str) -> str:
+    from fl_sim.plans import parse_plan  # noqa: PLC0415 - PyTorch, not for --help
+
+    return parse_plan(spec).spec
 
 
 def _canonical_quantizer(spec: str) -> str:
@@ -129,6 +163,11 @@ Rules = Annotated[tuple[dict[str, tuple[Any, ...]], ...], BeforeValidator(_canon
 Tuned = Annotated[
     dict[str, dict[str, str]], BeforeValidator(_load_tuned), AfterValidator(_canonical_tuned)
 ]
+DatasetSpec = Annotated[str, AfterValidator(_part("dataset", DATASET_NAMES))]
+PartitionSpec = Annotated[str, AfterValidator(_part("partitioner", PARTITION_NAMES))]
+ModelName = Annotated[str, AfterValidator(_part("model", MODEL_NAMES))]
+ServerSpec = Annotated[str, AfterValidator(_canonical_server)]
+PluginList = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_plugins)]
 SpecList = Annotated[tuple[str, ...], BeforeValidator(_spec_list), Field(min_length=1)]
 QuantizerList = Annotated[SpecList, AfterValidator(_canonical_quantizers)]
 SeedList = Annotated[
@@ -163,7 +202,9 @@ class _Section(BaseModel):
 class DataSettings(_Section):
     """Which images there are, and who holds them."""
 
-    dataset: DatasetName = Field("digits", description="Data set; 'digits' is bundled.")
+    dataset: DatasetSpec = Field(
+        "digits", description=f"Data set, 'digits' is bundled: {', '.join(DATASET_NAMES)}."
+    )
     data_dir: Annotated[Path | None, AfterValidator(_absolute)] = Field(
         None, description="Folder of the images; torchvision data sets are downloaded to it."
     )
@@ -177,7 +218,9 @@ class DataSettings(_Section):
         None, ge=1, description="Use at most this many images of the training and test split each."
     )
     clients: int = Field(10, ge=1, description="Number of clients, each with one partition.")
-    partition: PartitionName = Field("iid", description="How images are dealt to clients.")
+    partition: PartitionSpec = Field(
+        "iid", description=f"How images are dealt to clients: {', '.join(PARTITION_NAMES)}."
+    )
     alpha: float = Field(
         0.5, ge=1e-3, le=1e9, description="Concentration of the Dirichlet partition."
     )
@@ -272,6 +315,9 @@ class EngineSettings(_Section):
 class Settings(_Section):
     """One study: everything that determines its results."""
 
+    plugin: PluginList = Field(
+        (), description="Modules or files of your own parts; see docs/extending.md."
+    )
     quantizers: Annotated[QuantizerList, Field(description="Quantizers to compare, by spec.")] = (
         "none",
         "uniform:bits=8",
@@ -282,7 +328,10 @@ class Settings(_Section):
         "topk:keep=0.1",
     )
     seeds: Annotated[SeedList, Field(description="Seeds; every quantizer is run with each.")] = (0,)
-    model: str = Field("lenet", description="Model: " + ", ".join(MODEL_NAMES) + ".")
+    model: ModelName = Field("lenet", description=f"Model: {', '.join(MODEL_NAMES)}.")
+    server: ServerSpec = Field(
+        "curious", description=f"What the server does to its clients: {', '.join(SERVER_NAMES)}."
+    )
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
     audit: AuditSettings = AuditSettings()
@@ -291,10 +340,6 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
-        from fl_sim.models import MODELS  # noqa: PLC0415 - PyTorch, not for --help
-
-        if self.model not in MODELS:
-            raise SettingsError("model", self.model, one_of(self.model, MODELS))
         if self.data.dataset == "folder" and self.data.data_dir is None:
             raise SettingsError("data_dir", None, "dataset 'folder' needs the folder of its images")
         rounds = self.training.rounds

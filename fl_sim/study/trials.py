@@ -3,9 +3,12 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 from fl_sim.data import Federation, load_federation, load_splits
 from fl_sim.models import ModelSpec
+from fl_sim.plans import parse_plan
+from fl_sim.registry import load_plugins
 from fl_sim.storage.files import folder_name
 from fl_sim.study.settings import DataSettings, Settings
 from fl_sim.updates.local_update import LocalWork, weights_may_differ
@@ -32,6 +35,10 @@ class Trial:
         Data set and partition.
     work : LocalWork
         What a client does in a round.
+    server : str
+        Spec of the server's plan.
+    plugin : tuple of str
+        Modules that register parts; imported wherever a trial arrives.
     """
 
     quantizer: str
@@ -39,6 +46,11 @@ class Trial:
     model: str
     data: DataSettings
     work: LocalWork
+    server: str = "curious"
+    plugin: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Trial.from_json, (self.to_json(),)
 
     @cached_property
     def name(self) -> str:
@@ -52,9 +64,10 @@ class Trial:
 
     @cached_property
     def model_spec(self) -> ModelSpec:
-        """The architecture, sized to the data."""
+        """The architecture that clients are given, sized to the data."""
         splits = load_splits(self.data, self.seed)
-        return ModelSpec(self.model, splits.shape, len(splits.classes))
+        name = parse_plan(self.server).model(self.model)
+        return ModelSpec(name, splits.shape, len(splits.classes))
 
     def to_json(self) -> str:
         """Return the trial as one line of JSON, as it travels to clients."""
@@ -65,6 +78,8 @@ class Trial:
                 "model": self.model,
                 "data": self.data.model_dump(mode="json"),
                 "work": vars(self.work),
+                "server": self.server,
+                "plugin": self.plugin,
             },
             sort_keys=True,
         )
@@ -74,19 +89,30 @@ class Trial:
     def from_json(text: str) -> "Trial":
         """Parse what `to_json` returned (cached: every message of a trial carries it)."""
         tree = json.loads(text)
+        load_plugins(tree["plugin"])
         return Trial(
             tree["quantizer"],
             tree["seed"],
             tree["model"],
             DataSettings.model_validate(tree["data"]),
             LocalWork(**tree["work"]),
+            tree["server"],
+            tuple(tree["plugin"]),
         )
 
 
 def trials_of(settings: Settings) -> list[Trial]:
     """Return the trials of a run: every quantizer with every seed that no rule excludes."""
     return [
-        Trial(quantizer, seed, settings.model, settings.data, settings.training.work)
+        Trial(
+            quantizer,
+            seed,
+            settings.model,
+            settings.data,
+            settings.training.work,
+            settings.server,
+            settings.plugin,
+        )
         for quantizer, seed in settings.combinations
     ]
 

@@ -1,7 +1,7 @@
 """Tune attacks on held-out victims: public images, sent and attacked as a client's are."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pandas as pd
@@ -203,9 +203,7 @@ def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
             payload, residuals[victim] = quantizer.transmit(
                 Update(vector, model.layout), carried, rng
             )
-            yield Observation(
-                seen.trial, server_round, victim, seen.model, seen.work, seen.weights, payload
-            )
+            yield replace(seen, round=server_round, partition=victim, payload=payload)
 
 
 def _psnr(made: Sequence[Reconstruction], job: TuningJob, score: Scorer) -> Iterator[float]:

@@ -42,6 +42,8 @@ class HonestButCurious(Wrapper):
         Public facts of what clients do in a round; can be given to the audit as well.
     rounds : iterable of int, optional
         1-based rounds to keep; all if absent.
+    plan : str
+        Spec of the plan that the server carries out; kept with what is observed.
 
     Examples
     --------
@@ -59,6 +61,7 @@ class HonestButCurious(Wrapper):
         model: ModelSpec | None = None,
         work: LocalWork | None = None,
         rounds: Iterable[int] | None = None,
+        plan: str = "curious",
     ) -> None:
         if not isinstance(strategy, QuantizedAveraging | Dequantize):
             strategy = Dequantize(strategy)
@@ -69,6 +72,7 @@ class HonestButCurious(Wrapper):
         self.model = model
         self.work = work
         self.rounds = None if rounds is None else frozenset(rounds)
+        self.plan = plan
         self._given: dict[int, ArrayRecord] = {}
         self._warned = False
 
@@ -112,7 +116,7 @@ class HonestButCurious(Wrapper):
         if payloads:
             weights, tensors = self.reader.flat(given), floats_of(given) if named else None
             facts = (self.store, self.trial, server_round, self.model, self.work)
-            save_round(*facts, weights, payloads, tensors, changes)
+            save_round(*facts, weights, payloads, tensors, changes, self.plan)
 
     def _warn_of_buffers(self, names: set[str]) -> None:
         """Say once, in the first round observed, that what is kept cannot be attacked."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from attacker.presets import ATTACK_NAMES, SUITE, build_attack
-from fl_sim.quantizers import QUANTIZERS, parse_quantizer
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.registry import names
 from tests.commands import command
 
 
@@ -41,7 +42,7 @@ def test_attacks_as_json(capsys):
 
 def test_quantizers_as_json(capsys):
     entries = json.loads(printed(capsys, "quantizers", "--json"))
-    assert {entry["name"] for entry in entries} == set(QUANTIZERS) | {"error_feedback"}
+    assert {entry["name"] for entry in entries} == set(names("quantizer"))
     assert [parse_quantizer(entry["example"]).name for entry in entries] == [
         entry["name"] for entry in entries
     ]

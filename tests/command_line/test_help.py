@@ -9,8 +9,7 @@ import pytest
 from typer.main import get_command
 
 import run_simulation
-from fl_sim.choices import MODEL_NAMES
-from fl_sim.models import MODELS
+from fl_sim import choices, registry
 from fl_sim.study.settings import Settings, load_settings, option_fields
 from tests.commands import command
 
@@ -65,8 +64,19 @@ def test_the_defaults_shown_are_those_of_the_default_study():
     assert load_settings(run_simulation.STUDIES / "default.toml", {}) == Settings()
 
 
-def test_the_models_named_in_the_help_are_those_there_are():
-    assert tuple(MODELS)[: len(MODEL_NAMES)] == MODEL_NAMES
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("model", (*choices.MODEL_NAMES, "imprint")),
+        ("dataset", choices.DATASET_NAMES),
+        ("partitioner", choices.PARTITION_NAMES),
+        ("server", choices.SERVER_NAMES),
+    ],
+)
+def test_the_parts_named_in_the_help_are_those_there_are(kind, named):
+    assert set(named) <= set(registry.names(kind))
+    own = {name for name in registry.names(kind) if registry.module_of(kind, name)[:7] == "fl_sim."}
+    assert own == set(named)
 
 
 def test_the_shell_is_told_how_a_word_may_go_on():

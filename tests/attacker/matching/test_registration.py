@@ -14,7 +14,7 @@ from attacker.matching.layers import find_head, find_input
 from attacker.matching.problems import Problems
 from attacker.presets import build_attack
 from attacker.readers.closed_forms import has_linear_input
-from fl_sim.models import MODELS, ModelSpec, register_model
+from fl_sim.models import ModelSpec, register_model
 from fl_sim.updates.local_update import LocalWork, flat_model
 from tests.attacker.observing import digits, observe
 
@@ -57,14 +57,6 @@ class Net(nn.Module):
         if self.behind == "norm":
             return self.norm(logits)
         return logits * self.temperature if self.behind == "temperature" else logits
-
-
-@pytest.fixture(autouse=True)
-def models_as_they_were():
-    before = dict(MODELS)
-    yield
-    MODELS.clear()
-    MODELS.update(before)
 
 
 def register(build):

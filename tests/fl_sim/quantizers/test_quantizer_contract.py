@@ -9,7 +9,8 @@ from hypothesis import given, settings
 
 from fl_sim.coding.cell import Cell
 from fl_sim.coding.payload import Payload, PayloadError
-from fl_sim.quantizers import QUANTIZERS, parse_quantizer
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.registry import names
 from fl_sim.updates.local_update import Update
 from tests.fl_sim.quantizers.quantizer_cases import (
     SPECS,
@@ -43,7 +44,7 @@ SCALE_EQUIVARIANT = [
 
 def test_every_registered_quantizer_is_tested_here():
     tested = {type(parse_quantizer(spec)).name for spec in SPECS}
-    assert tested == set(QUANTIZERS)
+    assert tested == set(names("quantizer"))
 
 
 @every_quantizer

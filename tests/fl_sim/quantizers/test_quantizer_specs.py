@@ -2,8 +2,9 @@
 
 import pytest
 
-from fl_sim.quantizers import QUANTIZERS, parse_quantizer
+from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.catalogue import catalogue
+from fl_sim.registry import names
 from tests.fl_sim.quantizers.quantizer_cases import SPECS
 
 
@@ -99,9 +100,9 @@ def test_bad_specs_are_refused_in_one_clear_line(spec, words):
 def test_catalogue_has_every_quantizer_with_its_facts():
     entries = catalogue()
     assert [entry.name for entry in entries] == sorted(
-        QUANTIZERS, key=[entry.name for entry in entries].index
+        names("quantizer"), key=[entry.name for entry in entries].index
     )
-    assert {entry.name for entry in entries} == set(QUANTIZERS)
+    assert {entry.name for entry in entries} == set(names("quantizer"))
     for entry in entries:
         assert parse_quantizer(entry.example).spec == entry.example
         assert entry.summary

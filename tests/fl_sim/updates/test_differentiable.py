@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from fl_sim.models import MODELS, ModelSpec
+from fl_sim.models import ModelSpec, register_model
 from fl_sim.updates.differentiable import (
     NotDifferentiableError,
     check_differentiable,
@@ -90,8 +90,8 @@ MIXES = {
 
 
 @pytest.fixture
-def spec(request, monkeypatch):
-    monkeypatch.setitem(MODELS, "tokens", lambda _: Tokens(request.param()))
+def spec(request):
+    register_model("tokens", lambda: Tokens(request.param()))
     flat_model.cache_clear()
     yield ModelSpec("tokens", (1, 4, 4), 3)
     flat_model.cache_clear()

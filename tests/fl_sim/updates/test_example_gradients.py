@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.func import vmap
 
-from fl_sim.models import MODELS, ModelSpec, build_model
+from fl_sim.choices import MODEL_NAMES
+from fl_sim.models import ModelSpec, build_model
 from fl_sim.updates.example_gradients import example_gradients, supports
 from fl_sim.updates.local_update import convolutions_for, flat_model
 
@@ -31,7 +32,7 @@ def require_same(found, expected, images, targets):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODEL_NAMES, "imprint(lenet)"])
 def test_gradients_and_their_slopes_are_those_of_each_batch_alone(name):
     spec = ModelSpec(name, (3, 16, 16), 5)
     model, weights = flat_model(spec), weights_of(spec, 1)
@@ -43,7 +44,7 @@ def test_gradients_and_their_slopes_are_those_of_each_batch_alone(name):
     require_same(found, expected, images, targets)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODEL_NAMES, "imprint(lenet)"])
 def test_batches_may_have_weights_of_their_own(name):
     spec = ModelSpec(name, (3, 16, 16), 5)
     model = flat_model(spec)

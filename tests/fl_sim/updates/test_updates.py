@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fl_sim.models import MODELS, ModelSpec, build_model
+from fl_sim.choices import MODEL_NAMES
+from fl_sim.models import ModelSpec, build_model
 from fl_sim.updates.local_update import Layout, LocalWork, Update, flat_model, local_update, one_hot
 
 SPEC = ModelSpec("lenet", (1, 8, 8), 10)
@@ -12,7 +13,7 @@ def initial(spec, seed=0):
     return Layout.of(module).flatten(dict(module.named_parameters())).detach()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODEL_NAMES, "imprint(lenet)"])
 def test_every_model_is_sized_to_the_data_and_has_no_hidden_state(name):
     spec = ModelSpec(name, (3, 16, 12), 7)
     module = build_model(spec)

@@ -6,23 +6,24 @@ from attacker.matching.problems import Problems
 from attacker.presets import build_attack
 from clients.app import app
 from fl_sim.engines.grids import LocalGrid
-from fl_sim.models import IMPRINT_BINS, ModelSpec
+from fl_sim.models import ModelSpec
 from fl_sim.observed.observations import load_observations, round_path
+from fl_sim.plans import Imprint
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import load_settings
 from fl_sim.study.trials import trials_of
 from fl_sim.updates.local_update import LocalWork, flat_model
 from results.scores.scoring import score_batch
-from server.plans.imprint import plant_imprint
 from server.training import find_nodes, train_trial
 from tests.attacker.observing import digits, initial_weights, observe
 
-SPEC = ModelSpec("imprint_lenet", (1, 8, 8), 10)
+PLAN = Imprint()
+SPEC = ModelSpec(PLAN.model("lenet"), (1, 8, 8), 10)
 ATTACK = build_attack("active_imprint")
 
 
 def planted():
-    return plant_imprint(SPEC, initial_weights(SPEC), digits(1000, seed=1)[0])
+    return PLAN.weights(SPEC, initial_weights(SPEC), digits(1000, seed=1)[0])
 
 
 def one_a_bin(count):
@@ -84,7 +85,7 @@ def test_the_first_unit_sees_every_image_and_the_bins_hold_equally_many():
         units = images.flatten(1) @ tensors["imprint.weight"].T + tensors["imprint.bias"]
         assert (units[:, 0] > 0).all()
     seen = (public.flatten(1) @ tensors["imprint.weight"].T + tensors["imprint.bias"] > 0).sum(1)
-    assert seen.bincount(minlength=IMPRINT_BINS + 1)[1:].max() < 1000 / IMPRINT_BINS * 3
+    assert seen.bincount(minlength=PLAN.bins + 1)[1:].max() < 1000 / PLAN.bins * 3
 
 
 def test_only_the_imprint_layer_is_touched():
@@ -101,7 +102,7 @@ def test_only_the_imprint_layer_is_touched():
 def test_the_server_plants_in_every_round_and_reads_what_its_clients_send(tmp_path):
     settings = load_settings(
         None,
-        {"model": "imprint_lenet", "quantizers": "uniform:bits=8", "batch_size": "4"}
+        {"server": "imprint", "quantizers": "uniform:bits=8", "batch_size": "4"}
         | {"rounds": "2", "clients": "2", "observe": "1,2"},
     )
     trial, folder = trials_of(settings)[0], RunFolder(tmp_path)
@@ -114,7 +115,7 @@ def test_the_server_plants_in_every_round_and_reads_what_its_clients_send(tmp_pa
     first, second = (layout.unflatten(one[0].weights) for one in seen)
     assert torch.equal(first["imprint.weight"], second["imprint.weight"])
     assert torch.equal(first["imprint.bias"], second["imprint.bias"])
-    assert not torch.equal(first["lenet.head.weight"], second["lenet.head.weight"])
+    assert not torch.equal(first["model.head.weight"], second["model.head.weight"])
     for observations in seen:
         found = ATTACK.reconstruct(observations, seed=0)
         assert all(one.images.isfinite().all() for one in found)

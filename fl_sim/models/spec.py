@@ -1,0 +1,123 @@
+"""What a model is called, and how it is built from its name."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+
+from fl_sim.registry import resolve
+from fl_sim.seeding import Purpose, torch_rng
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Public description of a model: enough for anyone to build it again.
+
+    Attributes
+    ----------
+    name : str
+        A spec of the registry, such as ``lenet``; or one of this process, see `register_model`.
+    shape : tuple[int, int, int]
+        Channels, height and width of one image.
+    classes : int
+        Number of labels.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int
+
+
+_MAX_SIDE, _MAX_CLASSES = 4096, 65536
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Raise `ValueError` unless a model of this spec exists and has a sane size."""
+    numbers = (*spec.shape, spec.classes)
+    if not isinstance(spec.name, str) or len(spec.shape) != 3:
+        raise ValueError(f"there is no model {spec.name!r} for images of shape {spec.shape}")
+    _builder(spec.name)
+    if not all(type(n) is int and n >= 1 for n in numbers):
+        raise ValueError(
+            f"shape {spec.shape} and {spec.classes!r} classes must be whole and positive"
+        )
+    if max(spec.shape) > _MAX_SIDE or spec.classes > _MAX_CLASSES:
+        raise ValueError(f"shape {spec.shape} or {spec.classes} classes are too large")
+
+
+_of_this_process: dict[str, Callable[[ModelSpec], nn.Module]] = {}
+
+
+def register_model(name: str, build: Callable[[], nn.Module]) -> None:
+    """Name a model of this process, such as that of an app that is audited."""
+    _of_this_process[name] = lambda _: build()
+
+
+def build_architecture(spec: ModelSpec) -> nn.Module:
+    """Build a model with weights from torch's global random state.
+
+    Raises
+    ------
+    ValueError
+        If there is no model of this name.
+    """
+    return _builder(spec.name)(spec)
+
+
+def _builder(name: str) -> Callable[[ModelSpec], nn.Module]:
+    return _of_this_process.get(name) or resolve("model", name)
+
+
+def partly_trained(
+    spec: ModelSpec, fixed: Mapping[str, Tensor], trained: Collection[str]
+) -> ModelSpec:
+    """Return a model of which only ``trained`` parameters are trained, and others are ``fixed``.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model.
+    fixed : Mapping[str, Tensor]
+        Values of parameters and buffers that nobody trains, by name.
+    trained : collection of str
+        Names of parameters.
+    """
+    digest = sha256(repr((sorted(trained), sorted(fixed))).encode())
+    for name in sorted(fixed):
+        digest.update(fixed[name].numpy().tobytes())
+
+    def build(_: ModelSpec) -> nn.Module:
+        model = build_architecture(spec)
+        tensors = model.state_dict()  # which shares their memory
+        for name, value in fixed.items():
+            tensors[name].copy_(value)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        return model
+
+    own = replace(spec, name=f"{spec.name}@{digest.hexdigest()[:16]}")
+    _of_this_process.setdefault(own.name, build)
+    return own
+
+
+def build_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
+    """Build a model whose initial weights are a pure function of ``seed``.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        What to build.
+    seed : int
+        Seed of the run; the global random state is left as it was.
+
+    Raises
+    ------
+    ValueError
+        If there is no model of this name.
+    """
+    state = int(torch_rng(seed, Purpose.MODEL).initial_seed())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(state)
+        return build_architecture(spec)

@@ -1,0 +1,6 @@
+"""Server plans: what a server does to the model and its weights before it hands them out."""
+
+from fl_sim.plans.imprint import Imprint
+from fl_sim.plans.plan import Curious, ServerPlan, parse_plan
+
+__all__ = ["Curious", "Imprint", "ServerPlan", "parse_plan"]

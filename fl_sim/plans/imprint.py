@@ -1,0 +1,56 @@
+"""The plan of a malicious server that plants an imprint layer to read clients' images."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fl_sim.models import ModelSpec
+from fl_sim.plans.plan import ServerPlan
+from fl_sim.registry import register
+from fl_sim.specs import within
+from fl_sim.updates.local_update import flat_model
+
+_MOST_BINS = 4096
+
+
+@register("server", "imprint")
+@dataclass(frozen=True)
+class Imprint(ServerPlan):
+    """Puts a layer in front of the model that sorts images by brightness, and sets it every round.
+
+    Every unit measures the mean brightness of an image; their biases are quantiles of that
+    brightness over public images, so that unit k passes what is brighter than the k-th quantile
+    ("Robbing the Fed", Fowl et al. 2022, arXiv 2110.13057). Units are divided by their number, so
+    that the layer brightens a picture by less than its own brightness.
+
+    Attributes
+    ----------
+    bins : int
+        Units; two images of a batch of 8 share a bin of 128 once in five batches.
+    """
+
+    threat: ClassVar[str] = "malicious: plants an imprint layer"
+    reader: ClassVar[str] = "active_imprint"
+
+    bins: int = 128
+
+    def __post_init__(self) -> None:
+        within("bins", self.bins, 2, _MOST_BINS)
+
+    def model(self, name: str) -> str:
+        """Return the model behind an imprint layer."""
+        return f"imprint:bins={self.bins}({name})"
+
+    def weights(self, model: ModelSpec, weights: Tensor, public: Tensor) -> Tensor:
+        """Return the weights with the imprint layer set; the other layers are left as they are."""
+        layout = flat_model(model).layout
+        tensors = layout.unflatten(weights.clone())
+        pixels = public[0].numel()
+        levels = torch.arange(self.bins) / self.bins
+        thresholds = public.flatten(1).mean(dim=1).quantile(levels)
+        thresholds[0] = -1 / pixels  # below black: the first unit sees every image
+        nn.init.constant_(tensors["imprint.weight"], 1 / (pixels * self.bins))
+        tensors["imprint.bias"] = -thresholds / self.bins
+        return layout.flatten(tensors)

@@ -1,0 +1,84 @@
+"""What a server plan is, and the plan of an honest-but-curious server."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import ClassVar
+
+from torch import Tensor
+
+from fl_sim.models import ModelSpec
+from fl_sim.registry import register, resolve
+from fl_sim.specs import print_parameters
+
+
+class ServerPlan:
+    """Base of all plans: frozen dataclasses whose fields are their parameters.
+
+    A plan is a pure function of what a server knows, so that every floor can tell what clients were
+    sent; `server.strategies.planned.Planned` carries it out around any Flower strategy. A plan of
+    another module is registered under the kind ``server``.
+
+    Attributes
+    ----------
+    name : str
+        Name in a spec string.
+    threat : str
+        What the server is to its clients, for tables: ``honest but curious``, ``malicious: ...``.
+    reader : str
+        The attack that reads what was planted; empty if the plan has none of its own.
+    """
+
+    name: ClassVar[str]
+    threat: ClassVar[str]
+    reader: ClassVar[str] = ""
+
+    @cached_property
+    def spec(self) -> str:
+        """Spec string that parses back to an equal plan."""
+        parameters = print_parameters(self)
+        return self.name + (f":{parameters}" if parameters else "")
+
+    def model(self, name: str) -> str:
+        """Return the name of the model that clients are given where a study asks for ``name``."""
+        return name
+
+    def weights(self, model: ModelSpec, weights: Tensor, public: Tensor) -> Tensor:
+        """Return the weights that clients are sent instead of the trained ones.
+
+        Parameters
+        ----------
+        model : ModelSpec
+            The model that clients are given.
+        weights : Tensor
+            ``(size,)`` float32, as trained so far; not to be changed in place.
+        public : Tensor
+            ``(N, C, H, W)`` public images in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            ``(size,)``; planting again what was planted must change nothing.
+        """
+        del model, public
+        return weights
+
+
+@register("server", "curious")
+@dataclass(frozen=True)
+class Curious(ServerPlan):
+    """Follows the protocol, and keeps what it receives."""
+
+    threat: ClassVar[str] = "honest but curious"
+
+
+@lru_cache(maxsize=64)
+def parse_plan(spec: str) -> ServerPlan:
+    """Return the plan that a spec names, such as ``imprint:bins=64``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such plan, or a parameter is not allowed.
+    """
+    plan: ServerPlan = resolve("server", spec)()
+    return plan

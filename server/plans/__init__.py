@@ -1,1 +1,0 @@
-"""What a server does to model and weights before it hands them out."""

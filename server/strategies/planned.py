@@ -1,0 +1,62 @@
+"""A strategy that carries out a server plan around any strategy."""
+
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fl_sim.exchange.messages import arrays_of, is_flat, weights_of
+from fl_sim.exchange.weight_records import flatten, with_floats
+from fl_sim.models import ModelSpec
+from fl_sim.plans import ServerPlan
+from fl_sim.updates.local_update import flat_model
+from server.strategies.wrapper import Wrapper
+
+
+class Planned(Wrapper):
+    """Hands out the weights that a server plan makes, and trains as the strategy it wraps does.
+
+    Put it around `HonestButCurious`, which keeps the weights that were handed out.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy that trains.
+    plan : ServerPlan
+        What the server does to the weights.
+    model : ModelSpec
+        The model that clients were given.
+    public : Tensor
+        ``(N, C, H, W)`` public images in [0, 1].
+    """
+
+    def __init__(
+        self, strategy: Strategy, plan: ServerPlan, model: ModelSpec, public: Tensor
+    ) -> None:
+        super().__init__(strategy)
+        self.plan = plan
+        self.model = model
+        self.public = public
+
+    def plant(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return what the plan makes of weights: those of a study, or the arrays of an app."""
+        if is_flat(arrays):
+            return arrays_of(self.plan.weights(self.model, weights_of(arrays), self.public))
+        layout = flat_model(self.model).layout
+        planted = self.plan.weights(self.model, flatten(arrays, layout), self.public)
+        return with_floats(arrays, layout, planted)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Plant, and delegate."""
+        return super().configure_train(server_round, self.plant(arrays), config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Delegate, and plant in the result: the model that is tested is the one handed out."""
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return None if arrays is None else self.plant(arrays), metrics
