@@ -61,6 +61,8 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
 
     Examples
     --------
+    >>> from torch import nn
+    >>> from fl_sim import register
     >>> @register("model", "linear")
     ... def linear(spec):
     ...     return nn.Sequential(nn.Flatten(), nn.LazyLinear(spec.classes))
@@ -68,7 +70,7 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
     if kind not in KINDS:
         raise ValueError(f"no kind of part {kind!r}; {one_of(kind, KINDS)}")
 
-    module = sys._getframe(1).f_globals["__name__"]  # a part need not know where it was made
+    module = sys._getframe(1).f_globals.get("__name__", "")  # a part need not know where it was made
 
     def add(part: Part) -> Part:
         _add(kind, name, part, module)

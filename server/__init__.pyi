@@ -1,4 +1,5 @@
 from .auditing.app_audit import audit as audit
 from .strategies.curious import HonestButCurious as HonestButCurious
 from .strategies.dequantize import Dequantize as Dequantize
+from .strategies.planned import Planned as Planned
 from .strategies.sampling import SampleBySeed as SampleBySeed

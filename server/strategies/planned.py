@@ -30,6 +30,19 @@ class Planned(Wrapper):
         The model that clients were given.
     public : Tensor
         ``(N, C, H, W)`` public images in [0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> from fl_sim.models import ModelSpec
+    >>> from fl_sim.plans import Imprint
+    >>> from server import HonestButCurious
+    >>> from server import Planned
+    >>> plan = Imprint(bins=64)
+    >>> model = ModelSpec(plan.model("lenet"), (1, 8, 8), 10)
+    >>> curious = HonestButCurious(FedAvg(), store="/absolute/folder", plan=plan.spec)
+    >>> strategy = Planned(curious, plan, model, public=torch.rand(100, 1, 8, 8))
     """
 
     def __init__(
