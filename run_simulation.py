@@ -218,6 +218,7 @@ def attack(
     run: RunArgument,
     attacks: Annotated[str, typer.Option(help="Attacks to add, by preset name.")] = "",
     tuned: Annotated[str, typer.Option(help="File that `tune` wrote.")] = "",
+    plugin: Annotated[str, typer.Option(help="Modules or files of attacks of your own.")] = "",
     workers: Annotated[
         str, typer.Option(help="Processes side by side; 0: one per core.", metavar="INTEGER")
     ] = "0",
@@ -229,10 +230,14 @@ def attack(
     from fl_sim.study.runs import RunFolder  # noqa: PLC0415
     from fl_sim.study.study import load_study  # noqa: PLC0415
 
-    known = _read_kept(run).points[0].settings.audit.attacks
-    added = split_list(attacks) if attacks else ()
-    every = tuple(dict.fromkeys((*known, *added)))
-    given = {"workers": workers, "device": device, "attacks": every, "tuned": tuned}
+    known = _read_kept(run).points[0].settings
+    given = {
+        "workers": workers,
+        "device": device,
+        "attacks": _added(known.audit.attacks, attacks),
+        "tuned": tuned,
+        "plugin": _added(known.plugin, plugin),
+    }
     overrides = {name: value for name, value in given.items() if value}
     study = load_study(RunFolder(run).settings_file, overrides)
     _start_fork_server(study)
@@ -244,6 +249,11 @@ def attack(
     again = f"--study {RunFolder(run).settings_file} --out {run} trains them again"
     reason = "were not attacked, as other code, data or settings trained them"
     _require_trained(study, run, f"{reason}; {again}")
+
+
+def _added(known: tuple[str, ...], added: str) -> tuple[str, ...]:
+    """Return a list with the values of another, each once."""
+    return tuple(dict.fromkeys((*known, *(split_list(added) if added else ()))))
 
 
 @command("reproduce runs/default")

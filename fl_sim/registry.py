@@ -70,7 +70,8 @@ def register(kind: str, name: str) -> Callable[[Part], Part]:
     if kind not in KINDS:
         raise ValueError(f"no kind of part {kind!r}; {one_of(kind, KINDS)}")
 
-    module = sys._getframe(1).f_globals.get("__name__", "")  # a part need not know where it was made
+    # Of the caller: not every part knows its module.
+    module = sys._getframe(1).f_globals.get("__name__", "")
 
     def add(part: Part) -> Part:
         _add(kind, name, part, module)
