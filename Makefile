@@ -1,4 +1,4 @@
-# Everything a fresh machine with Python 3.11+ and make needs: `make run`, `make test`.
+# Everything a fresh machine with Python 3.11+ and make needs: `make run`, `make test`, `make docs`.
 PYTHON ?= python3
 BIN := .venv/bin
 RUNTIME := .venv/.runtime
@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --quiet --constraint constraints.txt
 # Many small tensors: one torch thread a process, parallelism over processes.
 export OMP_NUM_THREADS := 1
 
-.PHONY: run test test-portable lint format clean
+.PHONY: run test test-portable lint format docs clean
 
 run: $(RUNTIME)
 	@$(BIN)/python run_simulation.py
@@ -25,10 +25,18 @@ lint: $(DEVELOPMENT)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python -m docs.render --check
 
 format: $(DEVELOPMENT)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The documentation, into site/. It needs no network, and a warning is an error.
+docs: $(DEVELOPMENT)
+	$(BIN)/python -m docs.render --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html; to search, run $(BIN)/mkdocs serve."
 
 $(RUNTIME): requirements.txt constraints.txt
 	@echo "Installing what a study needs into .venv; the first time takes minutes, most of them PyTorch."
@@ -43,5 +51,5 @@ $(DEVELOPMENT): $(RUNTIME) pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

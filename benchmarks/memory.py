@@ -1,6 +1,6 @@
 """Memory of whole runs, all processes together: what is bounded, and what stays flat.
 
-    python -m benchmarks.memory --data-dir DIR --write    # writes docs/performance.md
+    python -m benchmarks.memory --data-dir DIR --write    # then: python -m docs.render
 
 Memory is the proportional set size of the process and all its children: a page that several
 processes share counts once. Each run has a process of its own.
@@ -16,20 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import psutil
 import torch
 
+from benchmarks.provenance import commit
 from benchmarks.simulation import bare_loop
 from clients.app import app as client_app
-from docs.render.settings import replace_section
 from fl_sim.engines.grids import run_apps
-from fl_sim.storage.files import write_text
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings, load_settings
 from server.app import build_server_app
 
 MB = 1e6
-DOCUMENT, PLOT = Path("docs/performance.md"), Path("docs/images/memory.png")
+TABLES, PLOT = Path("docs/results/performance"), Path("docs/images/memory.png")
 
 
 def memory() -> float:
@@ -99,10 +99,9 @@ def alone(run: Callable[[Settings, Callable[..., None]], None], **overrides: obj
         return pool.submit(watched, run, load_settings(None, overrides)).result()
 
 
-def many_partitions() -> str:
-    """Return the table of in-process runs with more and more partitions."""
-    rows = ["| partitions | sampled a round | rounds | MB before | MB at the end | MB at most |"]
-    rows.append("|---|---|---|---|---|---|")
+def many_partitions() -> pd.DataFrame:
+    """Measure in-process runs with more and more partitions."""
+    rows = []
     for clients in (100, 1000):
         use = alone(
             simulate,
@@ -113,13 +112,21 @@ def many_partitions() -> str:
             observe="first,last",
         )
         rows.append(
-            f"| {clients:,} | 100 | 20 | {use.before:.0f} | {use.rounds[-1]:.0f} | {use.peak:.0f} |"
+            {
+                "partitions": clients,
+                "sampled a round": 100,
+                "rounds": 20,
+                "MB before": round(use.before),
+                "MB at the end": round(use.rounds[-1]),
+                "MB at most": round(use.peak),
+                "commit": commit(),
+            }
         )
-    return "\n".join(rows)
+    return pd.DataFrame(rows)
 
 
-def large_model(data_dir: Path) -> str:
-    """Return the table of three rounds of ResNet-18, with Flower and without."""
+def large_model(data_dir: Path) -> pd.DataFrame:
+    """Measure three rounds of ResNet-18, with Flower and without."""
     setting = {
         "dataset": "folder",
         "data_dir": data_dir,
@@ -129,11 +136,17 @@ def large_model(data_dir: Path) -> str:
         "rounds": 3,
         "clients": 10,
     }
-    rows = ["| run | MB before | MB at most |", "|---|---|---|"]
     uses = {"bare loop": alone(bare, **setting), "in-process": alone(simulate, **setting)}
-    rows += [f"| {name} | {use.before:.0f} | {use.peak:.0f} |" for name, use in uses.items()]
-    beyond = uses["in-process"].peak - uses["bare loop"].peak
-    return "\n".join([*rows, f"\nBeyond the model's own needs: {beyond:.0f} MB."])
+    rows = [
+        {
+            "run": name,
+            "MB before": round(use.before),
+            "MB at most": round(use.peak),
+            "commit": commit(),
+        }
+        for name, use in uses.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def over_rounds() -> str:
@@ -155,7 +168,6 @@ def over_rounds() -> str:
     figure.savefig(PLOT, dpi=150)
     slope = float(torch.tensor(late).diff().mean())
     return (
-        f"![Memory of all processes after each round](images/{PLOT.name})\n\n"
         f"From round 6 to round {len(use.rounds)}: {min(late):.0f} to {max(late):.0f} MB, "
         f"{slope:+.1f} MB a round on average; {use.peak:.0f} MB at most."
     )
@@ -164,18 +176,14 @@ def over_rounds() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
-    parser.add_argument("--write", action="store_true", help=f"write the results into {DOCUMENT}")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLES}")
     arguments = parser.parse_args()
-    sections = {
-        "partitions": many_partitions,
-        "resnet": lambda: large_model(arguments.data_dir),
-        "ray memory": over_rounds,
-    }
-    for name, make in sections.items():
-        content = make()
-        print(content, end="\n\n", flush=True)
+    measured = {"partitions": many_partitions(), "resnet": large_model(arguments.data_dir)}
+    for name, frame in measured.items():
+        print(frame.to_string(index=False), end="\n\n", flush=True)
         if arguments.write:
-            write_text(DOCUMENT, replace_section(DOCUMENT.read_text(), name, content))
+            frame.to_csv(TABLES / f"{name}.csv", index=False)
+    print(over_rounds())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time against victims, clients, parameters and workers, beside the floor of the arithmetic.
 
-    python -m benchmarks.scaling --data-dir DIR --write    # writes docs/performance.md
+    python -m benchmarks.scaling --data-dir DIR --write    # then: python -m docs.render
 
 The floor is what the same operations and bytes would take at the rates this machine reaches on one
 core, with a large matrix product and a large copy, measured in the same run. Operations are those
@@ -17,24 +17,24 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from attacker.matching.attack import Attack
 from attacker.presets import build_attack
 from benchmarks.attack_table import SPEC, Trial, observe
+from benchmarks.provenance import commit
 from benchmarks.simulation import MODEL, in_process
-from docs.render.settings import replace_section
 from fl_sim.data import load_splits
 from fl_sim.engines.tasks import run_tasks
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.storage.files import write_text
 from fl_sim.study.settings import DataSettings, EngineSettings, load_settings
 from fl_sim.updates.local_update import Layout, Update, flat_model, one_hot
 
-DOCUMENT, PLOT = Path("docs/performance.md"), Path("docs/images/performance.png")
+TABLE, PLOT = Path("docs/results/performance/scaling.csv"), Path("docs/images/performance.png")
 FLOAT = 4  # bytes
 HISTORY, EVALUATIONS, MANY_EVALUATIONS = 50, 10, 100
 
@@ -186,21 +186,24 @@ def workers(seen: Sequence[Observation]) -> Series:
     return Series("256 victims in 16 batches, wall", "workers", points)
 
 
-def table(series: Series, machine: Machine) -> str:
-    """Return one series as a table in Markdown."""
-    rows = [
-        f"**{series.title}**",
-        "",
-        f"| {series.axis} | ms | million operations | kB | floor, ms | times the floor |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(series: Series, machine: Machine) -> pd.DataFrame:
+    """Return one series, one row a point."""
+    rows = []
     for point in series.points:
         floor = point.floor(machine)
         rows.append(
-            f"| {point.count:,} | {point.seconds * 1e3:.3g} | {point.flops / 1e6:.3g} "
-            f"| {point.bytes / 1e3:,.0f} | {floor * 1e3:.2g} | {point.seconds / floor:.0f} |"
+            {
+                "against": series.axis,
+                "count": point.count,
+                "ms": f"{point.seconds * 1e3:.3g}",
+                "million operations": f"{point.flops / 1e6:.3g}",
+                "kB": f"{point.bytes / 1e3:.0f}",
+                "floor, ms": f"{floor * 1e3:.2g}",
+                "times the floor": f"{point.seconds / floor:.0f}",
+                "commit": commit(),
+            }
         )
-    return "\n".join(rows)
+    return pd.DataFrame(rows)
 
 
 def draw(every: Sequence[Series], machine: Machine, path: Path) -> None:
@@ -225,7 +228,7 @@ def draw(every: Sequence[Series], machine: Machine, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
-    parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT} and {PLOT}")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE} and {PLOT}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     machine = Machine.measure()
@@ -235,16 +238,13 @@ def main() -> None:
     every = []
     for make in (partial(victims, seen), clients, parameters, partial(workers, seen)):
         every.append(make())
-        print(table(every[-1], machine), end="\n\n", flush=True)
-    rates = (
+        print(table(every[-1], machine).to_string(index=False), end="\n\n", flush=True)
+    print(
         f"One core: {machine.flops / 1e9:.0f} billion operations and "
         f"{machine.bandwidth / 1e9:.1f} GB a second."
     )
-    print(rates)
-    picture = f"![Time against what grows, above its floor](images/{PLOT.name})"
-    content = "\n\n".join([picture, rates, *(table(series, machine) for series in every)])
     if arguments.write:
-        write_text(DOCUMENT, replace_section(DOCUMENT.read_text(), "scaling", content))
+        pd.concat([table(series, machine) for series in every]).to_csv(TABLE, index=False)
         draw(every, machine, PLOT)
 
 

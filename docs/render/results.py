@@ -1,23 +1,37 @@
-"""Write what the verdicts mean into the README: ``python -m docs.render.results``."""
+"""The table of the default study as a terminal shows it, and the meaning of the verdicts."""
 
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
-from docs.render.settings import replace_section
-from fl_sim.storage.files import write_text
-from results.tables import STAR, VERDICTS
+import pandas as pd
+from rich.console import Console
+
+from docs.render.sections import Section
+from results.tables import STAR, VERDICTS, print_results
+
+DEFAULT_STUDY = Path(__file__).parents[1] / "results" / "default.csv"
+WIDTH = 80
+
+
+def sections() -> Iterator[Section]:
+    """Yield the default study's table and the list of verdicts."""
+    yield Section("README.md", "default study", default_table())
+    for page in ("README.md", "docs/explanation/threat-model.md"):
+        yield Section(page, "verdicts", verdicts_list())
+
+
+def default_table() -> str:
+    """Return what ``make run`` prints, of the kept ``results.csv``."""
+    words = {"doubt": "str", "control": "str"}
+    results = pd.read_csv(DEFAULT_STUDY, dtype=words).fillna(dict.fromkeys(words, ""))
+    shown = io.StringIO()
+    print_results(results, Console(file=shown, width=WIDTH))
+    lines = [line.rstrip() for line in shown.getvalue().splitlines()]
+    return "\n".join(["```text", *(lines if lines[0] else lines[1:]), "```"])
 
 
 def verdicts_list() -> str:
-    """Return the verdicts and the star with their meanings, in Markdown."""
+    """Return the verdicts and the star with their meanings, as Markdown."""
     meanings = {f"`{word}`": text for word, text in VERDICTS.items()} | {"A star": STAR}
     return "\n".join(f"- {word}: {text}." for word, text in meanings.items())
-
-
-def main() -> None:
-    """Write the list of verdicts into the README."""
-    readme = Path("README.md")
-    write_text(readme, replace_section(readme.read_text(), "verdicts", verdicts_list()))
-
-
-if __name__ == "__main__":
-    main()

@@ -34,7 +34,7 @@ def test_running_a_study_installs_no_development_tools(recipe):
     assert "dev" not in recipe("run")
 
 
-@pytest.mark.parametrize("target", ["test", "test-portable", "lint", "format"])
+@pytest.mark.parametrize("target", ["test", "test-portable", "lint", "format", "docs"])
 def test_testing_installs_the_runtime_and_the_development_tools(recipe, target):
     assert "--requirement requirements.txt" in recipe(target)
     assert '--editable ".[dev]"' in recipe(target)
@@ -56,9 +56,12 @@ def pinned():
 def required():
     runtime = (ROOT / "requirements.txt").read_text().splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    development = project["project"]["optional-dependencies"]["dev"]
+    extras = project["project"]["optional-dependencies"]
+    own = f"{project['project']['name']}["
+    development = [one for one in extras["dev"] if not one.startswith(own)]
+    assert len(extras["dev"]) == len(development) + 1
     build = project["build-system"]["requires"]
-    lines = [*runtime, *development, *build]
+    lines = [*runtime, *development, *extras["docs"], *build]
     return [Requirement(line) for line in lines if not line.startswith("#")]
 
 

@@ -5,7 +5,8 @@ from math import ceil, log2
 import pytest
 import torch
 
-from docs.render.quantizers import catalogue_lines, sample_update
+from benchmarks.quantizer_error import sample_update
+from docs.render.quantizers import catalogue_lines
 from fl_sim.coding.entropy import entropy_coded_bytes
 from fl_sim.models import ModelSpec
 from fl_sim.quantizers import parse_quantizer
@@ -119,7 +120,7 @@ def test_unpacked_codes_are_tried_too():
 def test_documentation_holds_the_catalogue_of_the_code(pytestconfig):
     text = (pytestconfig.rootpath / "docs" / "quantizers.md").read_text()
     for line in catalogue_lines():
-        assert line in text, "run python -m docs.render.quantizers"
+        assert line in text, "run python -m docs.render"
     assert len(catalogue_lines()) == len(catalogue())
 
 

@@ -1,0 +1,71 @@
+"""Tables of measurements: CSV files below ``docs/results`` into the pages that discuss them."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from docs.render.sections import Section
+
+RESULTS = Path(__file__).parents[1] / "results"
+CODE = ("quantizer", "attack", "spec")
+"""Columns whose text is shown as code."""
+
+
+def sections() -> Iterator[Section]:
+    """Yield the tables of ``docs/results/index.toml`` that a page shows."""
+    for facts in index():
+        if "page" in facts:
+            yield Section(facts["page"], facts["name"], table(facts))
+
+
+def index() -> list[dict[str, Any]]:
+    """Return what ``index.toml`` says of each table.
+
+    ``name``, ``csv`` (path below ``docs/results``), the ``command`` that made it, its ``commit``
+    unless the file has a column for it, ``where`` (which rows, as values of columns), and for
+    tables that a page shows ``page`` and ``columns``.
+    """
+    found: list[dict[str, Any]] = tomllib.loads((RESULTS / "index.toml").read_text())["table"]
+    return found
+
+
+def table(facts: dict[str, Any]) -> str:
+    """Return a table and where it comes from, as Markdown."""
+    frame = read(RESULTS / facts["csv"])
+    chosen = facts.get("where", {})
+    for column, value in chosen.items():
+        frame = frame[frame[column] == value]
+    commits = sorted({facts["commit"]} if "commit" in facts else set(frame.pop("commit")))
+    shown = _merge_intervals(frame.drop(columns=list(chosen)))
+    shown = shown[facts.get("columns", list(shown))]
+    cells = [[_cell(name, value) for name, value in row.items()] for _, row in shown.iterrows()]
+    lines = tabulate(cells, headers=list(shown), tablefmt="pipe", disable_numparse=True)
+    up = "../" * (facts["page"].count("/") - 1)
+    source = f"[{Path(facts['csv']).name}]({up}results/{facts['csv']})"
+    return f"{lines}\n\n*{source}: `{facts['command']}` at commit {', '.join(commits)}.*"
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read a CSV file as text, cell by cell."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _merge_intervals(frame: pd.DataFrame) -> pd.DataFrame:
+    """Put ``x_low`` and ``x_high`` behind ``x``: ``0.18 [0.12, 0.25]``."""
+    merged = frame.copy()
+    for name in [str(column) for column in frame if f"{column}_low" in frame]:
+        bounds = " [" + frame[f"{name}_low"] + ", " + frame[f"{name}_high"] + "]"
+        merged[name] += bounds.where(frame[f"{name}_low"] != "", "")
+        merged = merged.drop(columns=[f"{name}_low", f"{name}_high"])
+    return merged
+
+
+def _cell(column: str, value: str) -> str:
+    if column in CODE and re.match(r"\w", value):
+        return f"`{value}`"
+    return f"{int(value):,}" if re.fullmatch(r"\d{4,}", value) else value
