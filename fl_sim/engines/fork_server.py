@@ -10,7 +10,9 @@ import multiprocessing
 import signal
 from multiprocessing.context import BaseContext
 
-_IMPORTS = ["server.study", "flwr_datasets.partitioner", "sklearn.datasets"]
+from fl_sim.floors import PREFIX
+
+_IMPORTS = [f"{PREFIX}server.study", "flwr_datasets.partitioner", "sklearn.datasets"]
 
 
 def fork_server() -> BaseContext:

@@ -13,12 +13,14 @@ from sysconfig import get_path
 from types import CodeType
 from typing import Any
 
+from fl_sim.floors import PREFIX
+
 # What these decide stands in the keys already: resolved settings, paths, how work is spread.
 _IN_KEYS = {
-    "fl_sim.study.settings",
-    "fl_sim.study.runs",
-    "fl_sim.storage.fingerprint",
-    "fl_sim.engines.tasks",
+    f"{PREFIX}fl_sim.study.settings",
+    f"{PREFIX}fl_sim.study.runs",
+    f"{PREFIX}fl_sim.storage.fingerprint",
+    f"{PREFIX}fl_sim.engines.tasks",
 }
 # These show, spread and guard work; no result depends on them.
 _BESIDE = {"adjustText", "filelock", "matplotlib", "psutil", "ray", "rich", "tomli_w"}
@@ -140,7 +142,8 @@ def _lies_with_packages(top: str, folder: Path) -> bool:
     So does what a package brings along: Ray has copies of others, and puts them on the path.
     """
     installed = {Path(get_path(name)).resolve() for name in ("purelib", "platlib")}
-    ours = not set(_packages().get(top, [])).isdisjoint(_packages().get("fl_sim", []))
+    with_ours = set(_packages().get(top, [])) & set(_packages().get("fl_sim", []))
+    ours = top == _top(__name__) or with_ours
     return not ours and not installed.isdisjoint([folder.resolve(), *folder.resolve().parents])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_sim.data import load_splits
+from fl_sim.floors import PREFIX
 from fl_sim.observed.observations import round_path
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.registry import module_of
@@ -21,9 +22,9 @@ from fl_sim.study.trials import Trial, attacked_together
 log = logging.getLogger("fl_sim.runs")
 
 # The modules that, with all they import, determine what each step produces.
-_TRAINING = ("clients.app", "server.training")
-_ATTACK = ("server.auditing.jobs",)
-_SCORES = ("results.scores.scoring", "results.scores.gates")
+_TRAINING = (f"{PREFIX}clients.app", f"{PREFIX}server.training")
+_ATTACK = (f"{PREFIX}server.auditing.jobs",)
+_SCORES = (f"{PREFIX}results.scores.scoring", f"{PREFIX}results.scores.gates")
 
 
 @dataclass(frozen=True)
