@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_sim.engines.interrupts import KEPT, Interrupted, WorkerLostError, interruptible
+from fl_sim.registry import PartError
 from fl_sim.storage.files import StoreError
 from fl_sim.storage.lock import holder
 from fl_sim.storage.logs import log_file
@@ -110,7 +111,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _help(field: FieldInfo) -> str:
     """Return what a setting is, and its value where neither study nor command line gives one."""
     value = field.default
-    if value is None or value == {}:
+    if value in (None, (), {}):
         return f"{field.description}"
     shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"{field.description} [default: {shown.lower() if value is False else shown}]"
@@ -175,6 +176,7 @@ def run(
     path = _study_file(study)
     _check_tool(log_to)
     asked = load_study(path, overrides, smoke=smoke)
+    _check_metrics(asked)
     root = Path("runs") / (path.stem + ("-smoke" if smoke else "")) if out is None else _folder(out)
     _start_fork_server(asked)
     from server import study as server  # noqa: PLC0415 - torch and Flower, not for --help
@@ -471,6 +473,15 @@ def _check_tool(tool: str) -> None:
         raise SettingsError("log_to", tool, f'is not installed; pip install ".[{tool}]"')
 
 
+def _check_metrics(study: "Study") -> None:
+    """Refuse, before anything is done, a metric that no score can come from."""
+    metrics = study.points[0].settings.audit.metrics
+    if metrics:
+        from results.scores.metrics import further_metrics  # noqa: PLC0415
+
+        further_metrics(metrics)
+
+
 def _log(study: "Study", root: Path, tool: str) -> None:
     if not tool:
         return
@@ -548,6 +559,8 @@ def main() -> None:
         _fail(f"{error}; to train its trial again, delete it")
     except UnfinishedError as error:
         _fail(str(error))
+    except PartError as error:
+        _fail(f"{error}; {KEPT}")
     except (OSError, WorkerLostError) as error:
         _fail(f"{error}; {KEPT}")
     except click.exceptions.Abort:

@@ -31,6 +31,10 @@ _BUILT_IN = {
 """Modules of this floor that register parts when they are imported."""
 
 
+class PartError(RuntimeError):
+    """A part that raised or returned what it must not; one line names the setting and the part."""
+
+
 class _Registered(NamedTuple):
     part: Any
     module: str

@@ -107,6 +107,7 @@ def results_table(
     baselines: pd.DataFrame,
     entropy_coded: Mapping[str, float],
     parameters: int,
+    metrics: Sequence[str] = (),
     seed: int = 0,
 ) -> pd.DataFrame:
     """Sum up a study: one row per quantizer, in the study's order.
@@ -125,6 +126,8 @@ def results_table(
         Mean bytes of a quantizer's update behind an entropy coder.
     parameters : int
         Elements of one update.
+    metrics : sequence of str
+        Columns of ``scores`` by further metrics; the median of each is added.
     seed : int
         Seed of the bootstrap.
 
@@ -132,7 +135,8 @@ def results_table(
     -------
     DataFrame
         `COLUMNS`, then ``entropy_coded_bytes_per_update``, ``victims``, ``established``,
-        ``doubt`` (why not), ``verdict`` (see `verdict`), ``correlation_median``,
+        ``doubt`` (why not), ``verdict`` (see `verdict`), ``correlation_median``, ``*_median`` of
+        each further metric,
         ``success_rate``, ``naive_attack`` and ``naive_mse_median`` (the weakest attack of the
         suite), ``psnr_difference`` (median of the victims, paired, to ``none``, dB) and
         ``p_holm``, ``accuracy_difference`` (median of the seeds, paired, to ``none``),
@@ -144,11 +148,12 @@ def results_table(
     baseline = bar(baselines) if len(baselines) else np.nan
     reference = strongest.loc[strongest["quantizer"] == REFERENCE, "recovered"]
     success_on_none = float(reference.mean()) if len(reference) else None
+    summaries = [*SUMMARIES, *((f"{name}_median", name, median) for name in metrics)]
     rows = [
         {
             "quantizer": name,
             **_utility(history[history["quantizer"] == name], parameters, seed),
-            **_privacy(strongest[strongest["quantizer"] == name], success_on_none, seed),
+            **_privacy(strongest[strongest["quantizer"] == name], success_on_none, summaries, seed),
             **_naive(scores[scores["quantizer"] == name]),
             "baseline_mse": baseline,
             "entropy_coded_bytes_per_update": entropy_coded.get(name, np.nan),
@@ -164,6 +169,12 @@ def results_table(
     further = [column for column in table.columns if column not in COLUMNS + CHANCES]
     bounds = [column for column in further if column.endswith(("_low", "_high"))]
     return table[COLUMNS + [c for c in further if c not in bounds] + bounds + CHANCES]
+
+
+def further_medians(results: pd.DataFrame) -> list[str]:
+    """Return the columns of some results that are medians of further metrics."""
+    known = {name for name, _, _ in SUMMARIES} | {"naive_mse_median"}
+    return [name for name in map(str, results) if name.endswith("_median") and name not in known]
 
 
 def against_control(table: pd.DataFrame, strongest: pd.DataFrame) -> pd.DataFrame:
@@ -278,6 +289,7 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
             "attack": results["strongest_attack"],
             "MSE, median": column("mse_median", "{:.2g}"),
             "MSE, exposed tenth": column("mse_p10", "{:.2g}"),
+            **{_heading(name): column(name, "{:.2g}") for name in further_medians(results)},
             "identified %": column("identified_rate", "{:.0f}", 100),
             "dB to none": column("psnr_difference", "{:+.1f}"),
             "p (Holm)": column("p_holm", "{:.2g}"),
@@ -330,7 +342,8 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
 def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
     """Lay the results out for a terminal; below 110 columns without the lesser figures.
 
-    A star marks privacy figures that are not established: a better attack may find more.
+    Further metrics are shown where the terminal is wide enough. A star marks privacy figures that
+    are not established: a better attack may find more.
     """
     table = Table(
         caption="Privacy figures: strongest attack, median over victims; a picture without "
@@ -343,6 +356,11 @@ def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
     cells = _terminal_cells(results)
     if width < 110:
         cells = cells.drop(columns=_LESSER_COLUMNS)
+    further = {_heading(name): results[name] for name in further_medians(results)}
+    if width >= 110 + sum(max(len(heading), 8) + 1 for heading in further):
+        shown = {heading: values.map(_number) for heading, values in further.items()}
+        verdicts = cells.pop("verdict")
+        cells = cells.assign(**shown, verdict=verdicts)
     for heading in map(str, cells.columns):
         wordy = heading in ("quantizer", "verdict", "attack")
         table.add_column(
@@ -355,6 +373,10 @@ def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
     for row in cells.itertuples(index=False):
         table.add_row(*map(Text, row))  # a spec may hold brackets, which are markup in plain text
     return table
+
+
+def _heading(median_column: str) -> str:
+    return f"{median_column.removesuffix('_median')}, median"
 
 
 _LESSER_COLUMNS = ["bits/par.", "SSIM", "label %", "attack"]
@@ -400,7 +422,10 @@ def _utility(history: pd.DataFrame, parameters: int, seed: int) -> dict[str, obj
 
 
 def _privacy(
-    strongest: pd.DataFrame, success_on_none: float | None, seed: int
+    strongest: pd.DataFrame,
+    success_on_none: float | None,
+    summaries: Sequence[tuple[str, str, Statistic]],
+    seed: int,
 ) -> dict[str, object]:
     """Sum up what the strongest attack makes of one quantizer's victims."""
     reason = doubt(strongest, success_on_none)
@@ -413,7 +438,7 @@ def _privacy(
     }
     batches = [batch for _, batch in strongest.sort_values("image").groupby(OBSERVATION)]
     row |= {name: strongest[name].mean() for name in CHANCES}
-    for name, score, statistic in SUMMARIES:
+    for name, score, statistic in summaries:
         clusters = np.array([batch[score].to_numpy(dtype=np.float64) for batch in batches])
         row[name] = float(statistic(clusters.ravel())) if len(clusters) else np.nan
         row[f"{name}_low"], row[f"{name}_high"] = bootstrap_interval(clusters, statistic, seed)

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,9 +180,14 @@ def attack_key(trial: Trial, settings: Settings, attack: str, training: str = ""
     return _key(inputs, code_version(_ATTACK))
 
 
-def score_key(attack: str) -> str:
-    """Fingerprint all that determines the scores of the reconstructions with the key ``attack``."""
-    return _key({"attack": attack}, code_version(_SCORES))
+def score_key(attack: str, metrics: Sequence[str] = ()) -> str:
+    """Fingerprint all that determines the scores of the reconstructions with the key ``attack``.
+
+    ``metrics`` are the further metrics of the study, by spec; the code of each counts.
+    """
+    modules = sorted({module_of("metric", Spec.parse(spec).name) for spec in metrics})
+    inputs = {"attack": attack, "metrics": list(metrics)}
+    return _key(inputs, code_version((*_SCORES, *modules)))
 
 
 def same_inputs(key: str, other: str) -> bool:

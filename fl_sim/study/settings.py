@@ -102,6 +102,14 @@ def _canonical_quantizers(specs: tuple[str, ...]) -> tuple[str, ...]:
     return canonical
 
 
+def _metrics(specs: tuple[str, ...]) -> tuple[str, ...]:
+    for spec in specs:
+        resolve("metric", spec)
+        if specs.count(spec) > 1:
+            raise SettingsError("metrics", spec, "each metric only once")
+    return specs
+
+
 def _seed_list(value: object) -> Any:
     """Read one number as a list of one."""
     return (value,) if type(value) is int else split_list(value)
@@ -168,6 +176,7 @@ PartitionSpec = Annotated[str, AfterValidator(_part("partitioner", PARTITION_NAM
 ModelName = Annotated[str, AfterValidator(_part("model", MODEL_NAMES))]
 ServerSpec = Annotated[str, AfterValidator(_canonical_server)]
 PluginList = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_plugins)]
+MetricList = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_metrics)]
 SpecList = Annotated[tuple[str, ...], BeforeValidator(_spec_list), Field(min_length=1)]
 QuantizerList = Annotated[SpecList, AfterValidator(_canonical_quantizers)]
 SeedList = Annotated[
@@ -292,6 +301,9 @@ class AuditSettings(_Section):
         description="Observed rounds: first, middle, last, a number, or a percentage like 5%.",
     )
     victims: int = Field(10, ge=1, description="Clients attacked in each observed round, by seed.")
+    metrics: MetricList = Field(
+        (), description="Further metrics of reconstructed images; see docs/extending.md."
+    )
     tuned: Tuned = Field({}, description="File of attacks tuned per quantizer; see `tune`.")
 
     def spec(self, attack: str, quantizer: str) -> str:

@@ -1,7 +1,7 @@
 """A finished or half-finished run as `results` reads it, with the truth derived again."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +27,7 @@ from fl_sim.study.trials import Trial, attacked_together, trials_of
 from fl_sim.updates.local_update import flat_model
 from results.scores.baselines import score_baselines
 from results.scores.gates import Truth
+from results.scores.metrics import further_metrics
 from results.scores.perceptual import lpips_at_hand
 from results.scores.victims import score_victims
 from results.tables import OBSERVATION, VICTIM, mark_strongest, results_table
@@ -73,7 +74,7 @@ class RunReader:
     Raises
     ------
     SettingsError
-        If the folder is not that of a run, or was purged.
+        If the folder is not that of a run, or was purged, or a further metric cannot be used.
     """
 
     def __init__(self, root: Path, *, keep: bool = False) -> None:
@@ -82,6 +83,7 @@ class RunReader:
         self.folder.require_kept()
         self.settings = self.folder.settings()
         self.trials = trials_of(self.settings)
+        self.metrics = further_metrics(self.settings.audit.metrics)
 
     @cached_property
     def parameters(self) -> int:
@@ -102,12 +104,13 @@ class RunReader:
         Columns: ``quantizer``, ``seed``, ``round``, ``partition``, ``attack``, those of
         `score_batch`, ``recovered`` (MSE below `SUCCESS_MSE` of `results.scores.gates`),
         ``status`` and ``evaluations`` of the attack, those of `results.scores.gates.examine`, and
-        ``strongest`` (see `results.tables.mark_strongest`).
+        ``strongest`` (see `results.tables.mark_strongest`). Each further metric has a column.
         """
         frames = [self._scores_of(made) for made in self.reconstructed()]
         frames = [frame for frame in frames if len(frame)]
         if not frames:
-            return pd.DataFrame(columns=_SCORE_COLUMNS).astype(_SCORE_TYPES)
+            types = _SCORE_TYPES | {metric.column: "float64" for metric in self.metrics}
+            return pd.DataFrame(columns=list(types)).astype(types)
         scores = pd.concat(frames, ignore_index=True)
         scores["strongest"] = mark_strongest(scores)
         return scores
@@ -122,6 +125,7 @@ class RunReader:
             baselines=self.baselines,
             entropy_coded=self.entropy_coded,
             parameters=self.parameters,
+            metrics=[metric.column for metric in self.metrics],
         )
 
     @cached_property
@@ -230,7 +234,8 @@ class RunReader:
 
     def _scores_of(self, made: Reconstructed) -> pd.DataFrame:
         """Return the scores of one file, from the store where they are there and still stand."""
-        key, path = key_of_scores(made.key), score_path(self.folder, made.path)
+        metrics = self.settings.audit.metrics
+        key, path = key_of_scores(made.key, metrics), score_path(self.folder, made.path)
         stored = read_scores(path, key)
         if stored is not None:
             return stored
@@ -247,7 +252,9 @@ class RunReader:
         trial, server_round, guesses = attacked.trial, attacked.round, attacked.guesses
         batches = [self.truth(trial, server_round, guess.partition) for guess in guesses]
         truth = Truth(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
-        scores = score_victims(attacked.observations, guesses, truth, self.gallery(trial))
+        scores = score_victims(
+            attacked.observations, guesses, truth, self.gallery(trial), self.metrics
+        )
         scores["round"], scores["attack"] = server_round, attacked.attack
         scores.insert(0, "quantizer", trial.quantizer)
         scores.insert(1, "seed", trial.seed)
@@ -260,9 +267,12 @@ def score_path(folder: RunFolder, reconstructions: Path) -> Path:
     return path.with_suffix(".parquet")
 
 
-def key_of_scores(key: str) -> str:
-    """Return the key of the scores of reconstructions with this key, by the metrics at hand."""
-    return score_key(key) + "+lpips" * lpips_at_hand()
+def key_of_scores(key: str, metrics: Sequence[str]) -> str:
+    """Return the key of the scores of reconstructions with this key, by the metrics at hand.
+
+    ``metrics`` are the further ones of the study, by spec.
+    """
+    return score_key(key, metrics) + "+lpips" * lpips_at_hand()
 
 
 def write_scores(path: Path, scores: pd.DataFrame, key: str) -> None:
@@ -340,4 +350,3 @@ _SCORE_TYPES = {
     "label_chance": "float64",
     "strongest": "bool",
 }
-_SCORE_COLUMNS = list(_SCORE_TYPES)

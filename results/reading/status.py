@@ -11,7 +11,7 @@ from fl_sim.storage.files import StoreError
 from fl_sim.study.runs import RunFolder, attack_key
 from fl_sim.study.settings import Settings
 from fl_sim.study.study import read_study
-from fl_sim.study.trials import Trial, attacked_together, trials_of
+from fl_sim.study.trials import attacked_together, trials_of
 from results.reading.run_reader import key_of_scores, read_scores, score_path
 
 
@@ -60,18 +60,18 @@ def _steps(point: str, folder: RunFolder, settings: Settings) -> Iterator[Step]:
         yield Step(point, trial.quantizer, "trained", standing)
         for attack in settings.audit.attacks:
             key = attack_key(trial, settings, attack)
+            scored_key = key_of_scores(key, settings.audit.metrics)
             for rounds in attacked_together(trial, settings):
-                attacked, scored = _attack_done(folder, trial, attack, rounds[-1], key)
+                root = folder.reconstructions
+                path = reconstruction_path(root, trial.name, attack, rounds[-1])
+                attacked = _attacked(path, key)
+                scored = read_scores(score_path(folder, path), scored_key) is not None
                 yield Step(point, trial.quantizer, "attacked", standing and attacked)
                 yield Step(point, trial.quantizer, "scored", standing and attacked and scored)
 
 
-def _attack_done(
-    folder: RunFolder, trial: Trial, attack: str, server_round: int, key: str
-) -> tuple[bool, bool]:
-    path = reconstruction_path(folder.reconstructions, trial.name, attack, server_round)
+def _attacked(path: Path, key: str) -> bool:
     try:
-        attacked = path.exists() and reconstruction_key(path) == key
+        return path.exists() and reconstruction_key(path) == key
     except StoreError:
-        attacked = False
-    return attacked, read_scores(score_path(folder, path), key_of_scores(key)) is not None
+        return False

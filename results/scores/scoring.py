@@ -13,6 +13,7 @@ from scipy.stats import binom
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from results.scores.metrics import FurtherMetric
 from results.scores.perceptual import lpips
 
 Array = NDArray[np.float64]
@@ -58,6 +59,7 @@ def score_batches(
     true_images: Tensor,
     true_labels: Tensor,
     gallery: Tensor | None = None,
+    metrics: Sequence[FurtherMetric] = (),
 ) -> pd.DataFrame:
     """Score reconstructed batches; one row per private image, in the truth's order.
 
@@ -76,6 +78,8 @@ def score_batches(
         ``(B, n)`` private labels.
     gallery : Tensor or None
         ``(m, C, H, W)`` public images for `identification_rank`.
+    metrics : sequence of FurtherMetric
+        A column each, beside those that are always there.
 
     Returns
     -------
@@ -91,15 +95,16 @@ def score_batches(
         If reconstruction and truth do not have the same shape.
     """
     _require_same_shape(images, true_images)
-    pairs = zip(images, true_images, strict=True)
-    order = torch.from_numpy(np.stack([match(guess, truth) for guess, truth in pairs]))
-    batches = torch.arange(len(images))[:, None]
+    batches = zip(images, true_images, strict=True)
+    order = torch.from_numpy(np.stack([match(guess, truth) for guess, truth in batches]))
+    rows = torch.arange(len(images))[:, None]
     count, size = order.shape
-    scores = score_images(images[batches, order].flatten(0, 1), true_images.flatten(0, 1), gallery)
+    pairs = images[rows, order].flatten(0, 1), true_images.flatten(0, 1)
+    scores = score_images(*pairs, gallery, metrics)
     scores.insert(0, "batch", np.repeat(np.arange(count), size))
     scores.insert(1, "image", np.tile(np.arange(size), count))
     scores.insert(2, "guess", order.flatten().numpy())
-    scores["label"] = labels[batches, order].flatten().numpy()
+    scores["label"] = labels[rows, order].flatten().numpy()
     scores["true_label"] = true_labels.flatten().numpy()
     scores["label_hit"] = scores["label"] == scores["true_label"]
     recovered = [
@@ -111,13 +116,17 @@ def score_batches(
 
 
 def score_images(
-    images: Tensor, true_images: Tensor, gallery: Tensor | None = None
+    images: Tensor,
+    true_images: Tensor,
+    gallery: Tensor | None = None,
+    metrics: Sequence[FurtherMetric] = (),
 ) -> pd.DataFrame:
     """Score images paired with the truth; one row per pair.
 
     Pixels are clamped to [0, 1] before everything. An image with a NaN or an infinite pixel has
     ``failed``: it is not repaired, it gets the scores in `WORST` and is never identified, so that
-    no median or rate can silently leave it out.
+    no median or rate can silently leave it out. Further metrics, whose worst score nobody knows,
+    are given a plain grey image in its place.
 
     Parameters
     ----------
@@ -125,12 +134,22 @@ def score_images(
         ``(n, C, H, W)``, paired by position.
     gallery : Tensor or None
         Public images; without them ``rank`` is missing and nothing is identified.
+    metrics : sequence of FurtherMetric
+        A column each, beside those that are always there.
 
     Returns
     -------
     pandas.DataFrame
         Columns ``mse``, ``psnr`` (dB), ``ssim``, ``correlation``, ``rank``, ``identified``,
-        ``failed``; ``lpips`` where `results.scores.perceptual` has its weights.
+        ``failed``; ``lpips`` where `results.scores.perceptual` has its weights; those of
+        ``metrics``.
+
+    Raises
+    ------
+    ValueError
+        If the images and the truth do not have the same shape.
+    PartError
+        If a further metric fails.
     """
     _require_same_shape(images, true_images)
     failed = ~_finite(images)
@@ -156,6 +175,8 @@ def score_images(
     scores["rank"] = rank
     scores["identified"] = rank == 1
     scores["failed"] = failed
+    for metric in metrics:
+        scores[metric.column] = metric(np.where(failed[:, None, None, None], 0.5, guess), truth)
     return scores
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from results.scores.gates import SUCCESS_MSE, Truth, examine
+from results.scores.metrics import FurtherMetric
 from results.scores.scoring import label_chance, score_batches
 
 
@@ -17,6 +18,7 @@ def score_victims(
     guesses: Sequence[Reconstruction],
     truth: Truth,
     gallery: Tensor,
+    metrics: Sequence[FurtherMetric] = (),
 ) -> pd.DataFrame:
     """Score one attack on one round: one row per private image.
 
@@ -30,6 +32,8 @@ def score_victims(
         The private batches.
     gallery : Tensor
         ``(m, C, H, W)`` public images.
+    metrics : sequence of FurtherMetric
+        Of other modules, a column each.
 
     Returns
     -------
@@ -42,7 +46,7 @@ def score_victims(
     """
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
-    scores = score_batches(images, labels, *truth, gallery)
+    scores = score_batches(images, labels, *truth, gallery, metrics)
     scores["recovered"] = scores["mse"] < SUCCESS_MSE
     facts = examine(observations, guesses, truth)
     facts.insert(0, "partition", [guess.partition for guess in guesses])
