@@ -19,5 +19,6 @@ def settings_table() -> str:
         value = getattr(defaults if section is None else getattr(defaults, section), name)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         place = f"{section}.{name}" if section else name
-        rows.append(f"| `{place}` | `{shown}` | {field.description} |")
+        default = f"`{shown}`" if shown and value is not None else "–"
+        rows.append(f"| `{place}` | {default} | {field.description} |")
     return "\n".join(rows)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SKIPPED = {".venv", ".git", "node_modules", "runs", "site"}
-LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"""!?\[[^\]]*\]\(([^)\s]+)\)|<img src="([^"]+)""")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -27,7 +27,8 @@ def anchors(path):
 def broken_links(path):
     """Return the relative links of a document whose file or heading does not exist."""
     broken = []
-    for link in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for link in ("".join(groups) for groups in LINK.findall(text)):
         target, _, anchor = link.partition("#")
         if re.match(r"[a-z]+:", link):
             continue
@@ -48,6 +49,7 @@ def test_a_broken_link_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "[a](other.md) [b](other.md#some-heading-code) [c](https://example.org/x)\n"
+        '<img src="other.md" width="9"> <img src="gone.png">\n'
         "[d](missing.md) [e](other.md#nowhere) ![f](missing.png)\n```\n[g](missing)\n```\n"
     )
-    assert broken_links(page) == ["missing.md", "other.md#nowhere", "missing.png"]
+    assert broken_links(page) == ["gone.png", "missing.md", "other.md#nowhere", "missing.png"]
