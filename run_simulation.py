@@ -524,11 +524,11 @@ def _report(root: Path) -> None:
 
 def _require_trained(study: "Study", root: Path, otherwise: str) -> None:
     """Raise `UnfinishedError` where the training of a trial is missing or does not stand."""
-    from server.study import unfinished_trials  # noqa: PLC0415
+    from server.study import unfinished_trainings  # noqa: PLC0415
 
     total = sum(len(point.settings.combinations) for point in study.points)
     pairs = zip(study.points, study.folders(root), strict=True)
-    left = sum(len(unfinished_trials(point.settings, folder)) for point, folder in pairs)
+    left = sum(len(unfinished_trainings(point.settings, folder)) for point, folder in pairs)
     if left:
         raise UnfinishedError(f"{left} of {total} trials {otherwise}")
 

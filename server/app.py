@@ -13,7 +13,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_sim.storage.files import write_text
-from fl_sim.study.runs import RunFolder, training_key
+from fl_sim.study.plan import training_jobs
+from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings, SettingsError, load_settings
 from fl_sim.study.trials import Trial, trials_of
 from server.strategies.reception import RoundFailedError
@@ -43,15 +44,16 @@ def build_server_app(settings: Settings, folder: RunFolder, on_round: OnRound) -
 def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnRound) -> None:
     """Train the trials that are not finished, one after the other; one that fails stops no other.
 
-    What has been made of a trial before is void once it is trained again.
+    Training a trial again invalidates its earlier attacks and scores.
     """
     torch.set_num_threads(1)  # small tensors; and the same sums on every machine
     nodes: dict[int, int] = {}
-    for trial in trials_of(settings):
-        if folder.finished(trial, settings) is not None:
+    for job in training_jobs(settings, folder):
+        if job.stands():
             continue
         nodes = nodes or find_nodes(grid, settings.data.clients)
-        folder.trial_file(trial).unlink(missing_ok=True)
+        job.target.unlink(missing_ok=True)
+        trial = job.trial
         facts = {"trial": trial.name, "folder": str(folder.root)}
         log.info("training %s", trial.name, extra=facts | {"event": "training"})
         try:
@@ -59,8 +61,7 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
         except RoundFailedError as error:
             log.error("%s", error, extra=facts | {"event": "failed"})
             continue
-        record = {"key": training_key(trial, settings), "history": history}
-        write_text(folder.trial_file(trial), json.dumps(record))
+        write_text(job.target, json.dumps({"key": job.key, "history": history}))
         log.info("trained %s", trial.name, extra=facts | {"event": "trained"})
 
 
@@ -76,9 +77,10 @@ def write_history(settings: Settings, folder: RunFolder) -> None:
     columns = ["trial", "quantizer", "seed", *HistoryRow.__annotations__]
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
-    for trial in trials_of(settings):
+    for job in training_jobs(settings, folder):
+        trial = job.trial
         facts = {"trial": trial.name, "quantizer": trial.quantizer, "seed": trial.seed}
-        for row in folder.finished(trial, settings) or []:
+        for row in job.history() or []:
             writer.writerow(facts | row)
     write_text(folder.history_file, stream.getvalue())
 
@@ -104,7 +106,7 @@ def main(grid: Grid, context: Context) -> None:
     folder.create(settings)
     train_study(grid, settings, folder, on_round=lambda *_: None)
     write_history(settings, folder)
-    failed = [t.name for t in trials_of(settings) if folder.finished(t, settings) is None]
+    failed = [job.trial.name for job in training_jobs(settings, folder) if not job.stands()]
     if failed:
         raise RoundFailedError(f"{len(failed)} trial(s) could not be trained: {', '.join(failed)}")
     print(f"results are in {folder.root.resolve()}")

@@ -1,7 +1,6 @@
 """A study from the server's side: check it, train its trials on an engine, attack what was seen."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +10,13 @@ from fl_sim.engines.grids import run_apps
 from fl_sim.engines.interrupts import WorkerLostError
 from fl_sim.engines.tasks import run_tasks
 from fl_sim.storage.progress import Advance, progress_bar
+from fl_sim.study.plan import AttackJob, TrainingJob, training_jobs
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings, SettingsError
 from fl_sim.study.study import Study
-from fl_sim.study.trials import Trial, trials_of
+from fl_sim.study.trials import Trial
 from server.app import build_server_app, check_data, write_history
-from server.auditing.jobs import AttackJob, audit_jobs, check_attacks, run_jobs
+from server.auditing.jobs import check_attacks, run_jobs
 
 log = logging.getLogger("fl_sim.server")
 
@@ -40,15 +40,6 @@ def check_study(study: Study) -> None:
         check_data(point.settings)
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """One trial of one point of a study, to be trained on its own."""
-
-    trial: Trial
-    settings: Settings
-    folder: RunFolder
-
-
 def train(study: Study, root: Path) -> None:
     """Train the trials that are not finished, then gather ``history.csv`` of each point.
 
@@ -59,9 +50,7 @@ def train(study: Study, root: Path) -> None:
     total = sum(len(p.settings.combinations) * p.settings.training.rounds for p in study.points)
     engine = study.points[0].settings.engine
     waiting = [
-        TrainingJob(trial, point.settings, folder)
-        for point, folder in pairs
-        for trial in unfinished_trials(point.settings, folder)
+        job for point, folder in pairs for job in unfinished_trainings(point.settings, folder)
     ]
     with progress_bar("Training", total) as advance:
         advance(total - sum(job.settings.training.rounds for job in waiting))
@@ -101,20 +90,19 @@ def _train_point(settings: Settings, folder: RunFolder, advance: Advance) -> Non
             log.warning("%s; the engine starts again on what is left of it", error)
 
 
-def unfinished_trials(settings: Settings, folder: RunFolder) -> list[Trial]:
-    """Return the trials of a run that have yet to be trained, or trained again."""
-    return [t for t in trials_of(settings) if folder.finished(t, settings) is None]
+def unfinished_trainings(settings: Settings, folder: RunFolder) -> list[TrainingJob]:
+    """Return the trainings of a run that are still to be done, or to be done again."""
+    return [job for job in training_jobs(settings, folder) if not job.stands()]
 
 
 def attack(study: Study, root: Path) -> None:
     """Run the attacks that are not finished on what the server of finished trials observed."""
-    jobs = [
-        job
-        for point, folder in zip(study.points, study.folders(root), strict=True)
-        for unfinished in [unfinished_trials(point.settings, folder)]
-        for job in audit_jobs(point.settings, folder)
-        if job.trial not in unfinished
-    ]
+    jobs: list[AttackJob] = []
+    for point, folder in zip(study.points, study.folders(root), strict=True):
+        trained = [job for job in training_jobs(point.settings, folder) if job.stands()]
+        attacks = [job for training in trained for job in training.attacks()]
+        order = point.settings.audit.attacks.index  # one attack on all trials, then the next
+        jobs += sorted(attacks, key=lambda job: order(job.attack))
     with progress_bar("Attacking", sum(len(job.rounds) for job in jobs)) as advance:
 
         def done(job: AttackJob) -> None:

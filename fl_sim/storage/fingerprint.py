@@ -18,6 +18,7 @@ from fl_sim.floors import PREFIX
 # What these decide stands in the keys already: resolved settings, paths, how work is spread.
 _IN_KEYS = {
     f"{PREFIX}fl_sim.study.settings",
+    f"{PREFIX}fl_sim.study.plan",
     f"{PREFIX}fl_sim.study.runs",
     f"{PREFIX}fl_sim.storage.fingerprint",
     f"{PREFIX}fl_sim.engines.tasks",

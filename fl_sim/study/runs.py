@@ -17,7 +17,7 @@ from fl_sim.specs import Spec
 from fl_sim.storage.files import StoreError, read_facts, write_text
 from fl_sim.storage.fingerprint import code_version, fingerprint
 from fl_sim.study.settings import Settings, SettingsError, dump_settings, load_settings
-from fl_sim.study.trials import Trial, attacked_together
+from fl_sim.study.trials import Trial, attack_groups
 
 log = logging.getLogger("fl_sim.runs")
 
@@ -175,7 +175,7 @@ def attack_key(trial: Trial, settings: Settings, attack: str, training: str = ""
         "training": training or training_key(trial, settings),
         "attack": settings.audit.spec(attack, trial.quantizer),
         "victims": settings.audit.victims,
-        "together": attacked_together(trial, settings),
+        "together": attack_groups(trial, settings),
     }
     return _key(inputs, code_version(_ATTACK))
 

@@ -120,7 +120,7 @@ def trials_of(settings: Settings) -> list[Trial]:
 _BATCH = 64  # victims of several rounds that are attacked together, at most
 
 
-def attacked_together(trial: Trial, settings: Settings) -> tuple[tuple[int, ...], ...]:
+def attack_groups(trial: Trial, settings: Settings) -> tuple[tuple[int, ...], ...]:
     """Return the observed rounds as they are attacked: those of one step, and of one file.
 
     All of a fixed batch; or as many as fill a batch, where updates at different weights can be

@@ -1,7 +1,7 @@
 """A finished or half-finished run as `results` reads it, with the truth derived again."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -14,16 +14,12 @@ from torch import Tensor
 from fl_sim.coding.entropy import entropy_coded_bytes
 from fl_sim.data import private_batch
 from fl_sim.observed.observations import Observation, load_observations, round_path
-from fl_sim.observed.reconstructions import (
-    Reconstruction,
-    load_reconstructions,
-    reconstruction_key,
-    reconstruction_path,
-)
+from fl_sim.observed.reconstructions import Reconstruction, load_reconstructions
 from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.storage.files import StoreError, write_bytes
-from fl_sim.study.runs import RunFolder, attack_key, same_inputs, score_key, training_key
-from fl_sim.study.trials import Trial, attacked_together, trials_of
+from fl_sim.storage.files import write_bytes
+from fl_sim.study.plan import AttackJob, MadeBy, ScoringJob, TrainingJob, training_jobs
+from fl_sim.study.runs import RunFolder
+from fl_sim.study.trials import Trial, trials_of
 from fl_sim.updates.local_update import flat_model
 from results.scores.baselines import score_baselines
 from results.scores.gates import Truth
@@ -39,16 +35,7 @@ GALLERY_SIZE = 1000
 
 _HISTORY_COLUMNS = ["quantizer", "seed", "round", "accuracy", "loss"]
 _HISTORY_COLUMNS += ["uplink_bytes", "updates", "dropped"]
-
-
-class Reconstructed(NamedTuple):
-    """The file that one attack left of rounds it attacked together, and its key."""
-
-    trial: Trial
-    rounds: tuple[int, ...]
-    attack: str
-    path: Path
-    key: str
+_SAME_INPUTS = (MadeBy.THIS_CODE, MadeBy.OTHER_CODE)
 
 
 class Attacked(NamedTuple):
@@ -106,7 +93,7 @@ class RunReader:
         ``status`` and ``evaluations`` of the attack, those of `results.scores.gates.examine`, and
         ``strongest`` (see `results.tables.mark_strongest`). Each further metric has a column.
         """
-        frames = [self._scores_of(made) for made in self.reconstructed()]
+        frames = [self._scores_of(job) for job in self.reconstructed()]
         frames = [frame for frame in frames if len(frame)]
         if not frames:
             types = _SCORE_TYPES | {metric.column: "float64" for metric in self.metrics}
@@ -165,52 +152,45 @@ class RunReader:
 
     def observed(self) -> Iterator[tuple[Trial, int, list[Observation]]]:
         """Yield what the server saw, round by round of each finished trial."""
-        for trial in self.trained:
+        for job in self.trained:
             for server_round in self.settings.observed_rounds:
-                yield trial, server_round, self.observations(trial, server_round)
+                yield job.trial, server_round, self.observations(job.trial, server_round)
 
     def observations(self, trial: Trial, server_round: int) -> list[Observation]:
         """Return what the server saw in a round."""
         return load_observations(round_path(self.folder.observations, trial.name, server_round))
 
     @cached_property
-    def trained(self) -> dict[Trial, str]:
-        """The finished trials of these settings, with their keys."""
-        found = {}
-        for trial in self.trials:
-            key, _ = self.folder.trained(trial) or ("", [])
-            if same_inputs(key, training_key(trial, self.settings)):
-                found[trial] = key
-        return found
+    def trained(self) -> list[TrainingJob]:
+        """The trainings that were finished with these settings and data, be it by other code."""
+        jobs = training_jobs(self.settings, self.folder)
+        return [job for job in jobs if job.made_by() in _SAME_INPUTS]
 
-    def reconstructed(self) -> Iterator[Reconstructed]:
-        """Yield the file of every attack that has been carried out on what was observed."""
+    def reconstructed(self) -> Iterator[AttackJob]:
+        """Yield every attack that has been carried out on what was observed."""
         other_code = 0
-        for trial, training in self.trained.items():
-            for rounds in attacked_together(trial, self.settings):
-                for attack in self.settings.audit.attacks:
-                    root = self.folder.reconstructions
-                    path = reconstruction_path(root, trial.name, attack, rounds[-1])
-                    expected = attack_key(trial, self.settings, attack, training)
-                    key = _standing_key(path, expected)
-                    other_code += bool(key) and key != attack_key(trial, self.settings, attack)
-                    if key:
-                        yield Reconstructed(trial, rounds, attack, path, key)
+        for job in (job for training in self.trained for job in training.attacks()):
+            made_by = job.made_by()
+            other_code += made_by is MadeBy.OTHER_CODE
+            if made_by in _SAME_INPUTS:
+                yield job
+            elif made_by is MadeBy.OTHER_INPUTS:
+                log.warning("%s: other settings or data made it; left out", job.target)
         if other_code:
             log.warning("%s: other code made %d of the attacks", self.folder.root, other_code)
 
     def attacked(self) -> Iterator[Attacked]:
         """Yield every attack that has been carried out, with what it attacked and made."""
-        for made in self.reconstructed():
-            yield from self._load(made)
+        for job in self.reconstructed():
+            yield from self._load(job)
 
-    def _load(self, made: Reconstructed) -> Iterator[Attacked]:
-        guesses, _ = load_reconstructions(made.path)
+    def _load(self, job: AttackJob) -> Iterator[Attacked]:
+        guesses, _ = load_reconstructions(job.target)
         for server_round in sorted({guess.round for guess in guesses}):
             own = [guess for guess in guesses if guess.round == server_round]
-            seen = {o.partition: o for o in self.observations(made.trial, server_round)}
+            seen = {o.partition: o for o in self.observations(job.trial, server_round)}
             observations = [seen[guess.partition] for guess in own]
-            yield Attacked(made.trial, server_round, made.attack, observations, own)
+            yield Attacked(job.trial, server_round, job.attack, observations, own)
 
     def victim(self, row: "pd.Series") -> Tensor:
         """Return the private image ``(C, H, W)`` of a row of scores."""
@@ -232,20 +212,19 @@ class RunReader:
             for a in self.attacked()
         }
 
-    def _scores_of(self, made: Reconstructed) -> pd.DataFrame:
-        """Return the scores of one file, from the store where they are there and still stand."""
-        metrics = self.settings.audit.metrics
-        key, path = key_of_scores(made.key, metrics), score_path(self.folder, made.path)
-        stored = read_scores(path, key)
+    def _scores_of(self, attack: AttackJob) -> pd.DataFrame:
+        """Return the scores of one file, from the store where they still stand."""
+        job = scoring_job(attack)
+        stored = read_scores(job)
         if stored is not None:
             return stored
-        frames = [self._score(attacked) for attacked in self._load(made)]
+        frames = [self._score(attacked) for attacked in self._load(attack)]
         scores = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         if self.keep:
-            write_scores(path, scores, key)
-            facts = {"trial": made.trial.name, "attack": made.attack, "rounds": made.rounds}
+            write_scores(job, scores)
+            facts = {"trial": attack.trial.name, "attack": attack.attack, "rounds": attack.rounds}
             facts |= {"folder": str(self.folder.root), "event": "scored"}
-            log.info("scored %s", path, extra=facts)
+            log.info("scored %s", job.target, extra=facts)
         return scores
 
     def _score(self, attacked: Attacked) -> pd.DataFrame:
@@ -261,52 +240,29 @@ class RunReader:
         return scores
 
 
-def score_path(folder: RunFolder, reconstructions: Path) -> Path:
-    """Return where the scores of a file of reconstructions lie."""
-    path = folder.scores / reconstructions.relative_to(folder.reconstructions)
-    return path.with_suffix(".parquet")
+def scoring_job(attack: AttackJob) -> ScoringJob:
+    """Return the job that scores an attack with the metrics at hand."""
+    return ScoringJob(attack, "+lpips" * lpips_at_hand())
 
 
-def key_of_scores(key: str, metrics: Sequence[str]) -> str:
-    """Return the key of the scores of reconstructions with this key, by the metrics at hand.
-
-    ``metrics`` are the further ones of the study, by spec.
-    """
-    return score_key(key, metrics) + "+lpips" * lpips_at_hand()
-
-
-def write_scores(path: Path, scores: pd.DataFrame, key: str) -> None:
+def write_scores(job: ScoringJob, scores: pd.DataFrame) -> None:
     """Write the scores of one file of reconstructions, with the key of what made them."""
-    scores.attrs["key"] = key
-    write_bytes(path, scores.to_parquet(index=False))
+    scores.attrs["key"] = job.key
+    write_bytes(job.target, scores.to_parquet(index=False))
     scores.attrs.clear()
 
 
-def read_scores(path: Path, key: str) -> pd.DataFrame | None:
+def read_scores(job: ScoringJob) -> pd.DataFrame | None:
     """Return what `write_scores` wrote, exactly; None where it is missing, broken or stale."""
-    if not path.exists():
+    if not job.stands():
         return None
     try:
-        scores = pd.read_parquet(path)
+        scores = pd.read_parquet(job.target)
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, it is made again: %s", path, error)
+        log.warning("%s cannot be read, it is made again: %s", job.target, error)
         return None
-    return scores if scores.attrs.pop("key", "") == key else None
-
-
-def _standing_key(path: Path, expected: str) -> str:
-    """Return the key of a file of reconstructions, or nothing where it is missing or stale."""
-    if not path.exists():
-        return ""
-    try:
-        key = reconstruction_key(path)
-    except StoreError as error:
-        log.warning("%s; it is left out", error)
-        return ""
-    if not same_inputs(key, expected):
-        log.warning("%s: other settings or data made it; left out", path)
-        return ""
-    return key
+    scores.attrs.clear()
+    return scores
 
 
 def random_victims(scores: pd.DataFrame, count: int) -> pd.DataFrame:

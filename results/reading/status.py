@@ -6,13 +6,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fl_sim.observed.reconstructions import reconstruction_key, reconstruction_path
-from fl_sim.storage.files import StoreError
-from fl_sim.study.runs import RunFolder, attack_key
+from fl_sim.study.plan import training_jobs
+from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings
 from fl_sim.study.study import read_study
-from fl_sim.study.trials import attacked_together, trials_of
-from results.reading.run_reader import key_of_scores, read_scores, score_path
+from results.reading.run_reader import scoring_job
 
 
 class Step(NamedTuple):
@@ -55,23 +53,10 @@ def progress(root: Path) -> pd.DataFrame:
 
 
 def _steps(point: str, folder: RunFolder, settings: Settings) -> Iterator[Step]:
-    for trial in trials_of(settings):
-        standing = folder.finished(trial, settings) is not None
-        yield Step(point, trial.quantizer, "trained", standing)
-        for attack in settings.audit.attacks:
-            key = attack_key(trial, settings, attack)
-            scored_key = key_of_scores(key, settings.audit.metrics)
-            for rounds in attacked_together(trial, settings):
-                root = folder.reconstructions
-                path = reconstruction_path(root, trial.name, attack, rounds[-1])
-                attacked = _attacked(path, key)
-                scored = read_scores(score_path(folder, path), scored_key) is not None
-                yield Step(point, trial.quantizer, "attacked", standing and attacked)
-                yield Step(point, trial.quantizer, "scored", standing and attacked and scored)
-
-
-def _attacked(path: Path, key: str) -> bool:
-    try:
-        return path.exists() and reconstruction_key(path) == key
-    except StoreError:
-        return False
+    for training in training_jobs(settings, folder):
+        quantizer, trained = training.trial.quantizer, training.stands()
+        yield Step(point, quantizer, "trained", trained)
+        for attack in training.attacks():
+            attacked = trained and attack.stands()
+            yield Step(point, quantizer, "attacked", attacked)
+            yield Step(point, quantizer, "scored", attacked and scoring_job(attack).stands())

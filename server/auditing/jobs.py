@@ -2,60 +2,20 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from attacker.presets import build_attack
 from fl_sim.data import load_splits
 from fl_sim.data.public_images import PublicImages
 from fl_sim.engines.tasks import run_tasks
 from fl_sim.observed.observations import Observation, load_observations, round_path
-from fl_sim.observed.reconstructions import (
-    Reconstruction,
-    reconstruction_key,
-    reconstruction_path,
-    save_reconstructions,
-)
+from fl_sim.observed.reconstructions import Reconstruction, save_reconstructions
 from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.storage.files import StoreError
-from fl_sim.study.runs import RunFolder, attack_key
-from fl_sim.study.settings import AuditSettings, EngineSettings, Settings, SettingsError
-from fl_sim.study.trials import Trial, attacked_together, trials_of
+from fl_sim.study.plan import AttackJob
+from fl_sim.study.settings import AuditSettings, EngineSettings, SettingsError
+from fl_sim.study.trials import Trial
 
 log = logging.getLogger("fl_sim.audit")
-
-
-@dataclass(frozen=True)
-class AttackJob:
-    """One attack on rounds of one trial that are attacked together; see `attacked_together`.
-
-    ``attack`` is its name in the study, ``spec`` what it is built from.
-    """
-
-    trial: Trial
-    attack: str
-    spec: str
-    rounds: tuple[int, ...]
-    victims: int
-    folder: RunFolder
-    key: str
-    device: str
-
-    @property
-    def target(self) -> Path:
-        """The file the reconstructions go to."""
-        root = self.folder.reconstructions
-        return reconstruction_path(root, self.trial.name, self.attack, self.rounds[-1])
-
-    def finished(self) -> bool:
-        """Return whether the file is there and stands."""
-        if not self.target.exists():
-            return False
-        try:
-            return reconstruction_key(self.target) == self.key
-        except StoreError as error:
-            log.warning("%s; it is made again", error)
-            return False
 
 
 def check_attacks(audit: AuditSettings) -> None:
@@ -73,25 +33,6 @@ def check_specs(setting: str, specs: Iterable[str]) -> None:
             raise SettingsError(setting, spec, str(error)) from error
 
 
-def audit_jobs(settings: Settings, folder: RunFolder) -> list[AttackJob]:
-    """Return every attack a study asks for, on every observed round of every trial."""
-    return [
-        AttackJob(
-            trial,
-            attack,
-            settings.audit.spec(attack, trial.quantizer),
-            rounds,
-            settings.audit.victims,
-            folder,
-            attack_key(trial, settings, attack),
-            settings.engine.device,
-        )
-        for attack in settings.audit.attacks
-        for trial in trials_of(settings)
-        for rounds in attacked_together(trial, settings)
-    ]
-
-
 def run_jobs(
     jobs: Sequence[AttackJob], engine: EngineSettings, done: Callable[[AttackJob], None]
 ) -> None:
@@ -101,11 +42,11 @@ def run_jobs(
     """
     waiting = []
     for job in jobs:
-        if job.finished():
+        if job.stands():
             done(job)
         else:
             waiting.append(job)
-    for job, made in run_tasks(run_job, waiting, engine, engine.device):
+    for job, made in run_tasks(run_attack, waiting, engine, engine.device):
         save_reconstructions(job.target, made, job.key)
         _log_outcome(job, made)
         done(job)
@@ -125,8 +66,9 @@ def _log_outcome(job: AttackJob, made: Sequence[Reconstruction]) -> None:
             )
 
 
-def run_job(job: AttackJob) -> list[Reconstruction]:
+def run_attack(job: AttackJob) -> list[Reconstruction]:
     """Load the observations of a job and attack them."""
+    settings = job.training.settings
     observations = [o for r in job.rounds for o in _observations(job, r)]
     attack = build_attack(job.spec)
     if not attack.applies(observations):
@@ -134,7 +76,9 @@ def run_job(job: AttackJob) -> list[Reconstruction]:
         log.warning("%s does not apply to %s", job.attack, job.trial.name, extra=facts)
         return []
     public = _public_images(job.trial) if attack.uses_public else None
-    made = attack.reconstruct(observations, seed=job.trial.seed, public=public, device=job.device)
+    made = attack.reconstruct(
+        observations, seed=job.trial.seed, public=public, device=settings.engine.device
+    )
     return [replace(one, attack=job.attack) for one in _one_for_each_batch(made, job.trial)]
 
 
@@ -154,8 +98,9 @@ def _public_images(trial: Trial) -> PublicImages:
 
 def _observations(job: AttackJob, server_round: int) -> list[Observation]:
     path = round_path(job.folder.observations, job.trial.name, server_round)
+    victims = job.training.settings.audit.victims
     draw = 0 if job.trial.work.fixed_batch else server_round
-    return choose_victims(load_observations(path), job.victims, job.trial.seed, draw)
+    return choose_victims(load_observations(path), victims, job.trial.seed, draw)
 
 
 def choose_victims(

@@ -18,9 +18,10 @@ from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, numpy_rng, torch_rng
 from fl_sim.storage.files import write_text
 from fl_sim.storage.progress import progress_bar
+from fl_sim.study.plan import AttackJob, training_jobs
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings, SettingsError
-from fl_sim.study.trials import Trial, attacked_together, trials_of
+from fl_sim.study.trials import Trial, trials_of
 from fl_sim.updates.local_update import Update, flat_model, local_update, one_hot
 from server.auditing.jobs import check_specs
 
@@ -33,15 +34,15 @@ Sweep = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class TuningJob:
-    """One variant of an attack on held-out victims of one trial, in rounds attacked together."""
+    """One variant of a planned attack, run on held-out victims."""
 
-    trial: Trial
-    attack: str
+    planned: AttackJob
     spec: str
-    rounds: tuple[int, ...]
-    victims: int
-    folder: RunFolder
-    device: str
+
+    @property
+    def held_out(self) -> "HeldOut":
+        """The victims, and the public images that are left."""
+        return hold_out(self.planned.trial, self.planned.training.settings.audit.victims)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,10 +136,11 @@ def tune(settings: Settings, folder: RunFolder, sweep: Sweep, score: Scorer) -> 
     jobs = tuning_jobs(settings, folder, sweep)
     rows: list[tuple[str, str, str, float]] = []
     with progress_bar("Tuning", len(jobs)) as advance:
-        for job, made in run_tasks(run_job, jobs, settings.engine, settings.engine.device):
-            key = (job.attack, job.trial.quantizer, job.spec)
+        for job, made in run_tasks(run_tuning, jobs, settings.engine, settings.engine.device):
+            trial = job.planned.trial
+            key = (job.planned.attack, trial.quantizer, job.spec)
             rows += [(*key, psnr) for psnr in _psnr(made, job, score)]
-            advance(1, f"{job.spec} on {job.trial.name}")
+            advance(1, f"{job.spec} on {trial.name}")
     frame = pd.DataFrame(rows, columns=["attack", "quantizer", "spec", "psnr"])
     tried = frame.groupby(["attack", "quantizer", "spec"])["psnr"].mean().reset_index()
     best = tried.groupby(["attack", "quantizer"])["psnr"].idxmax()
@@ -155,30 +157,27 @@ def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[Tun
     SettingsError
         If a variant does not parse, or there are too few public images.
     """
-    victims = settings.audit.victims
     specs = {attack: variants(attack, sweep) for attack in settings.audit.attacks}
     for tried in specs.values():
         check_specs("sweep", tried)
     for trial in trials_of(settings):
-        hold_out(trial, victims)
+        hold_out(trial, settings.audit.victims)
     return [
-        TuningJob(trial, attack, spec, rounds, victims, folder, settings.engine.device)
-        for attack, tried in specs.items()
-        for spec in tried
-        for trial in trials_of(settings)
-        for rounds in attacked_together(trial, settings)
+        TuningJob(planned, spec)
+        for training in training_jobs(settings, folder)
+        for planned in training.attacks()
+        for spec in specs[planned.attack]
     ]
 
 
-def run_job(job: TuningJob) -> list[Reconstruction]:
+def run_tuning(job: TuningJob) -> list[Reconstruction]:
     """Attack the held-out victims of a job; nothing where the attack does not apply."""
-    held_out, attack = hold_out(job.trial, job.victims), build_attack(job.spec)
+    held_out, attack = job.held_out, build_attack(job.spec)
     observations = list(observe(job, held_out))
     if not attack.applies(observations):
         return []
-    return attack.reconstruct(
-        observations, seed=job.trial.seed, public=held_out.public, device=job.device
-    )
+    seed, device = job.planned.trial.seed, job.planned.training.settings.engine.device
+    return attack.reconstruct(observations, seed=seed, public=held_out.public, device=device)
 
 
 def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
@@ -188,9 +187,10 @@ def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
     of error feedback starts at nothing, and is carried on where rounds show the same images.
     """
     residuals: dict[int, Tensor | None] = {}
-    quantizer = parse_quantizer(job.trial.quantizer)
-    for server_round in job.rounds:
-        path = round_path(job.folder.observations, job.trial.name, server_round)
+    trial = job.planned.trial
+    quantizer = parse_quantizer(trial.quantizer)
+    for server_round in job.planned.rounds:
+        path = round_path(job.planned.folder.observations, trial.name, server_round)
         seen = load_observations(path)[0]
         model = flat_model(seen.model)
         batches = zip(held_out.images, held_out.labels, strict=True)
@@ -198,7 +198,7 @@ def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
             targets = one_hot(labels, seen.model.classes)
             with torch.no_grad():
                 vector = local_update(model, seen.work, seen.weights, images, targets)
-            rng = torch_rng(job.trial.seed, Purpose.TUNING, server_round, victim)
+            rng = torch_rng(trial.seed, Purpose.TUNING, server_round, victim)
             carried = residuals.get(victim) if seen.work.fixed_batch else None
             payload, residuals[victim] = quantizer.transmit(
                 Update(vector, model.layout), carried, rng
@@ -208,7 +208,7 @@ def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
 
 def _psnr(made: Sequence[Reconstruction], job: TuningJob, score: Scorer) -> Iterator[float]:
     """Yield the PSNR of every image of the victims of a job."""
-    held_out = hold_out(job.trial, job.victims)
+    held_out = job.held_out
     for one in made:
         truth = held_out.images[one.partition], held_out.labels[one.partition]
         yield from score(one.images, one.labels, *truth)["psnr"]

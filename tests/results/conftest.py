@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,14 @@ from torch import Tensor
 from fl_sim.data import private_batch
 from fl_sim.models import build_model
 from fl_sim.observed.observations import Observation, save_observations
-from fl_sim.observed.reconstructions import (
-    Reconstruction,
-    reconstruction_path,
-    save_reconstructions,
-)
+from fl_sim.observed.reconstructions import Reconstruction, save_reconstructions
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.storage.files import write_text
-from fl_sim.study.runs import RunFolder, attack_key, training_key
+from fl_sim.study.plan import training_jobs
+from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings, parse_settings
-from fl_sim.study.trials import Trial, attacked_together, trials_of
+from fl_sim.study.trials import Trial
 from fl_sim.updates.local_update import Layout, Update, flat_model, local_update, one_hot
 
 Guess = Callable[[Tensor, Tensor, str, str], tuple[Tensor, Tensor]]
@@ -65,7 +61,8 @@ def write_run(root: Path, settings: Settings, guess: Guess) -> RunFolder:
     folder = RunFolder(root)
     folder.create(settings)
     lines = ["trial,quantizer,seed,round,accuracy,loss,uplink_bytes,updates,dropped"]
-    for trial in trials_of(settings):
+    for training in training_jobs(settings, folder):
+        trial = training.trial
         weights = initial_weights(trial)
         seen = {
             r: [observe(trial, r, k, weights) for k in range(settings.data.clients)]
@@ -73,12 +70,10 @@ def write_run(root: Path, settings: Settings, guess: Guess) -> RunFolder:
         }
         for observations in seen.values():
             save_observations(folder.observations, observations)
-        for rounds, attack in product(attacked_together(trial, settings), settings.audit.attacks):
-            made = [_guess_at(trial, one, attack, guess) for r in rounds for one in seen[r]]
-            path = reconstruction_path(folder.reconstructions, trial.name, attack, rounds[-1])
-            save_reconstructions(path, made, attack_key(trial, settings, attack))
-        record = {"key": training_key(trial, settings), "history": []}
-        write_text(folder.trial_file(trial), json.dumps(record))
+        for job in training.attacks():
+            made = [_guess_at(trial, one, job.attack, guess) for r in job.rounds for one in seen[r]]
+            save_reconstructions(job.target, made, job.key)
+        write_text(training.target, json.dumps({"key": training.key, "history": []}))
         lines += [
             _history_line(trial, r, observations) for r in range(settings.training.rounds + 1)
         ]

@@ -1,9 +1,10 @@
 from clients.app import app
 from fl_sim.engines.grids import LocalGrid
+from fl_sim.study.plan import training_jobs
 from fl_sim.study.runs import RunFolder, attack_key, same_inputs
 from fl_sim.study.settings import load_settings
-from fl_sim.study.trials import attacked_together, trials_of
-from server.auditing.jobs import audit_jobs, run_job
+from fl_sim.study.trials import attack_groups, trials_of
+from server.auditing.jobs import run_attack
 from server.training import find_nodes, train_trial
 
 
@@ -16,10 +17,10 @@ def test_rounds_of_one_batch_are_attacked_together_and_give_one_reconstruction_a
     )
     trial, folder, grid = trials_of(settings)[0], RunFolder(tmp_path), LocalGrid(app, 2)
     train_trial(grid, trial, settings, folder, find_nodes(grid, 2), lambda: None)
-    jobs = audit_jobs(settings, folder)
+    jobs = training_jobs(settings, folder)[0].attacks()
     assert [job.rounds for job in jobs] == [(1, 2, 3), (1, 2, 3)]
     for job in jobs:
-        made = run_job(job)
+        made = run_attack(job)
         assert [(one.attack, one.round, one.partition) for one in made] == [
             (job.attack, 3, 0),
             (job.attack, 3, 1),
@@ -34,16 +35,16 @@ def test_rounds_of_other_batches_are_attacked_together_and_give_one_reconstructi
     )
     trial, folder, grid = trials_of(settings)[0], RunFolder(tmp_path), LocalGrid(app, 2)
     train_trial(grid, trial, settings, folder, find_nodes(grid, 2), lambda: None)
-    (job,) = audit_jobs(settings, folder)
+    (job,) = training_jobs(settings, folder)[0].attacks()
     assert job.rounds == (1, 2, 3)
-    assert [one.round for one in run_job(job)] == [1, 2, 3]
+    assert [one.round for one in run_attack(job)] == [1, 2, 3]
 
 
 def rounds_together(**changes):
     settings = load_settings(
         None, {"rounds": "5", "observe": "1,2,3,4,5", "clients": "30"} | changes
     )
-    return attacked_together(trials_of(settings)[0], settings)
+    return attack_groups(trials_of(settings)[0], settings)
 
 
 def test_as_many_rounds_are_attacked_together_as_fill_a_batch():

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import run_simulation
+from fl_sim.study.plan import training_jobs
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import SettingsError, load_settings
 from fl_sim.study.study import load_study
@@ -9,7 +10,6 @@ from fl_sim.study.trials import trials_of
 from results.scores.scoring import score_batch
 from server import study
 from server.auditing import tuning
-from server.auditing.jobs import audit_jobs
 
 ATTACK = "cell:iterations=8,warmup=0,restarts=0"
 
@@ -76,7 +76,7 @@ def test_an_unknown_parameter_is_refused_before_any_work(run):
 def test_victims_are_observed_at_the_weights_of_the_round(run):
     settings, folder = run
     job = tuning.tuning_jobs(settings, folder, {})[0]
-    seen = list(tuning.observe(job, tuning.hold_out(job.trial, 2)))
+    seen = list(tuning.observe(job, tuning.hold_out(job.planned.trial, 2)))
     assert [(o.round, o.partition, o.payload.spec) for o in seen] == [
         *((1, 0, "none"), (1, 1, "none"), (2, 0, "none"), (2, 1, "none"))
     ]
@@ -99,12 +99,9 @@ def test_the_best_variant_wins_and_is_what_the_audit_then_runs(run, tmp_path):
     again.create(tuned)
     assert again.settings() == tuned  # the winners are frozen in the settings, not in a file
     study.check_study(load_study(folder.settings_file, {"tuned": str(folder.tuned_file)}))
-    jobs = {(job.trial.quantizer, job.attack): job.spec for job in audit_jobs(tuned, folder)}
-    assert jobs[("none", ATTACK)] == best
-    keys = [
-        [j.key for j in audit_jobs(s, folder) if j.trial.quantizer == "none"]
-        for s in (settings, tuned)
-    ]
+    before, after = (training_jobs(s, folder)[0].attacks() for s in (settings, tuned))
+    assert {job.attack: job.spec for job in after} == {ATTACK: best}
+    keys = [[job.key for job in jobs if job.attack == ATTACK] for jobs in (before, after)]
     assert not set(keys[0]) & set(keys[1])  # what the untuned attack made does not stand
 
 

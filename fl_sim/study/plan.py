@@ -1,0 +1,207 @@
+"""The plan of a run: its jobs, the file that each job writes, and whether that file stands."""
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from fl_sim.observed.reconstructions import reconstruction_key, reconstruction_path
+from fl_sim.storage.files import StoreError
+from fl_sim.study.runs import RunFolder, attack_key, same_inputs, score_key, training_key
+from fl_sim.study.settings import Settings
+from fl_sim.study.trials import Trial, attack_groups, trials_of
+
+log = logging.getLogger("fl_sim.runs")
+
+
+class MadeBy(Enum):
+    """What made the file of a job, as the key in the file tells."""
+
+    NOTHING = "the file is missing or cannot be read"
+    OTHER_INPUTS = "other settings or data"
+    OTHER_CODE = "the same settings and data, but other code"
+    THIS_CODE = "the settings, data and code of now"
+
+
+class Job(ABC):
+    """One unit of work of a run; its result is one file, which holds the key of the job."""
+
+    @property
+    @abstractmethod
+    def target(self) -> Path:
+        """The file of the result."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Fingerprint of the job's inputs and of the code that would do the job now."""
+
+    @abstractmethod
+    def written_key(self) -> str:
+        """Return the key in the file; empty where the file is missing or cannot be read."""
+
+    def made_by(self) -> MadeBy:
+        """Return what made the file."""
+        written = self.written_key()
+        if not written:
+            return MadeBy.NOTHING
+        if not same_inputs(written, self._key_of_inputs()):
+            return MadeBy.OTHER_INPUTS
+        return MadeBy.THIS_CODE if written == self.key else MadeBy.OTHER_CODE
+
+    def stands(self) -> bool:
+        """Return whether the file would come out the same, so that the job is done."""
+        return self.made_by() is MadeBy.THIS_CODE
+
+    def _key_of_inputs(self) -> str:
+        """Return a key of the inputs as they lie on disk now, be it from other code."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class TrainingJob(Job):
+    """Train one trial; its file holds the history."""
+
+    trial: Trial
+    settings: Settings
+    folder: RunFolder
+
+    @property
+    def target(self) -> Path:
+        """The file of the history, written last."""
+        return self.folder.trial_file(self.trial)
+
+    @property
+    def key(self) -> str:
+        """See `training_key`."""
+        return training_key(self.trial, self.settings)
+
+    def written_key(self) -> str:
+        """Return the key beside the history."""
+        key, _ = self.folder.trained(self.trial) or ("", [])
+        return key
+
+    def history(self) -> list[Any] | None:
+        """Return the history if the training stands, else None."""
+        return self.folder.finished(self.trial, self.settings)
+
+    def stands(self) -> bool:
+        """Return whether the history stands and every observed round can be read."""
+        return self.history() is not None
+
+    def attacks(self) -> list["AttackJob"]:
+        """Return the jobs that attack what the server observed in this training."""
+        return [
+            AttackJob(self, attack, rounds)
+            for rounds in attack_groups(self.trial, self.settings)
+            for attack in self.settings.audit.attacks
+        ]
+
+
+@dataclass(frozen=True)
+class AttackJob(Job):
+    """Run one attack on one group of rounds of a trial; its file holds the reconstructions.
+
+    Attributes
+    ----------
+    training : TrainingJob
+        What is attacked.
+    attack : str
+        Name of the attack in the study.
+    rounds : tuple of int
+        Attacked in one go, see `attack_groups`.
+    """
+
+    training: TrainingJob
+    attack: str
+    rounds: tuple[int, ...]
+
+    @property
+    def trial(self) -> Trial:
+        """The trial that is attacked."""
+        return self.training.trial
+
+    @property
+    def folder(self) -> RunFolder:
+        """The folder of the run."""
+        return self.training.folder
+
+    @property
+    def spec(self) -> str:
+        """What the attack is built from: what it was tuned to, or its name."""
+        return self.training.settings.audit.spec(self.attack, self.trial.quantizer)
+
+    @property
+    def target(self) -> Path:
+        """The file of the reconstructions, named by the last round."""
+        root = self.folder.reconstructions
+        return reconstruction_path(root, self.trial.name, self.attack, self.rounds[-1])
+
+    @property
+    def key(self) -> str:
+        """See `attack_key`."""
+        return attack_key(self.trial, self.training.settings, self.attack)
+
+    def written_key(self) -> str:
+        """Return the key beside the reconstructions; log a file that cannot be read."""
+        if not self.target.exists():
+            return ""
+        try:
+            return reconstruction_key(self.target)
+        except StoreError as error:
+            log.warning("%s; it is left out", error)
+            return ""
+
+    def _key_of_inputs(self) -> str:
+        trained = self.training.written_key()
+        if not same_inputs(trained, self.training.key):
+            return self.key
+        return attack_key(self.trial, self.training.settings, self.attack, trained)
+
+
+@dataclass(frozen=True)
+class ScoringJob(Job):
+    """Score the reconstructions of one attack job; its file holds the scores.
+
+    Attributes
+    ----------
+    attack : AttackJob
+        What made the reconstructions.
+    installed : str
+        Names the optional metrics that are installed here; `results` knows them.
+    """
+
+    attack: AttackJob
+    installed: str
+
+    @property
+    def target(self) -> Path:
+        """The file of the scores."""
+        folder, scored = self.attack.folder, self.attack.target
+        path = folder.scores / scored.relative_to(folder.reconstructions)
+        return path.with_suffix(".parquet")
+
+    @property
+    def key(self) -> str:
+        """See `score_key`; it is of the reconstructions on disk, be they from other code."""
+        metrics = self.attack.training.settings.audit.metrics
+        return score_key(self.attack.written_key(), metrics) + self.installed
+
+    def written_key(self) -> str:
+        """Return the key beside the scores; log a file that cannot be read."""
+        import pandas as pd  # noqa: PLC0415 - half a second that training does not need
+
+        if not self.target.exists():
+            return ""
+        try:
+            return str(pd.read_parquet(self.target, columns=[]).attrs.get("key", ""))
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read, it is made again: %s", self.target, error)
+            return ""
+
+
+def training_jobs(settings: Settings, folder: RunFolder) -> list[TrainingJob]:
+    """Return the training of every trial of a run; `TrainingJob.attacks` are the jobs after it."""
+    return [TrainingJob(trial, settings, folder) for trial in trials_of(settings)]
