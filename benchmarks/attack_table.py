@@ -1,7 +1,6 @@
-"""What attacks recover from quantized updates of CIFAR images: the table of docs/attacks.md."""
+"""What attacks recover from quantized updates of CIFAR images: docs/results/attacks/trials.csv."""
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attacker.presets import build_attack
+from benchmarks.provenance import print_csv
 from fl_sim.data.datasets import Images, load_splits
 from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec, build_model
@@ -30,6 +30,7 @@ GALLERY = 1000
 DLG = "dlg:iterations=600,restarts=1"
 COSINE = "inverting_gradients:iterations=1200"
 TUNED = "cell:tv=3e-4"
+BASELINE = "mean colour"
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,23 @@ def main() -> None:
         "--trial", nargs="+", metavar=("QUANTIZER", "ATTACK"), help="these instead of the table's"
     )
     parser.add_argument("--rounds", type=int, default=1, help="of --trial, weights unchanged")
+    parser.add_argument("--set", default="main", help="name of these rows in the CSV file")
     arguments = parser.parse_args()
     trials = [trial for trial in TRIALS if trial.line in arguments.lines]
     if arguments.trial:
         quantizer, *attacks = arguments.trial
         trials = [Trial(0, quantizer, tuple(attacks), arguments.rounds)]
     test, public = load(arguments)
-    print(f"`python -m benchmarks.attack_table {' '.join(sys.argv[1:])}`\n")
-    print(" | ".join(["", "line", "quantizer", "images", *COLUMNS, ""]).strip())
-    print("|" + "---|" * (len(COLUMNS) + 3), flush=True)
-    for trial in trials:
-        first, last = arguments.skip, arguments.skip + arguments.victims
-        victims = test.take(np.arange(first * trial.work.images, last * trial.work.images))
-        for row in rows(trial, victims.pixels(), victims.labels, public, arguments.seed):
-            print("| " + " | ".join(row) + " |", flush=True)
+
+    def every_row() -> Iterator[dict[str, object]]:
+        for trial in trials:
+            first, last = arguments.skip, arguments.skip + arguments.victims
+            victims = test.take(np.arange(first * trial.work.images, last * trial.work.images))
+            for row in rows(trial, victims.pixels(), victims.labels, public, arguments.seed):
+                baseline = ", baseline" if row["attack"] == BASELINE else ""
+                yield {"set": arguments.set + baseline} | row
+
+    print_csv(every_row())
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
@@ -107,30 +111,31 @@ def load(arguments: argparse.Namespace) -> tuple[Images, PublicImages]:
     return splits.test.take(order), PublicImages(splits.public.pixels(), splits.public.labels)
 
 
-COLUMNS = (
-    *("attack", "MSE", "PSNR dB", "correlation", "SSIM", "MSE < 1e-3", "identified"),
-    *("labels", "stalled", "evaluations", "CPU s"),
-)
-
-
 def rows(
     trial: Trial, images: Tensor, labels: Tensor, public: PublicImages, seed: int
-) -> Iterator[list[str]]:
+) -> Iterator[dict[str, object]]:
     """Yield the table's rows of one trial: medians over the victims, then shares."""
-    head = [str(trial.line), f"`{trial.quantizer}`" + _setting(trial), str(trial.work.images)]
+    head: dict[str, object] = {
+        "quantizer": trial.quantizer,
+        "setting": _setting(trial),
+        "images": trial.work.images,
+    }
     seen = list(observe(trial, images, labels, seed))
     if trial.work.images == 1:
         constant = score_images(
             mean_colour(images, public.images), images, public.images[-GALLERY:]
         )
-        yield [*head, "(mean colour)", *medians(constant), "", "", "", ""]
+        unknown = dict.fromkeys(("labels %", "stalled"), "")
+        spent = dict.fromkeys(("evaluations", "CPU s"), "")
+        figures = medians(constant) | unknown | {"victims": len(seen) // trial.rounds} | spent
+        yield head | {"attack": BASELINE} | figures
     for name in trial.attacks:
         attack = build_attack(name)
         if trial.rounds > 1 and getattr(attack, "rounds", "single") == "single":
             chosen = [o for o in seen if o.round == 1]  # a residual spoils all later rounds
         else:
             chosen = seen
-        yield [*head, *attacked(name, chosen, images, labels, public, seed)]
+        yield head | attacked(name, chosen, images, labels, public, seed)
 
 
 def attacked(
@@ -140,8 +145,8 @@ def attacked(
     labels: Tensor,
     public: PublicImages,
     seed: int,
-) -> list[str]:
-    """Run an attack and return the cells of `COLUMNS`."""
+) -> dict[str, object]:
+    """Run an attack and return its figures by column."""
     started = time.process_time()
     made = build_attack(name).reconstruct(seen, seed=seed, public=public)
     spent = time.process_time() - started
@@ -149,10 +154,15 @@ def attacked(
     scores = score(made, images, labels, public.images[-GALLERY:])
     stalled = sum(one.status != "converged" for one in made)
     evaluations = sum(one.evaluations for one in made) / len(made)
-    return [
-        *(f"`{name}`", *medians(scores), f"{scores.labels_recovered.mean():.0%}"),
-        *(f"{stalled}/{len(made)}", f"{evaluations:.0f}", f"{spent:.0f}"),
-    ]
+    return {
+        "attack": name,
+        **medians(scores),
+        "labels %": percent(scores.labels_recovered),
+        "stalled": stalled,
+        "victims": len(made),
+        "evaluations": f"{evaluations:.0f}",
+        "CPU s": f"{spent:.0f}",
+    }
 
 
 def observe(trial: Trial, images: Tensor, labels: Tensor, seed: int) -> Iterator[Observation]:
@@ -179,19 +189,27 @@ def score(
     return pd.concat([score_batch(o.images, o.labels, x, y, gallery) for o, x, y in truth])
 
 
-def medians(scores: pd.DataFrame) -> list[str]:
+def medians(scores: pd.DataFrame) -> dict[str, object]:
     middle = scores[["mse", "psnr", "correlation", "ssim"]].median()
-    return [
-        *(f"{middle['mse']:.2g}", f"{middle['psnr']:.1f}"),
-        *(f"{middle['correlation']:.2f}", f"{middle['ssim']:.2f}"),
-        *(f"{(scores.mse < 1e-3).mean():.0%}", f"{scores.identified.mean():.0%}"),
-    ]
+    return {
+        "MSE": f"{middle['mse']:.2g}",
+        "PSNR dB": f"{middle['psnr']:.1f}",
+        "correlation": f"{middle['correlation']:.2f}",
+        "SSIM": f"{middle['ssim']:.2f}",
+        "MSE < 1e-3 %": percent(scores.mse < 1e-3),
+        "identified %": percent(scores.identified),
+    }
+
+
+def percent(shares: "pd.Series") -> str:
+    """Return the mean of shares in percent."""
+    return f"{100 * shares.mean():.0f}"
 
 
 def _setting(trial: Trial) -> str:
     if trial.work.kind == "delta":
-        return f", {trial.work.local_steps} local steps"
-    return f", {trial.rounds} rounds" if trial.rounds > 1 else ""
+        return f"{trial.work.local_steps} local steps"
+    return f"{trial.rounds} rounds" if trial.rounds > 1 else ""
 
 
 if __name__ == "__main__":

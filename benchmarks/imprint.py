@@ -1,7 +1,6 @@
 """ACTIVE threat model: what a planted imprint layer reads from updates of CIFAR images."""
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attacker.presets import build_attack
-from benchmarks.attack_table import GALLERY, score
+from benchmarks.attack_table import GALLERY, percent, score
+from benchmarks.provenance import print_csv
 from fl_sim.data.datasets import load_splits
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.observed.observations import Observation
@@ -27,14 +27,10 @@ QUANTIZERS = (
     *("stochastic:bits=8", "stochastic:bits=4", "topk:keep=0.1", "topk:keep=0.01"),
     *("scaled_sign", "sign"),
 )
-COLUMNS = (
-    *("quantizer", "batch", "bytes", "MSE < 1e-4", "MSE < 1e-2", "median MSE"),
-    *("median SSIM", "identified", "labels", "stalled", "CPU s"),
-)
 
 
 def main() -> None:
-    """Print the table of the section on active attacks in docs/attacks.md."""
+    """Print docs/results/attacks/imprint.csv."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--images", type=int, default=128)
@@ -51,26 +47,32 @@ def main() -> None:
     victims = splits.test.take(order[: arguments.images])
     weights = PLAN.weights(SPEC, initial_weights(arguments.seed), public)
     attack = build_attack(arguments.attack)
-    print(f"`python -m benchmarks.imprint {' '.join(sys.argv[1:])}`".replace(" `", "`") + "\n")
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|" + "---|" * len(COLUMNS), flush=True)
     images, labels = victims.pixels(), victims.labels
-    for quantizer in arguments.quantizers:
-        for batch in arguments.batches:
-            seen = list(observe(quantizer, batch, weights, images, labels, arguments.seed))
-            started = time.process_time()
-            made = attack.reconstruct(seen, seed=arguments.seed)
-            spent = time.process_time() - started
-            scores = score(made, images, labels, public[-GALLERY:])
-            stalled = sum(one.status != "converged" for one in made)
-            row = [
-                *(f"`{quantizer}`", str(batch), f"{seen[0].payload.nbytes:,}"),
-                *(f"{(scores.mse < 1e-4).mean():.0%}", f"{(scores.mse < 1e-2).mean():.0%}"),
-                *(f"{scores.mse.median():.2g}", f"{scores.ssim.median():.2f}"),
-                *(f"{scores.identified.mean():.0%}", f"{scores.labels_recovered.mean():.0%}"),
-                *(f"{stalled}/{len(made)}", f"{spent:.0f}"),
-            ]
-            print("| " + " | ".join(row) + " |", flush=True)
+
+    def every_row() -> Iterator[dict[str, object]]:
+        for quantizer in arguments.quantizers:
+            for batch in arguments.batches:
+                seen = list(observe(quantizer, batch, weights, images, labels, arguments.seed))
+                started = time.process_time()
+                made = attack.reconstruct(seen, seed=arguments.seed)
+                spent = time.process_time() - started
+                scores = score(made, images, labels, public[-GALLERY:])
+                yield {
+                    "quantizer": quantizer,
+                    "batch": batch,
+                    "bytes": seen[0].payload.nbytes,
+                    "MSE < 1e-4 %": percent(scores.mse < 1e-4),
+                    "MSE < 1e-2 %": percent(scores.mse < 1e-2),
+                    "median MSE": f"{scores.mse.median():.2g}",
+                    "median SSIM": f"{scores.ssim.median():.2f}",
+                    "identified %": percent(scores.identified),
+                    "labels %": percent(scores.labels_recovered),
+                    "stalled": sum(one.status != "converged" for one in made),
+                    "batches": len(made),
+                    "CPU s": f"{spent:.0f}",
+                }
+
+    print_csv(every_row())
 
 
 def initial_weights(seed: int) -> Tensor:

@@ -1,6 +1,5 @@
 """What several rounds of the same private images tell, while training moves the weights (CIFAR)."""
 
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +7,8 @@ import torch
 from torch import Tensor
 
 from attacker.presets import build_attack
-from benchmarks.attack_table import COLUMNS, SPEC, argument_parser, attacked, load
+from benchmarks.attack_table import SPEC, argument_parser, attacked, load
+from benchmarks.provenance import print_csv
 from fl_sim.models import build_model
 from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
@@ -21,7 +21,7 @@ ATTACKS = ("cell", "joint", "synthetic_cell", "synthetic_joint")
 
 
 def main() -> None:
-    """Print the table of the section on joint rounds in docs/attacks.md."""
+    """Print docs/results/attacks/joint_rounds.csv."""
     parser = argument_parser(__doc__)
     parser.add_argument("--quantizers", nargs="*", default=["sign", "uniform:bits=2"])
     parser.add_argument("--observe", type=int, nargs="*", default=[1, 10, 20, 30])
@@ -30,20 +30,18 @@ def main() -> None:
     test, public = load(arguments)
     victims = test.take(np.arange(arguments.skip, arguments.skip + arguments.victims))
     images, labels = victims.pixels(), victims.labels
-    print(f"`python -m benchmarks.joint_rounds {' '.join(sys.argv[1:])}`".replace(" `", "`") + "\n")
-    print(" | ".join(["| quantizer | rounds", *COLUMNS, ""]).strip())
-    print("|" + "---|" * (len(COLUMNS) + 2), flush=True)
-    for quantizer in arguments.quantizers:
-        seen = list(observe(quantizer, arguments.observe, images, labels, arguments.seed))
-        for name in arguments.attacks:
-            joint = getattr(build_attack(name), "rounds", "single") == "joint"
-            rounds = arguments.observe if joint else arguments.observe[:1]
-            chosen = [o for o in seen if o.round in rounds]
-            row = attacked(name, chosen, images, labels, public, arguments.seed)
-            print(
-                f"| `{quantizer}` | {', '.join(map(str, rounds))} | " + " | ".join(row) + " |",
-                flush=True,
-            )
+
+    def every_row() -> Iterator[dict[str, object]]:
+        for quantizer in arguments.quantizers:
+            seen = list(observe(quantizer, arguments.observe, images, labels, arguments.seed))
+            for name in arguments.attacks:
+                joint = getattr(build_attack(name), "rounds", "single") == "joint"
+                rounds = arguments.observe if joint else arguments.observe[:1]
+                chosen = [o for o in seen if o.round in rounds]
+                head = {"quantizer": quantizer, "rounds": ", ".join(map(str, rounds))}
+                yield head | attacked(name, chosen, images, labels, public, arguments.seed)
+
+    print_csv(every_row())
 
 
 def observe(

@@ -1,6 +1,9 @@
-"""Which code makes a measurement."""
+"""Measurements as lines of a CSV file, each with the code that made it."""
 
+import csv
 import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 
 
 def commit() -> str:
@@ -8,3 +11,14 @@ def commit() -> str:
     command = ["git", "describe", "--always", "--abbrev=7", "--dirty=+"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def print_csv(rows: Iterable[Mapping[str, object]]) -> None:
+    """Print rows as they are made, as files below ``docs/results`` have them: commit last."""
+    made_by = commit()
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow([*row, "commit"])
+        writer.writerow([*row.values(), made_by])
+        sys.stdout.flush()
