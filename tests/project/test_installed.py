@@ -160,7 +160,7 @@ if __name__ == "__main__":
     (folder,) = study.create(root)
     server.train(study, root)
     server.attack(study, root)
-    assert not server.unfinished_trials(study.points[0].settings, folder)
+    assert not server.unfinished_trainings(study.points[0].settings, folder)
     table = summarise(root).set_index("quantizer")
     print(table.loc["none", "mse_median"])
 """
