@@ -1,17 +1,18 @@
-"""Encode and decode throughput of every quantizer on one thread, beside a memory copy.
+"""Encode and decode time of every quantizer on one thread, beside a memory copy and packbits.
 
-    python benchmarks/quantizers.py [--parameters 25000000] [--repeats 5] [SPEC ...]
+    python benchmarks/quantizers.py [--parameters 25000000] [--repeats 9] [SPEC ...]
 
-Each line gives the best of several runs, the copies timed in turn with the quantizer. `copy` is
-``tensor.clone()``, which allocates its result as encode and decode allocate theirs; `into` is
-``copy_`` into memory already at hand. Ratios are memory-copy time over the quantizer's time: 0.10
-is a tenth of the speed of the copy.
+Each line gives the fastest, the median and the slowest of several runs. Ratios are medians over
+runs of the quantizer's time to that of a rival timed just before: `/copy` is ``tensor.clone()``
+and `/packbits` is ``numpy.packbits(array >= 0).tobytes()``. `cpu` is the median processor time,
+which other processes on the machine disturb least.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from statistics import median
 
 import numpy as np
 import torch
@@ -24,40 +25,55 @@ Work = tuple[str, Callable[[], object], Callable[[], object]]
 """Name, encode and decode."""
 
 
-def best_times(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the seconds of the fastest run of each, run in turn so that all see the same noise."""
-    best = [float("inf")] * len(runs)
-    for _ in range(repeats + 1):
-        for index, run in enumerate(runs):
-            start = time.perf_counter()
+def times(
+    runs: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float]
+) -> list[list[float]]:
+    """Return the seconds of each run, repeated in turn so that all see the same noise."""
+    measured: list[list[float]] = [[] for _ in runs]
+    for repeat in range(repeats + 1):
+        for run, own in zip(runs, measured, strict=True):
+            start = clock()
             run()
-            best[index] = min(best[index], time.perf_counter() - start)
-    return best
+            if repeat:  # the first is to warm up
+                own.append(clock() - start)
+    return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("specs", nargs="*", default=EXAMPLES, metavar="SPEC")
     parser.add_argument("--parameters", type=int, default=25_000_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(options.parameters, generator=generator) * 1e-3
-    layout = Layout((Segment("weight", (options.parameters,)),))
-    update = Update(vector, layout)
-    spare = torch.empty_like(vector)
-    copies = vector.clone, lambda: spare.copy_(vector)
-    print(f"{options.parameters:,} float32 parameters, one thread, torch {torch.__version__}\n")
-    columns = f"{'encode':>10}{'/copy':>7}{'/into':>7}{'decode':>10}{'/copy':>7}{'/into':>7}"
-    print(f"{'spec':34}{columns}{'copy':>10}{'into':>10}")
+    update = Update(vector, Layout((Segment("weight", (options.parameters,)),)))
+    array = vector.numpy()
+    print(f"{options.parameters:,} float32 parameters, one thread, torch {torch.__version__}, ms\n")
+    print(f"{'':34}{'encode':^40}{'':4}{'decode':^32}")
+    columns = f"{'min':>8}{'median':>8}{'max':>8}{'cpu':>8}"
+    print(f"{'spec':34}{columns}{'/packbits':>10}{'/copy':>7}{columns}{'/copy':>7}")
     works = [work_of(spec, update, generator) for spec in options.specs]
+    rivals_of_each = (lambda: np.packbits(array >= 0).tobytes(), vector.clone)
     for name, encode, decode in (*works, *rivals(vector)):
-        *times, copy, into = best_times((encode, decode, *copies), options.repeats)
-        cells = "".join(f"{t * 1e3:>7.1f} ms{copy / t:>7.2f}{into / t:>7.2f}" for t in times)
-        cells += f"{copy * 1e3:>7.1f} ms{into * 1e3:>7.1f} ms"
-        print(f"{name:34}{cells}", flush=True)
+        runs = (*rivals_of_each, encode, decode)
+        packbits, copy, *wall = times(runs, options.repeats, time.perf_counter)
+        cpu = times((encode, decode), options.repeats, time.thread_time)
+        cells = [
+            "".join(f"{t * 1e3:8.1f}" for t in (min(w), median(w), max(w), median(c)))
+            for w, c in zip(wall, cpu, strict=True)
+        ]
+        print(
+            f"{name:34}{cells[0]}{_ratio(wall[0], packbits):10.2f}{_ratio(wall[0], copy):7.2f}"
+            f"{cells[1]}{_ratio(wall[1], copy):7.2f}",
+            flush=True,
+        )
+
+
+def _ratio(own: list[float], rival: list[float]) -> float:
+    return median(a / b for a, b in zip(own, rival, strict=True))
 
 
 def work_of(spec: str, update: Update, generator: torch.Generator) -> Work:

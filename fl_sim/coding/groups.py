@@ -13,7 +13,7 @@ from fl_sim.updates.local_update import Layout
 Scope = Literal["tensor", "global"]
 SCOPES: tuple[Scope, ...] = ("tensor", "global")
 _SMALL = 1 << 15  # elements up to which a call of torch takes longer than its work
-_TILE = 1 << 17  # elements handled at a time: two such float32 buffers fit a core's own cache
+TILE = 1 << 17  # elements handled at a time: two such float32 buffers fit a core's own cache
 
 
 class Tile(NamedTuple):
@@ -29,8 +29,8 @@ class Tile(NamedTuple):
 
 def spans(size: int) -> Iterator[slice]:
     """Cut a vector into pieces for which several operations in a row stay in cache."""
-    for start in range(0, size, _TILE):
-        yield slice(start, min(start + _TILE, size))
+    for start in range(0, size, TILE):
+        yield slice(start, min(start + TILE, size))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Groups:
             return
         start = group = 0
         for rows, width in self.runs:
-            at_once = max(1, _TILE // width)
+            at_once = max(1, TILE // width)
             for row in range(0, rows, at_once):
                 height = min(at_once, rows - row)
                 groups = slice(group + row, group + row + height)

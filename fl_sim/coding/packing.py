@@ -5,6 +5,7 @@ most, low bits first: 12 = 8 + 4, 7 = 4 + 2 + 1). Each plane is packed on its ow
 the lowest bits of its first byte, and the planes follow one another; see docs/payload.md.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,6 +116,10 @@ def _fold(codes: Tensor, shift: int, width: int, packed: Tensor) -> None:
         if plane.dtype != torch.uint8 or shift:
             plane = plane >> shift
         plane = (plane & ((1 << width) - 1)).to(torch.uint8)
+        if width == 1 and plane.device.type == "cpu":  # several times as fast as folding
+            plane = torch.from_numpy(np.packbits(plane.numpy(), bitorder="little"))
+            packed[start // 8 :][: plane.numel()] = plane
+            continue
         if plane.numel() % per_byte:
             plane = torch.nn.functional.pad(plane, (0, -plane.numel() % per_byte))
         bits = width

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fl_sim.updates.local_update import Layout
 
-VERSION = 1
+READABLE = (1, 2)
+"""Versions of the format: 2 is that of quantizers with a rotation, 1 that of all others."""
 MAX_SPEC = 255
 _CHECKSUM = struct.Struct("<I")
 
@@ -31,16 +32,19 @@ class Payload:
         Side information and packed codes.
     layout : Layout
         Layout of the update that was encoded.
+    version : int
+        Version of the format, one of `READABLE`.
     """
 
     spec: str
     body: bytes
     layout: Layout
+    version: int = 1
 
     def to_bytes(self) -> bytes:
         """Return the exact bytes that travel."""
         spec = self.spec.encode("ascii")
-        head = bytes((VERSION, len(spec))) + spec
+        head = bytes((self.version, len(spec))) + spec
         return head + self.body + _CHECKSUM.pack(_checksum(head + self.body, self.layout))
 
     @classmethod
@@ -54,8 +58,11 @@ class Payload:
         """
         if len(data) < 2 + _CHECKSUM.size:
             raise PayloadError(f"A payload of {len(data)} bytes is too short for its header.")
-        if data[0] != VERSION:
-            raise PayloadError(f"Payload version {data[0]} is not {VERSION}.")
+        if data[0] not in READABLE:
+            readable = " and ".join(str(version) for version in READABLE)
+            raise PayloadError(
+                f"The payload has format version {data[0]}; this code reads {readable}."
+            )
         content, checksum = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
         if _CHECKSUM.unpack(checksum)[0] != _checksum(content, layout):
             raise PayloadError("The payload's checksum does not match its bytes and the model.")
@@ -66,7 +73,7 @@ class Payload:
             spec = content[2:end].decode("ascii")
         except UnicodeDecodeError as error:
             raise PayloadError("The payload's spec is not ASCII.") from error
-        return cls(spec, content[end:], layout)
+        return cls(spec, content[end:], layout, data[0])
 
     @property
     def nbytes(self) -> int:

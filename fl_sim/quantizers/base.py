@@ -33,6 +33,8 @@ class Quantizer(ABC):
 
     name: ClassVar[str]
     facts: ClassVar[Facts]
+    checks_finite: ClassVar[bool] = False
+    """Whether ``_encode`` itself refuses updates that are not finite, while it reads them."""
 
     @classmethod
     def from_parameters(cls, text: str) -> Self:
@@ -43,6 +45,11 @@ class Quantizer(ABC):
     def parameters(self) -> str:
         """The part of the spec after its colon."""
         return print_parameters(self)
+
+    @property
+    def version(self) -> int:
+        """Version of the payload's format; it rises when a body changes its meaning."""
+        return 1
 
     @cached_property
     def spec(self) -> str:
@@ -70,9 +77,10 @@ class Quantizer(ABC):
         ValueError
             If an element is NaN or infinite; the message names the tensor.
         """
-        _refuse_nonfinite(update)
+        if not self.checks_finite:
+            refuse_nonfinite(update)
         body = self._encode(update, generator) if update.layout.size else b""
-        return Payload(self.spec, body, update.layout)
+        return Payload(self.spec, body, update.layout, self.version)
 
     def decode(self, payload: Payload) -> Update:
         """Decode a payload to a float32 update on the CPU.
@@ -144,6 +152,11 @@ class Quantizer(ABC):
     def _check(self, payload: Payload) -> None:
         if payload.spec != self.spec:
             raise PayloadError(f"A payload of {payload.spec!r} reached quantizer {self.spec!r}.")
+        if payload.version != self.version:
+            raise PayloadError(
+                f"The payload of {self.spec!r} has format version {payload.version}; "
+                f"this code reads version {self.version}."
+            )
         try:
             expected = self.body_size(payload.layout) if payload.layout.size else 0
         except ValueError as error:  # a quantizer of other tensors than the model has
@@ -154,7 +167,8 @@ class Quantizer(ABC):
             )
 
 
-def _refuse_nonfinite(update: Update) -> None:
+def refuse_nonfinite(update: Update) -> None:
+    """Raise `ValueError`, with the tensor's name, if an element is NaN or infinite."""
     if all_finite(update.vector):
         return
     pieces = update.layout.split(update.vector)

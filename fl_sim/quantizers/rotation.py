@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
+from math import pi, sqrt
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fl_sim.coding.cell import Cell, usable_step, width_of
+from fl_sim.coding.groups import TILE, spans
 from fl_sim.coding.memory import empty
-from fl_sim.coding.packing import pack, packed_size, unpack
+from fl_sim.coding.packing import pack, packed_size
 from fl_sim.coding.tables import find_codes, look_up
 from fl_sim.coding.wire import (
     FLOAT,
@@ -24,73 +25,136 @@ from fl_sim.coding.wire import (
     to_bytes,
 )
 from fl_sim.quantizers.base import Facts, Quantizer
-from fl_sim.quantizers.sign import half_lines
+from fl_sim.quantizers.sign import half_lines, pack_signs
 from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout, Update
 
 _SEED = 4  # bytes of the seed on the wire
+_CACHED = 1 << 20  # elements up to which a vector and its transform fit the caches
 
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Random signs, then the orthonormal Hartley transform: the randomized Hadamard of any length.
-
-    The Hartley transform (Bracewell 1983) is real, its own inverse and as fast as an FFT. Unlike
-    Hadamard's it exists for every length; zeros are appended up to `fast_length`, a percent or so
-    where the next power of two can be twice as far.
+    """Random signs, then `mix`: the randomized Hadamard transform, for any length.
 
     Attributes
     ----------
     signs : Tensor
-        ``(..., n)`` of +1 and -1; leading dimensions index payloads.
+        ``(..., n)`` int8, +1 and -1; leading dimensions index payloads.
     """
 
     signs: Tensor
 
     @classmethod
     def of(cls, seed: int, size: int, device: torch.device | str = "cpu") -> "Rotation":
-        """Return the rotation a seed stands for, the same on every device."""
+        """Return the rotation of a seed, the same on every device."""
         # NumPy keeps this legacy stream frozen, and anyone can write it: MT19937, 4 bytes a word.
         coins = np.random.RandomState(seed).bytes(-(-size // 8))
-        bits = unpack(torch.from_numpy(np.frombuffer(coins, np.uint8).copy()), 1, 8 * len(coins))
-        signs = empty(bits.numel(), torch.float32).copy_(bits)
-        return cls(signs.mul_(2).sub_(1)[:size].to(device))
+        bits = np.unpackbits(np.frombuffer(coins, np.uint8), count=size, bitorder="little")
+        return cls(torch.from_numpy(bits.view(np.int8)).mul_(2).sub_(1).to(device))
 
     def __call__(self, update: Tensor) -> Tensor:
-        """Rotate ``(..., n)`` to ``(..., fast_length(n))``."""
-        signed = update * self.signs.to(update.device)
-        size = signed.shape[-1]
-        return hartley(torch.nn.functional.pad(signed, (0, fast_length(size) - size)))
+        """Rotate ``(..., n)`` to ``(..., padded_length(n))``."""
+        length = padded_length(update.shape[-1])
+        return mix(_multiply(update, self.signs.to(update.device), length))
 
     def invert(self, rotated: Tensor) -> Tensor:
-        """Rotate ``(..., fast_length(n))`` back to ``(..., n)``."""
-        return hartley(rotated)[..., : self.signs.shape[-1]] * self.signs.to(rotated.device)
+        """Rotate ``(..., padded_length(n))`` back to ``(..., n)``."""
+        size = self.signs.shape[-1]
+        return _multiply(mix(rotated)[..., :size], self.signs.to(rotated.device), size)
 
     def stack(self, others: Sequence["Rotation"]) -> "Rotation":
         """Return the rotations of several payloads, stacked."""
         return Rotation(torch.stack([other.signs for other in others]))
 
 
-@lru_cache(maxsize=64)
-def fast_length(size: int) -> int:
-    """Return the smallest product of powers of 2, 3, 5 and 7 that is at least ``size``.
+def _multiply(values: Tensor, signs: Tensor, length: int) -> Tensor:
+    """Return the product of ``(..., n)`` tensors, padded with zeros to ``length``."""
+    size = values.shape[-1]
+    if signs.dim() > 1 or not _is_large(values):
+        return torch.nn.functional.pad(values * signs, (0, length - size))
+    product = empty(length, values.dtype)
+    for span in spans(size):
+        torch.mul(values[span], signs[span], out=product[span])
+    product[size:] = 0
+    return product
 
-    A Fourier transform of a length with a large prime factor takes many times as long.
+
+def padded_length(size: int) -> int:
+    """Return the length to which `Rotation` pads: at most 64, or up to 3 % longer than ``size``.
+
+    The next power of two, which a Hadamard transform alone takes, can be twice as long.
     """
-    products = [1]
-    for prime in (3, 5, 7):
-        exponents = range(size.bit_length())
-        products = [p * prime**e for p in products for e in exponents if p * prime**e < 2 * size]
-    # The power of two that lifts a product to at least the size.
-    return min(p << max(0, -(-size // p) - 1).bit_length() for p in products)
+    rows = _rows(size)
+    return -(-size // rows) * rows
 
 
-def hartley(x: Tensor) -> Tensor:
-    """Orthonormal discrete Hartley transform of the last dimension: real minus imaginary part."""
-    half = torch.fft.rfft(x, norm="ortho")
-    # The other half of a real signal's spectrum is the conjugate of this one, in reverse.
-    mirrored = (half.real + half.imag)[..., 1 : (x.shape[-1] + 1) // 2].flip(-1)
-    return torch.cat([half.real - half.imag, mirrored], dim=-1)
+def _rows(size: int) -> int:
+    """Return the largest power of two, or 1, that leaves rows of 33 to 64 elements."""
+    return 1 << max(0, (size - 1).bit_length() - 6)
+
+
+def mix(x: Tensor) -> Tensor:
+    """Multiply ``(..., n)`` by an orthonormal, symmetric matrix without large elements.
+
+    With ``n = q * 2**k`` and odd ``q``, that is the Kronecker product of Sylvester's Hadamard
+    matrix of order ``2**k`` and the Hartley transform of order ``q`` (Bracewell 1983): a
+    Walsh-Hadamard transform of each ``x[r::q]``, then a Hartley transform of each ``q``
+    consecutive elements. No element is above ``sqrt(2 / n)`` and the matrix is its own inverse.
+    ``n`` is a `padded_length`; the cost is O(n log n).
+    """
+    rows = _rows(x.shape[-1])
+    width = x.shape[-1] // rows
+    matrix = _row_matrix(width).to(x)
+    if not _is_large(x):
+        return _walsh(x.reshape(*x.shape[:-1], rows, width) @ matrix).flatten(-2)
+    # The same in two passes over pieces that stay in cache: neighbouring rows, then distant ones.
+    mixed = empty(x.numel(), x.dtype)
+    near = TILE // 64
+    blocks = x.view(-1, near, width), mixed.view(-1, near, width)
+    for block, target in zip(*blocks, strict=True):
+        target.copy_(_walsh(block @ matrix))
+    distant = rows // near
+    for columns in torch.split(mixed.view(distant, -1), max(1, TILE // distant), dim=1):
+        columns.copy_(_walsh(columns))
+    return mixed
+
+
+def _is_large(x: Tensor) -> bool:
+    """Tell whether a vector is beyond the caches, and no gradient of what comes of it is asked."""
+    plain = x.dim() == 1 and x.device.type == "cpu" and not x.requires_grad
+    return plain and x.numel() > _CACHED
+
+
+def _walsh(x: Tensor) -> Tensor:
+    """Walsh-Hadamard transform of the columns of ``(..., rows, width)``, four bits at a time."""
+    done = 1
+    *leading, rows, width = x.shape
+    while done < rows:
+        order = min(16, rows // done)
+        x = x.reshape(*leading, rows // done // order, order, done * width)
+        x = hadamard(order).to(x) @ x
+        done *= order
+    return x.reshape(*leading, rows, width)
+
+
+@lru_cache(maxsize=8)
+def hadamard(order: int) -> Tensor:
+    """Return Sylvester's orthonormal Hadamard matrix; ``order`` is a power of two."""
+    signs = torch.ones(1, 1)
+    while len(signs) < order:
+        signs = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), signs)
+    return signs / sqrt(order)
+
+
+@lru_cache(maxsize=64)
+def _row_matrix(width: int) -> Tensor:
+    """Return what `mix` does to ``width`` elements, ``(width, width)``."""
+    power = width & -width
+    odd = torch.arange(width // power, dtype=torch.float64)
+    angle = torch.outer(odd, odd) * (2 * pi / len(odd))
+    hartley = (angle.cos() + angle.sin()) / sqrt(len(odd))
+    return torch.kron(hadamard(power).double(), hartley).float()
 
 
 class Rotated(Quantizer):
@@ -99,13 +163,18 @@ class Rotated(Quantizer):
     floats: ClassVar[int]
 
     @property
+    def version(self) -> int:
+        """2: version 1 used one Hartley transform over the whole update."""
+        return 2
+
+    @property
     @abstractmethod
     def code_width(self) -> int:
         """Bits of a code."""
 
     @abstractmethod
-    def _quantize(self, rotated: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the side information, ``(floats,)``, and uint8 codes."""
+    def _quantize(self, rotated: Tensor) -> tuple[Tensor, bytes]:
+        """Return the side information, ``(floats,)``, and packed codes."""
 
     @abstractmethod
     def _tables(self, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,22 +182,23 @@ class Rotated(Quantizer):
 
     def body_size(self, layout: Layout) -> int:
         """Return seed, scales and codes, in bytes."""
-        return _SEED + self.floats * FLOAT + packed_size(fast_length(layout.size), self.code_width)
+        return (
+            _SEED + self.floats * FLOAT + packed_size(padded_length(layout.size), self.code_width)
+        )
 
     def _encode(self, update: Update, generator: torch.Generator) -> bytes:
         device = update.vector.device
         seed = torch.randint(1 << 31, (1,), generator=generator, device=device).int()
-        side, codes = self._quantize(
-            Rotation.of(int(seed), update.layout.size, device)(update.vector)
-        )
-        return to_bytes(seed, side, pack(codes, self.code_width))
+        rotation = Rotation.of(int(seed), update.layout.size, device)
+        side, codes = self._quantize(rotation(update.vector))
+        return to_bytes(seed, side) + codes
 
     def _read(self, body: bytes, layout: Layout) -> tuple[Rotation, Tensor, Tensor]:
         """Return rotation, side information and codes."""
         reader = Reader(body)
         seed = reader.integer()
         side = reader.magnitudes(self.floats)
-        codes = reader.codes(fast_length(layout.size), 1 << self.code_width)
+        codes = reader.codes(padded_length(layout.size), 1 << self.code_width)
         return Rotation.of(seed, layout.size), side, codes
 
     def _decode(self, body: bytes, layout: Layout) -> Tensor:
@@ -169,12 +239,12 @@ class Drive(Rotated):
         """Bits of a code."""
         return 1
 
-    def _quantize(self, rotated: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantize(self, rotated: Tensor) -> tuple[Tensor, bytes]:
         total = torch.linalg.vector_norm(rotated, 1)
         energy = torch.linalg.vector_norm(rotated) ** 2
         unbiased = torch.where(total > 0, energy / total, 0)
         scale = unbiased if self.scale == "unbiased" else total / rotated.numel()
-        return scale.view(1), (rotated >= 0).view(torch.uint8)
+        return scale.view(1), pack_signs(rotated)[0]
 
     def _tables(self, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         center = torch.cat([-side, side])
@@ -204,7 +274,7 @@ class Eden(Rotated):
         """Bits of a code."""
         return self.bits
 
-    def _quantize(self, rotated: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantize(self, rotated: Tensor) -> tuple[Tensor, bytes]:
         book, edges = (part.to(rotated.device) for part in lloyd_max(self.bits))
         size = torch.linalg.vector_norm(rotated)
         unit = size / sqrt(max(1, rotated.numel()))
@@ -212,7 +282,7 @@ class Eden(Rotated):
         find_codes(rotated, edges * unit, codes)
         agreement = rotated @ look_up(book, codes)
         scale = torch.where(agreement > 0, size**2 / agreement, 0)
-        return torch.stack([scale, unit]), codes
+        return torch.stack([scale, unit]), to_bytes(pack(codes, self.bits))
 
     def _tables(self, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         book, edges = lloyd_max(self.bits)

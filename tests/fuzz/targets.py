@@ -56,19 +56,20 @@ def payload(data: bytes) -> bool:
             if mode[0] % 8 == 1:
                 text, _, body = rest.partition(b"\n")
                 spec = text.decode("ascii", "replace").replace("�", "?")[:255]
-            size = _size(spec)
+            size, version = _size_and_version(spec)
             if mode[0] % 8 != 2:
                 body = (body + bytes(size))[:size]
-            parsed = Payload.from_bytes(Payload(spec, body, LAYOUT).to_bytes(), LAYOUT)
+            parsed = Payload.from_bytes(Payload(spec, body, LAYOUT, version).to_bytes(), LAYOUT)
         _open(parsed)
     except PayloadError:
         return False
     return True
 
 
-def _size(spec: str) -> int:
+def _size_and_version(spec: str) -> tuple[int, int]:
     try:
-        return min(parse_quantizer(spec).body_size(LAYOUT), 4096)
+        quantizer = parse_quantizer(spec)
+        return min(quantizer.body_size(LAYOUT), 4096), quantizer.version
     except ValueError as error:
         raise PayloadError(str(error)) from error
 
@@ -119,8 +120,9 @@ def _array(draw: _Draw) -> Array:
     kind = draw.number(4)
     if kind == 0:
         spec = SPECS[draw.number(len(SPECS))]
-        size = parse_quantizer(spec).body_size(LAYOUT)
-        return payload_array(Payload(spec, draw.bytes(size), LAYOUT))
+        quantizer = parse_quantizer(spec)
+        body = draw.bytes(quantizer.body_size(LAYOUT))
+        return payload_array(Payload(spec, body, LAYOUT, quantizer.version))
     shape = (3,) if kind == 1 else tuple(abs(draw.integer()) for _ in range(draw.number(4)))
     dtype, stype = _DTYPES[draw.number(len(_DTYPES))], _STYPES[draw.number(len(_STYPES))]
     size = 12 if kind == 1 else draw.number(64)

@@ -41,6 +41,11 @@ class ErrorFeedback(Quantizer):
         """``error_feedback(...)`` around the inner spec."""
         return f"{self.name}({self.inner.spec})"
 
+    @property
+    def version(self) -> int:
+        """The inner format's version."""
+        return self.inner.version
+
     def transmit(
         self, update: Update, residual: Tensor | None, generator: torch.Generator
     ) -> tuple[Payload, Tensor | None]:

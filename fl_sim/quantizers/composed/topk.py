@@ -50,6 +50,11 @@ class TopK(Quantizer):
         """Own parameters, then ``+`` and the quantizer of what is kept."""
         return super().spec + (f"+{self.then.spec}" if self.then != Identity() else "")
 
+    @property
+    def version(self) -> int:
+        """Version of the format of what is kept."""
+        return self.then.version
+
     def body_size(self, layout: Layout) -> int:
         """Return positions plus the body of what is kept, in bytes."""
         kept = self._kept_layout(layout)

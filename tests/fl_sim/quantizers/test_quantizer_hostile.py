@@ -1,6 +1,7 @@
 """Payloads that were truncated, padded, altered, or forged by someone who knows the format."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_forged_bodies_are_refused_or_decode_to_a_finite_update(spec):
     body = quantizer.encode(UPDATE, seeded()).body
     rng = np.random.default_rng(1)
     for _ in range(FORGERIES):
-        forged = Payload(spec, mutate(body, rng), UPDATE.layout)
+        forged = Payload(spec, mutate(body, rng), UPDATE.layout, quantizer.version)
         received = Payload.from_bytes(forged.to_bytes(), UPDATE.layout)
         if len(received.body) != len(body):
             with pytest.raises(PayloadError, match="bytes, not"):
@@ -78,7 +79,7 @@ def test_constant_bodies_are_refused_or_decode_to_a_finite_update(spec, fill):
     quantizer = parse_quantizer(spec)
     size = quantizer.body_size(UPDATE.layout)
     try:
-        decoded = quantizer.decode(Payload(spec, fill * size, UPDATE.layout))
+        decoded = quantizer.decode(Payload(spec, fill * size, UPDATE.layout, quantizer.version))
     except PayloadError:
         return
     assert decoded.vector.isfinite().all()
@@ -89,7 +90,7 @@ def test_overlong_bodies_are_refused_before_anything_is_allocated(spec):
     layout = layout_of(40_000)
     quantizer = parse_quantizer(spec.replace("t0*=3,", ""))
     honest = quantizer.body_size(layout)
-    forged = Payload(quantizer.spec, bytes(50 * honest), layout).to_bytes()
+    forged = Payload(quantizer.spec, bytes(50 * honest), layout, quantizer.version).to_bytes()
     tracemalloc.start()
     try:
         received = Payload.from_bytes(forged, layout)
@@ -107,6 +108,19 @@ def test_a_payload_of_another_model_is_refused():
     data = parse_quantizer("sign").encode(UPDATE, seeded()).to_bytes()
     with pytest.raises(PayloadError, match="checksum"):
         Payload.from_bytes(data, layout_of(50, 30, 7))
+
+
+def test_other_versions_are_refused_by_name():
+    data = parse_quantizer("sign").encode(UPDATE, seeded()).to_bytes()
+    with pytest.raises(PayloadError, match="has format version 3; this code reads 1 and 2"):
+        Payload.from_bytes(b"\x03" + data[1:], UPDATE.layout)
+    for spec in ("drive", "topk:keep=0.5+eden:bits=2", "error_feedback(drive)"):
+        quantizer = parse_quantizer(spec)
+        old = replace(quantizer.encode(UPDATE, seeded()), version=1)
+        received = Payload.from_bytes(old.to_bytes(), UPDATE.layout)
+        for read in (quantizer.decode, quantizer.cell, quantizer.symbols):
+            with pytest.raises(PayloadError, match="version 1; this code reads version 2"):
+                read(received)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +156,4 @@ def test_what_no_encoder_sends_is_named(spec, offset, value, words):
     start = offset % len(body)
     body[start : start + len(value)] = value
     with pytest.raises(PayloadError, match=words):
-        quantizer.decode(Payload(spec, bytes(body), UPDATE.layout))
+        quantizer.decode(Payload(spec, bytes(body), UPDATE.layout, quantizer.version))
