@@ -89,6 +89,7 @@ def audit_results(
         baselines=score_baselines(private, public),
         entropy_coded={s: fmean(map(entropy_coded_bytes, payloads[s])) for s in specs},
         parameters=observations[0].payload.layout.size,
+        server=observations[0].server,
     )
 
 

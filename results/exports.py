@@ -6,7 +6,7 @@ from pathlib import Path
 from fl_sim.storage.files import write_bytes, write_text
 from results.figures.curves import draw_curve, save_figure
 from results.reading.study_reader import StudyReader, run_gallery
-from results.tables import chance, definitions, paper_table
+from results.tables import chance, definitions, paper_table, server_plans
 
 
 def export(root: Path, formats: Iterable[str]) -> list[Path]:
@@ -59,7 +59,7 @@ def _markdown(study: StudyReader, suffix: str) -> list[Path]:
     notes = [f"- {word}: {text}." for word, text in definitions(study.results).items()]
     notes += [f"- * `{q}`: not established, {why}." for q, why in doubts.itertuples(index=False)]
     notes = [note.replace("- *", "- \\*") for note in notes]
-    text = "\n".join([*lines, "", *dict.fromkeys(notes), "", chance(study.results)])
+    text = "\n".join([*lines, "", *dict.fromkeys(notes), "", _caption(study)])
     return _write(study, suffix, text.rstrip() + "\n")
 
 
@@ -68,8 +68,12 @@ def _latex(study: StudyReader, suffix: str) -> list[Path]:
     shown.columns = shown.columns.str.replace("%", r"\%").str.replace("_", r"\_")
     table = shown.style.hide(axis="index").to_latex(hrules=True)
     words = [rf"\emph{{{word}}}: {text}." for word, text in definitions(study.results).items()]
-    words.append(chance(study.results).replace("%", r"\%"))
+    words.append(_caption(study).replace("%", r"\%").replace("_", r"\_"))
     return _write(study, suffix, f"{table}\\par {{\\footnotesize {' '.join(words)}}}\n")
+
+
+def _caption(study: StudyReader) -> str:
+    return f"{server_plans(study.results)} {chance(study.results)}".rstrip()
 
 
 def _write(study: StudyReader, suffix: str, text: str) -> list[Path]:

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fl_sim.plans import parse_plan
 from fl_sim.storage.files import write_text
 from results.scores.baselines import bar
 from results.scores.gates import SUCCESS_MSE, doubt, unsettled
@@ -83,6 +85,7 @@ COLUMNS = [
     "label_accuracy",
     "baseline_mse",
     "attack_failed_rate",
+    "server",
 ]
 """The columns of ``results.csv`` that its readers may rely on; more follow them."""
 
@@ -107,6 +110,7 @@ def results_table(
     baselines: pd.DataFrame,
     entropy_coded: Mapping[str, float],
     parameters: int,
+    server: str = "curious",
     metrics: Sequence[str] = (),
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -126,6 +130,8 @@ def results_table(
         Mean bytes of a quantizer's update behind an entropy coder.
     parameters : int
         Elements of one update.
+    server : str
+        Spec of the server's plan.
     metrics : sequence of str
         Columns of ``scores`` by further metrics; the median of each is added.
     seed : int
@@ -157,6 +163,7 @@ def results_table(
             **_naive(scores[scores["quantizer"] == name]),
             "baseline_mse": baseline,
             "entropy_coded_bytes_per_update": entropy_coded.get(name, np.nan),
+            "server": server,
         }
         for name in quantizers
     ]
@@ -250,6 +257,12 @@ def chance(results: pd.DataFrame) -> str:
     return f"Chance alone identifies {identified} of the victims and knows {labels} of the labels."
 
 
+def server_plans(results: pd.DataFrame) -> str:
+    """Say what the server is to its clients, in a sentence for each plan of some results."""
+    plans = dict.fromkeys(results["server"])
+    return " ".join(f"Server plan: {plan} ({parse_plan(plan).threat})." for plan in plans)
+
+
 def _ends(rates: "pd.Series[float]") -> list[str]:
     """Return the least and the greatest rate as text, once if they read the same."""
     return list(dict.fromkeys(percent(rate) for rate in (rates.min(), rates.max())))
@@ -283,6 +296,7 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
         {
             **{name: results[name].astype("str") for name in axes},
             "quantizer": results["quantizer"],
+            **({} if "server" in axes else {"server": results["server"]}),
             "test %": column("test_accuracy_mean", "{:.1f}", 100),
             "points to none": column("accuracy_difference", "{:+.1f}", 100),
             "bytes": column("uplink_bytes_per_update", "{:,.0f}"),
@@ -346,8 +360,7 @@ def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
     are not established: a better attack may find more.
     """
     table = Table(
-        caption="Privacy figures: strongest attack, median over victims; a picture without "
-        f"features has MSE {_number(results['baseline_mse'].iloc[0], '{:.2g}')}. {chance(results)}",
+        caption=_terminal_caption(results),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -373,6 +386,14 @@ def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
     for row in cells.itertuples(index=False):
         table.add_row(*map(Text, row))  # a spec may hold brackets, which are markup in plain text
     return table
+
+
+def _terminal_caption(results: pd.DataFrame) -> str:
+    least = _number(results["baseline_mse"].iloc[0], "{:.2g}")
+    return (
+        f"{escape(server_plans(results))}\nPrivacy figures: strongest attack, median over victims; "
+        f"a picture without features has MSE {least}. {chance(results)}"
+    )
 
 
 def _heading(median_column: str) -> str:

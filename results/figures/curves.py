@@ -1,6 +1,7 @@
 """The curve: accuracy against what the strongest attack recovers, one point a quantizer."""
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from fl_sim.storage.files import write_bytes
 from results.scores.statistics import CONFIDENCE
+from results.tables import server_plans
 
 # Okabe and Ito's colours, told apart by all eyes; a marker's shape says the same again.
 VERDICT_STYLE = {
@@ -29,6 +31,7 @@ VISIBLE_MSE = 1e-6
 _BASELINE_STYLE: dict[str, Any] = {"color": "#009E73", "linestyle": "--", "linewidth": 1.2}
 
 _AREAS = (30.0, 300.0)  # points squared, of the fewest and the most bytes
+_NOTE_WIDTH = 36  # letters that fit beside the axes
 _NAIVE_GAP = 1.1  # a shorter arrow would be all head
 
 
@@ -43,7 +46,7 @@ def curve_figure(results: pd.DataFrame) -> Figure:
     Error bars are 95 % bootstrap intervals of the median (across) and standard deviations over
     seeds (up). A hollow point is not established: a better attack may find more. A dotted arrow
     leads from the attack of the suite that looks the most harmless to the strongest one: the false
-    sense of security. Errors below `VISIBLE_MSE` are drawn there.
+    sense of security. A note says what the server does. Errors below `VISIBLE_MSE` are drawn there.
 
     Parameters
     ----------
@@ -76,6 +79,8 @@ def curve_figure(results: pd.DataFrame) -> Figure:
         _draw_labels(axes, points)
     else:
         axes.text(0.5, 0.5, "nothing attacked yet", transform=axes.transAxes, ha="center")
+    note = textwrap.fill(server_plans(results), _NOTE_WIDTH)
+    figure.text(0.75, 0.02, note, fontsize=7.5, va="bottom")
     return figure
 
 

@@ -40,10 +40,12 @@ class GalleryRow(NamedTuple):
     errors: Sequence[float]
 
 
-def gallery_figure(truth: Tensor, captions: Sequence[str], rows: Sequence[GalleryRow]) -> Figure:
+def gallery_figure(
+    truth: Tensor, captions: Sequence[str], rows: Sequence[GalleryRow], server: str
+) -> Figure:
     """Draw a row of truth and a row per quantizer, with the MSE under each picture.
 
-    A note below says what a star means, where there is one.
+    A note below says what the server does, and what a star means, where there is one.
 
     Parameters
     ----------
@@ -53,11 +55,14 @@ def gallery_figure(truth: Tensor, captions: Sequence[str], rows: Sequence[Galler
         What stands under each victim, e.g. its round and client.
     rows : sequence of GalleryRow
         Pictures of the same victims in the same order.
+    server : str
+        What the server is to its clients, in a sentence: `results.tables.server_plans`.
     """
     margin = 0.3 + 0.08 * max(len("not established"), *(len(row.label) for row in rows), 0)
     width = margin + len(truth) + 0.1
     starred = any(row.shown.endswith("*") for row in rows)
-    note = textwrap.wrap(f"* {STAR}", int(width / _LETTER)) if starred else []
+    sentences = [server] + [f"* {STAR}"] * starred
+    note = [line for one in sentences for line in textwrap.wrap(one, int(width / _LETTER))]
     bottom = _PITCH * (len(rows) + 1) + 0.1
     height = bottom + _LINE * len(note)
     figure = Figure(figsize=(width, height), dpi=120)

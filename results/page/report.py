@@ -23,7 +23,16 @@ from results.figures import charts
 from results.figures.pictures import BUDGET, affordable_victims, victim_cards
 from results.reading.run_reader import RunReader, random_victims
 from results.scores.baselines import bar
-from results.tables import REFERENCE, VICTIM, chance, csv_text, definitions, percent, starred
+from results.tables import (
+    REFERENCE,
+    VICTIM,
+    chance,
+    csv_text,
+    definitions,
+    percent,
+    server_plans,
+    starred,
+)
 
 _PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
 
@@ -63,6 +72,7 @@ class Study:
             f"{training.rounds} rounds",
             f"batch {training.batch_size}",
             f"update: {training.update}{steps}",
+            f"server plan {settings.server}",
             f"seeds {_listed(settings.seeds)}",
         )
         return (
@@ -149,6 +159,7 @@ def _write(studies: Sequence[Study], title: str, path: Path) -> None:
         verdicts=_verdicts(studies),
         definitions=definitions(results),
         chance=chance(results),
+        server=server_plans(results),
         switches={name: list(options) for name, options in switches.items()},
         captions={name: _CAPTIONS[name] for name in figures if name != "curve"},
         victims=len(strongest.drop_duplicates(VICTIM)),

@@ -112,6 +112,7 @@ class RunReader:
             baselines=self.baselines,
             entropy_coded=self.entropy_coded,
             parameters=self.parameters,
+            server=self.settings.server,
             metrics=[metric.column for metric in self.metrics],
         )
 

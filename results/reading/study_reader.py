@@ -15,7 +15,7 @@ from fl_sim.study.study import read_study
 from results.figures.curves import curve_figure, render
 from results.figures.gallery import GalleryRow, gallery_figure
 from results.reading.run_reader import RunReader, random_victims
-from results.tables import VICTIM, starred
+from results.tables import VICTIM, server_plans, starred
 
 GALLERY_VICTIMS = 8
 
@@ -115,7 +115,7 @@ class StudyReader:
         """Put the tables of all points below each other, the values of their axes in front."""
         frames = []
         for point, run in zip(self.study.points, self.runs.values(), strict=True):
-            frame = table(run)
+            frame = table(run).drop(columns=list(point.values), errors="ignore")
             values = pd.DataFrame([dict(point.values)] * len(frame), index=frame.index)
             frames.append(pd.concat([values, frame], axis=1))
         return pd.concat(frames, ignore_index=True)
@@ -141,7 +141,7 @@ def run_gallery(run: RunReader) -> Figure | None:
         f"round {row.round}, client {row.partition}\nseed {row.seed}, image {row.image}"
         for row in victims.itertuples()
     ]
-    return gallery_figure(truth, captions, rows)
+    return gallery_figure(truth, captions, rows, server_plans(run.results))
 
 
 def _picture(figure: Figure) -> Image.Image:

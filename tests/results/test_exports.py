@@ -24,11 +24,11 @@ def test_parquet_keeps_every_figure(graded_run):
 def test_tables_for_papers(graded_run):
     markdown, latex = export(graded_run, ["md", "tex"])
     lines = markdown.read_text().splitlines()
-    assert lines[0].startswith("| quantizer | test % | points to none | bytes |")
-    assert lines[2].startswith("| none | 60.5 [60.0, 61.0] | – | 3")
-    assert lines[4].startswith("| sign | 55.5 [55.0, 56.0] | -5.0 [-5.0, -5.0] | ")
+    assert lines[0].startswith("| quantizer | server | test % | points to none | bytes |")
+    assert lines[2].startswith("| none | curious | 60.5 [60.0, 61.0] | – | 3")
+    assert lines[4].startswith("| sign | curious | 55.5 [55.0, 56.0] | -5.0 [-5.0, -5.0] | ")
     assert lines[4].endswith("| not established* |")
-    assert {line.count("|") for line in lines[:5]} == {13}
+    assert {line.count("|") for line in lines[:5]} == {14}
     assert lines[5:] == [
         "",
         f"- leaks: {VERDICTS['leaks']}.",
@@ -36,15 +36,16 @@ def test_tables_for_papers(graded_run):
         f"- \\*: {STAR}.",
         "- \\* `sign`: not established, the attack failed to optimise on 100% of the victims.",
         "",
-        chance(RunReader(graded_run).results),
+        f"Server plan: curious (honest but curious). {chance(RunReader(graded_run).results)}",
     ]
     text = latex.read_text()
     assert text.count(r"\\") == 1 + 3
     assert r"& identified \% &" in text
-    assert "uniform:bits=4 & 60.5 [60.0, 61.0] & +0.0 [+0.0, +0.0]" in text
+    assert "uniform:bits=4 & curious & 60.5 [60.0, 61.0] & +0.0 [+0.0, +0.0]" in text
     assert "not established*" in text
     assert rf"\emph{{leaks}}: {VERDICTS['leaks']}. \emph{{not" in text
-    assert rf"\emph{{*}}: {STAR}. Chance alone identifies 2.4\% of" in text
+    assert rf"\emph{{*}}: {STAR}. Server plan: curious (honest but curious). Chance" in text
+    assert r"Chance alone identifies 2.4\% of" in text
 
 
 def test_an_unknown_format_writes_nothing(graded_run, tmp_path):

@@ -39,6 +39,7 @@ DESIGN_COLUMNS = [
     "label_accuracy",
     "baseline_mse",
     "attack_failed_rate",
+    "server",
 ]
 
 

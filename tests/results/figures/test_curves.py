@@ -19,6 +19,7 @@ def results_of(count: int, seed: int = 0) -> pd.DataFrame:
     mse = 10 ** rng.uniform(-8, -0.5, count)
     return pd.DataFrame(
         {
+            "server": "curious",
             "quantizer": [f"stochastic:bits={k}" for k in range(count)],
             "test_accuracy_mean": rng.uniform(0.7, 0.95, count),
             "test_accuracy_std": rng.uniform(0, 0.03, count),

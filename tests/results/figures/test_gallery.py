@@ -7,6 +7,8 @@ from results.figures.curves import save_figure
 from results.figures.gallery import GalleryRow, gallery_figure, picture
 from results.tables import STAR
 
+SERVER = "Server plan: curious (honest but curious)."
+
 
 def test_pictures_are_clamped_before_they_become_bytes():
     image = torch.tensor([[[-0.2, 0.0, 0.5, 1.0, 1.01, 300.0]]])
@@ -27,7 +29,7 @@ def test_each_row_shows_its_own_pictures(tmp_path, channels):
     black[1] = torch.nan
     rows = [GalleryRow("sign", "leaks", "leaks*", black, [1.0, 1.0, 1.0])]
     path = tmp_path / "gallery.png"
-    save_figure(gallery_figure(truth, ["one", "two", "three"], rows), path)
+    save_figure(gallery_figure(truth, ["one", "two", "three"], rows, SERVER), path)
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L"))
     height, width = pixels.shape
@@ -44,7 +46,7 @@ def test_forty_quantizers_fit(tmp_path):
         GalleryRow(f"q{k}", "not established", "not established*", truth, [0.1, 0.2])
         for k in range(40)
     ]
-    save_figure(gallery_figure(truth, ["a", "b"], rows), tmp_path / "gallery.png")
+    save_figure(gallery_figure(truth, ["a", "b"], rows, SERVER), tmp_path / "gallery.png")
     with Image.open(tmp_path / "gallery.png") as image:
         assert 120 * (1.27 * 41 + 0.1) < image.height < 120 * (1.27 * 41 + 1)
 
@@ -56,7 +58,8 @@ def test_a_star_is_drawn_and_explained_where_there_is_one(starred):
         GalleryRow("none", "leaks", "leaks", truth, [0.1, 0.2]),
         GalleryRow("sign", "leaks", "leaks" + "*" * starred, truth, [0.1, 0.2]),
     ]
-    texts = [text.get_text() for text in gallery_figure(truth, ["a", "b"], rows).axes[0].texts]
+    drawn = gallery_figure(truth, ["a", "b"], rows, SERVER).axes[0].texts
+    texts = [text.get_text() for text in drawn]
     assert "none\nleaks" in texts
     assert ("sign\nleaks*" in texts) is starred
-    assert (f"* {STAR}" in [" ".join(text.split()) for text in texts]) is starred
+    assert " ".join(texts[-1].split()) == SERVER + f" * {STAR}" * starred
