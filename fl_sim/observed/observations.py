@@ -13,9 +13,10 @@ from fl_sim.coding.payload import Payload, PayloadError
 from fl_sim.exchange.weight_records import Changes
 from fl_sim.models import ModelSpec, build_model, check_spec, partly_trained
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.storage.files import StoreError, read_tensors, write_tensors
+from fl_sim.storage.files import StoreError, check_format, read_tensors, write_tensors
 from fl_sim.updates.local_update import Layout, LocalWork, Segment, flat_model, layout_of_model
 
+FORMAT = 1  # version of a round's file; it rises when older code could not read it
 _UNREADABLE = (KeyError, TypeError, ValueError, PayloadError)
 
 
@@ -89,6 +90,7 @@ def save_round(
     """
     stored = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
     facts: dict[str, Any] = {
+        "format": FORMAT,
         "trial": trial,
         "round": server_round,
         "model": model and asdict(model),
@@ -138,9 +140,11 @@ def load_observations(
     Raises
     ------
     StoreError
-        If the file is truncated, altered, or does not hold what `save_observations` wrote.
+        If the file is truncated, altered, of another format version, or does not hold what
+        `save_observations` wrote.
     """
     tensors, facts = read_tensors(path)
+    check_format(path, facts, FORMAT)
     try:
         spec = model or _model(facts["model"])
         done = work or LocalWork(**facts["work"])

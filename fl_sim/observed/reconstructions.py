@@ -8,7 +8,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fl_sim.storage.files import StoreError, folder_name, read_facts, read_tensors, write_tensors
+from fl_sim.storage.files import (
+    StoreError,
+    check_format,
+    folder_name,
+    read_facts,
+    read_tensors,
+    write_tensors,
+)
+
+FORMAT = 1  # version of a file of reconstructions; it rises when older code could not read it
 
 Status = Literal["converged", "stalled", "diverged"]
 
@@ -67,7 +76,7 @@ def save_reconstructions(path: Path, reconstructions: Sequence[Reconstruction], 
         facts.append(
             {f.name: getattr(made, f.name) for f in fields(made) if f.name not in _TENSORS}
         )
-    write_tensors(path, tensors, {"key": key, "reconstructions": facts})
+    write_tensors(path, tensors, {"format": FORMAT, "key": key, "reconstructions": facts})
 
 
 def load_reconstructions(path: Path) -> tuple[list[Reconstruction], str]:
@@ -76,9 +85,10 @@ def load_reconstructions(path: Path) -> tuple[list[Reconstruction], str]:
     Raises
     ------
     StoreError
-        If the file is truncated, altered, or not a reconstruction.
+        If the file is truncated, altered, of another format version, or not a reconstruction.
     """
     tensors, facts = read_tensors(path)
+    check_format(path, facts, FORMAT)
     try:
         made = [
             Reconstruction(
@@ -111,10 +121,12 @@ def reconstruction_key(path: Path) -> str:
     Raises
     ------
     StoreError
-        If the file is truncated or not a reconstruction.
+        If the file is truncated, of another format version, or not a reconstruction.
     """
+    facts = read_facts(path)
+    check_format(path, facts, FORMAT)
     try:
-        return str(read_facts(path)["key"])
+        return str(facts["key"])
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path.name} in {path.parent} holds no reconstructions") from error
 

@@ -101,6 +101,14 @@ def read_facts(path: Path) -> dict[str, Any]:
         return _facts(file)
 
 
+def check_format(path: Path, facts: Any, reads: int) -> None:
+    """Raise `StoreError` unless the facts of a file name the format version that is read."""
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != reads:
+        has = "no format version" if found is None else f"format version {found!r}"
+        raise StoreError(f"{path.name} in {path.parent} has {has}; this code reads {reads}.")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:

@@ -320,8 +320,10 @@ _OBSERVATIONS = _File(
         "payload.7": ("U8", (_SENT.nbytes,)),
     },
     {
+        "format": 1,
         "trial": "sign_seed-0",
         "round": 1,
+        "server": "curious",
         "model": {"name": "lenet", "shape": [1, 1, 1], "classes": 3},
         "work": {
             "kind": "delta",
@@ -337,6 +339,7 @@ _OBSERVATIONS = _File(
 _RECONSTRUCTIONS = _File(
     {"images.0": ("F32", (1, 1, 2, 2)), "labels.0": ("I64", (1,))},
     {
+        "format": 1,
         "key": "k",
         "reconstructions": [
             {

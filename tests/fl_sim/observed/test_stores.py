@@ -15,6 +15,7 @@ from fl_sim.observed.observations import (
 from fl_sim.observed.reconstructions import (
     Reconstruction,
     load_reconstructions,
+    reconstruction_key,
     reconstruction_path,
     save_reconstructions,
 )
@@ -62,6 +63,23 @@ def test_an_altered_payload_on_disk_is_refused(tmp_path):
     write_tensors(path, tensors, facts)
     with pytest.raises(StoreError, match="checksum"):
         load_observations(path)
+
+
+@pytest.mark.parametrize(("found", "words"), [(2, "format version 2"), (None, "no format version")])
+def test_files_of_another_format_are_refused_by_name(tmp_path, found, words):
+    save_observations(tmp_path, [observe(0)])
+    seen = round_path(tmp_path, "trial", 3)
+    guesses = tmp_path / "guesses.safetensors"
+    save_reconstructions(guesses, [], "k")
+    for path, load in (
+        (seen, load_observations),
+        (guesses, load_reconstructions),
+        (guesses, reconstruction_key),
+    ):
+        tensors, facts = read_tensors(path)
+        write_tensors(path, tensors, facts | {"format": found})
+        with pytest.raises(StoreError, match=f"{path.name} in .* has {words}; this code reads 1"):
+            load(path)
 
 
 def test_what_a_server_saw_is_readable_by_its_owner_only(tmp_path):
