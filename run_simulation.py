@@ -517,7 +517,7 @@ def _work(study: "Study", root: Path, *, training: bool) -> None:
 
 def _report(root: Path) -> None:
     from results.run_report import summarise  # noqa: PLC0415
-    from results.tables import print_results  # noqa: PLC0415
+    from results.tables.terminal import print_results  # noqa: PLC0415
 
     print_results(summarise(root), Console())
 

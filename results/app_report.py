@@ -16,8 +16,10 @@ from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from results.scores.baselines import score_baselines
 from results.scores.gates import CONSISTENCY_TOLERANCE, Truth
+from results.scores.rows import mark_strongest
 from results.scores.victims import score_victims
-from results.tables import mark_strongest, print_results, results_table
+from results.tables.summary import results_table
+from results.tables.terminal import print_results
 
 OwnImages = Callable[[int, int], tuple[Tensor, Tensor]]
 """Maps round and partition to the images ``(n, C, H, W)`` and labels ``(n,)`` trained on."""
@@ -70,7 +72,7 @@ def audit_scores(
 def audit_results(
     observations: Sequence[Observation], scores: pd.DataFrame, truth: OwnImages, public: Tensor
 ) -> pd.DataFrame:
-    """Sum up an audit as `results.tables.results_table` does a study, without accuracies.
+    """Sum up an audit as `results.tables.summary.results_table` does a study, without accuracies.
 
     Parameters as `audit_scores`, whose result ``scores`` is.
     """

@@ -6,7 +6,8 @@ from pathlib import Path
 from fl_sim.storage.files import write_bytes, write_text
 from results.figures.curves import draw_curve, save_figure
 from results.reading.study_reader import StudyReader, run_gallery
-from results.tables import chance, definitions, paper_table, server_plans
+from results.tables.paper import paper_table
+from results.tables.verdicts import chance, definitions, server_plans
 
 
 def export(root: Path, formats: Iterable[str]) -> list[Path]:
@@ -18,7 +19,7 @@ def export(root: Path, formats: Iterable[str]) -> list[Path]:
         Folder of a run or study. The galleries of a study lie in the folders of its points.
     formats : iterable of str
         Keys of `FORMATS`: ``png``, ``svg`` and ``pdf`` are of the curve and the galleries;
-        ``parquet`` of scores and results; ``md`` and ``tex`` of `results.tables.paper_table`.
+        ``parquet`` of scores and results; ``md`` and ``tex`` of `results.tables.paper.paper_table`.
 
     Raises
     ------

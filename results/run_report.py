@@ -8,7 +8,7 @@ from results.figures.curves import draw_curve, save_figure
 from results.page.report import write_comparison, write_report
 from results.reading.run_reader import RunReader
 from results.reading.study_reader import StudyReader, run_gallery
-from results.tables import write_csv
+from results.tables.csv_text import write_csv
 
 
 def summarise(root: Path) -> pd.DataFrame:
@@ -25,8 +25,8 @@ def summarise(root: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `results.tables.results_table`, also in ``results.csv``; one column for each axis comes
-        first.
+        `results.tables.summary.results_table`, also in ``results.csv``; one column for each axis
+        comes first.
 
     Raises
     ------

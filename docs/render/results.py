@@ -8,7 +8,8 @@ import pandas as pd
 from rich.console import Console
 
 from docs.render.sections import Section
-from results.tables import STAR, VERDICTS, print_results
+from results.tables.terminal import print_results
+from results.tables.verdicts import STAR, VERDICTS
 
 DEFAULT_STUDY = Path(__file__).parents[1] / "results" / "default.csv"
 WIDTH = 80

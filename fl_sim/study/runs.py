@@ -24,7 +24,7 @@ log = logging.getLogger("fl_sim.runs")
 # The modules that, with all they import, determine what each step produces.
 _TRAINING = (f"{PREFIX}clients.app", f"{PREFIX}server.training")
 _ATTACK = (f"{PREFIX}server.auditing.jobs",)
-_SCORES = (f"{PREFIX}results.scores.scoring", f"{PREFIX}results.scores.gates")
+_SCORES = (f"{PREFIX}results.scores.victims",)
 
 
 @dataclass(frozen=True)

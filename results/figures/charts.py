@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from results.figures.curves import VERDICT_STYLE, VISIBLE_MSE, marker_areas
 from results.scores.baselines import FEATURELESS
 from results.scores.statistics import Statistic, mean, median, tenth
-from results.tables import percent, starred
+from results.tables.numbers import percent
+from results.tables.verdicts import starred
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8860B")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from fl_sim.storage.files import write_bytes
 from results.scores.statistics import CONFIDENCE
-from results.tables import server_plans
+from results.tables.verdicts import server_plans
 
 # Okabe and Ito's colours, told apart by all eyes; a marker's shape says the same again.
 VERDICT_STYLE = {
@@ -51,7 +51,8 @@ def curve_figure(results: pd.DataFrame) -> Figure:
     Parameters
     ----------
     results : DataFrame
-        Of `results.tables.results_table`; quantizers without accuracy or attack are left out.
+        Of `results.tables.summary.results_table`; quantizers without accuracy or attack are left
+        out.
     """
     points = results.dropna(subset=["test_accuracy_mean", "mse_median"]).copy()
     for column in points.columns[points.columns.str.contains("mse")]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from results.figures.curves import VERDICT_STYLE
-from results.tables import STAR
+from results.tables.verdicts import STAR
 
 _PITCH = 1.27  # inches from row to row, pictures being one inch wide
 _LETTER, _LINE = 0.06, 0.14  # inches, of the note
@@ -56,7 +56,7 @@ def gallery_figure(
     rows : sequence of GalleryRow
         Pictures of the same victims in the same order.
     server : str
-        What the server is to its clients, in a sentence: `results.tables.server_plans`.
+        What the server is to its clients, in a sentence: `results.tables.verdicts.server_plans`.
     """
     margin = 0.3 + 0.08 * max(len("not established"), *(len(row.label) for row in rows), 0)
     width = margin + len(truth) + 0.1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from results.figures.gallery import picture
 from results.reading.run_reader import RunReader
-from results.tables import VICTIM
+from results.scores.rows import VICTIM
 
 BUDGET = 4_000_000
 """Characters of picture data in one page; more victims than fit are left out, by the seed."""
@@ -46,7 +46,7 @@ def victim_cards(
     run : RunReader
         The run.
     victims : DataFrame
-        Victims to show, with the columns `results.tables.VICTIM`, in random order.
+        Victims to show, with the columns `results.scores.rows.VICTIM`, in random order.
     classes : tuple of str
         Names of the labels.
     """

@@ -21,18 +21,13 @@ from fl_sim.study.settings import dump_settings
 from fl_sim.study.study import read_study
 from results.figures import charts
 from results.figures.pictures import BUDGET, affordable_victims, victim_cards
-from results.reading.run_reader import RunReader, random_victims
+from results.reading.run_reader import RunReader
 from results.scores.baselines import bar
-from results.tables import (
-    REFERENCE,
-    VICTIM,
-    chance,
-    csv_text,
-    definitions,
-    percent,
-    server_plans,
-    starred,
-)
+from results.scores.rows import VICTIM, random_victims
+from results.tables.csv_text import csv_text
+from results.tables.numbers import percent
+from results.tables.summary import REFERENCE
+from results.tables.verdicts import chance, definitions, server_plans, starred
 
 _PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
 

@@ -10,7 +10,7 @@ from fl_sim.study.plan import training_jobs
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings
 from fl_sim.study.study import read_study
-from results.reading.run_reader import scoring_job
+from results.reading.attack_scores import scoring_job
 
 
 class Step(NamedTuple):

@@ -14,8 +14,9 @@ from PIL import Image
 from fl_sim.study.study import read_study
 from results.figures.curves import curve_figure, render
 from results.figures.gallery import GalleryRow, gallery_figure
-from results.reading.run_reader import RunReader, random_victims
-from results.tables import VICTIM, server_plans, starred
+from results.reading.run_reader import RunReader
+from results.scores.rows import VICTIM, random_victims
+from results.tables.verdicts import server_plans, starred
 
 GALLERY_VICTIMS = 8
 
@@ -67,7 +68,7 @@ class StudyReader:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """One row per quantizer and point: `results.tables.results_table` behind the axes."""
+        """One row per quantizer and point: `RunReader.results` behind the axes."""
         return self._over_points(lambda run: run.results)
 
     @cached_property

@@ -43,13 +43,11 @@ def score_batch(
     labels: Tensor,
     true_images: Tensor,
     true_labels: Tensor,
-    gallery: Tensor | None = None,
+    public: Tensor | None = None,
 ) -> pd.DataFrame:
     """Score the reconstruction of one batch: `score_batches` of one, without ``batch``."""
     _require_same_shape(images, true_images)
-    scores = score_batches(
-        images[None], labels[None], true_images[None], true_labels[None], gallery
-    )
+    scores = score_batches(images[None], labels[None], true_images[None], true_labels[None], public)
     return scores.drop(columns="batch")
 
 
@@ -58,7 +56,7 @@ def score_batches(
     labels: Tensor,
     true_images: Tensor,
     true_labels: Tensor,
-    gallery: Tensor | None = None,
+    public: Tensor | None = None,
     metrics: Sequence[FurtherMetric] = (),
 ) -> pd.DataFrame:
     """Score reconstructed batches; one row per private image, in the truth's order.
@@ -76,7 +74,7 @@ def score_batches(
         ``(B, n, C, H, W)`` private images in [0, 1].
     true_labels : Tensor
         ``(B, n)`` private labels.
-    gallery : Tensor or None
+    public : Tensor or None
         ``(m, C, H, W)`` public images for `identification_rank`.
     metrics : sequence of FurtherMetric
         A column each, beside those that are always there.
@@ -100,7 +98,7 @@ def score_batches(
     rows = torch.arange(len(images))[:, None]
     count, size = order.shape
     pairs = images[rows, order].flatten(0, 1), true_images.flatten(0, 1)
-    scores = score_images(*pairs, gallery, metrics)
+    scores = score_images(*pairs, public, metrics)
     scores.insert(0, "batch", np.repeat(np.arange(count), size))
     scores.insert(1, "image", np.tile(np.arange(size), count))
     scores.insert(2, "guess", order.flatten().numpy())
@@ -118,7 +116,7 @@ def score_batches(
 def score_images(
     images: Tensor,
     true_images: Tensor,
-    gallery: Tensor | None = None,
+    public: Tensor | None = None,
     metrics: Sequence[FurtherMetric] = (),
 ) -> pd.DataFrame:
     """Score images paired with the truth; one row per pair.
@@ -132,7 +130,7 @@ def score_images(
     ----------
     images, true_images : Tensor
         ``(n, C, H, W)``, paired by position.
-    gallery : Tensor or None
+    public : Tensor or None
         Public images; without them ``rank`` is missing and nothing is identified.
     metrics : sequence of FurtherMetric
         A column each, beside those that are always there.
@@ -169,9 +167,9 @@ def score_images(
     for name in scores.columns:
         scores.loc[failed, name] = WORST[name]
     rank = np.full(len(scores), np.nan)
-    if gallery is not None:
-        rank = identification_rank(guess, truth, _unit_range(gallery)).astype(np.float64)
-        rank[failed] = len(gallery) + 1
+    if public is not None:
+        rank = identification_rank(guess, truth, _unit_range(public)).astype(np.float64)
+        rank[failed] = len(public) + 1
     scores["rank"] = rank
     scores["identified"] = rank == 1
     scores["failed"] = failed
@@ -254,21 +252,21 @@ def correlation(images: Array, true_images: Array) -> Array:
     return np.asarray(products.sum(axis=1))
 
 
-def identification_rank(images: Array, true_images: Array, gallery: Array) -> NDArray[np.intp]:
-    """Rank of the true image among itself and a gallery, by correlation with the reconstruction.
+def identification_rank(images: Array, true_images: Array, public: Array) -> NDArray[np.intp]:
+    """Rank the true image among itself and public images by correlation with the reconstruction.
 
-    1 says that the reconstruction names its victim. Correlation, not MSE: a one-bit message tells
-    no contrast, and an image may be recognised without it. A tie counts against the attacker, so
-    a constant picture identifies nobody. A copy of the true image in the gallery, also a compressed
-    one (`_SAME_PICTURE`), is no other image: who names it has named the picture, so it takes part
-    in no comparison with a reconstruction that is anything like the truth.
+    Rank 1: the reconstruction identifies its victim. Correlation, not MSE, because a one-bit
+    message holds no contrast, and an image may be recognised without it. A tie counts against the
+    attacker, so a constant picture identifies nobody. A public image may be a copy of the true one,
+    for example a compressed one (`_SAME_PICTURE`). Such a copy is not another image: it is not
+    compared with a reconstruction that correlates with the truth.
     """
     guess, truth = _standardised(np.nan_to_num(images)), _standardised(true_images)
-    public = _standardised(gallery)
+    others = _standardised(public)
     own = (guess * truth).sum(axis=1)[:, None]
-    others = guess @ public.T
-    copies = (truth @ public.T >= _SAME_PICTURE) & (own > _SAME)
-    nearer: NDArray[np.intp] = ((others >= own - _SAME) & ~copies).sum(axis=1)
+    likeness = guess @ others.T
+    copies = (truth @ others.T >= _SAME_PICTURE) & (own > _SAME)
+    nearer: NDArray[np.intp] = ((likeness >= own - _SAME) & ~copies).sum(axis=1)
     return nearer + 1
 
 

@@ -17,7 +17,7 @@ def score_victims(
     observations: Sequence[Observation],
     guesses: Sequence[Reconstruction],
     truth: Truth,
-    gallery: Tensor,
+    public: Tensor,
     metrics: Sequence[FurtherMetric] = (),
 ) -> pd.DataFrame:
     """Score one attack on one round: one row per private image.
@@ -30,7 +30,7 @@ def score_victims(
         One for each observation.
     truth : Truth
         The private batches.
-    gallery : Tensor
+    public : Tensor
         ``(m, C, H, W)`` public images.
     metrics : sequence of FurtherMetric
         Of other modules, a column each.
@@ -46,13 +46,13 @@ def score_victims(
     """
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
-    scores = score_batches(images, labels, *truth, gallery, metrics)
+    scores = score_batches(images, labels, *truth, public, metrics)
     scores["recovered"] = scores["mse"] < SUCCESS_MSE
     facts = examine(observations, guesses, truth)
     facts.insert(0, "partition", [guess.partition for guess in guesses])
     facts["status"] = [guess.status for guess in guesses]
     facts["evaluations"] = [guess.evaluations for guess in guesses]
-    facts["identified_chance"] = 1 / (len(gallery) + 1)
+    facts["identified_chance"] = 1 / (len(public) + 1)
     classes = observations[0].model.classes
     facts["label_chance"] = [label_chance(known, classes) for known in truth.labels.tolist()]
     scores = scores.join(facts, on="batch").drop(columns="batch")

@@ -7,7 +7,7 @@ import torch
 from docs.render.__main__ import ROOT
 from docs.render.results import DEFAULT_STUDY
 from results.scores.scoring import score_batches
-from results.tables import STAR, VERDICTS
+from results.tables.verdicts import STAR, VERDICTS
 
 
 def test_the_readme_defines_the_verdicts_as_the_code_does():

@@ -3,7 +3,7 @@ import pytest
 
 from results.exports import FORMATS, export
 from results.reading.run_reader import RunReader
-from results.tables import STAR, VERDICTS, chance
+from results.tables.verdicts import STAR, VERDICTS, chance
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])

@@ -20,7 +20,7 @@ from results.reading.run_reader import RunReader
 from results.run_report import summarise
 from results.scores.metrics import FurtherMetric, further_metrics
 from results.scores.scoring import score_images
-from results.tables import print_results
+from results.tables.terminal import print_results
 from tests.commands import command
 from tests.results.conftest import graded, small_settings, write_run
 

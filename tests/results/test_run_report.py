@@ -11,9 +11,9 @@ from fl_sim.observed.observations import load_observations, round_path
 from fl_sim.storage.files import StoreError
 from fl_sim.study.settings import SettingsError, dump_settings
 from fl_sim.study.study import load_study
-from results.reading.run_reader import RunReader, random_victims
+from results.reading.run_reader import RunReader
 from results.run_report import summarise
-from results.tables import VICTIM
+from results.scores.rows import VICTIM, random_victims
 from tests.results.conftest import graded, small_settings, write_run
 
 FILES = ["results.csv", "scores.csv", "curve.png", "gallery.png"]

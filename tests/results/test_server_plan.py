@@ -14,7 +14,9 @@ from results.exports import export
 from results.figures.curves import curve_figure
 from results.reading.study_reader import run_gallery
 from results.run_report import summarise
-from results.tables import paper_table, print_results, server_plans
+from results.tables.paper import paper_table
+from results.tables.terminal import print_results
+from results.tables.verdicts import server_plans
 from tests.results.conftest import graded, small_settings, write_run
 
 CURIOUS = "Server plan: curious (honest but curious)."

@@ -6,21 +6,13 @@ import pytest
 from rich.console import Console
 
 from results.figures.curves import VERDICT_STYLE
+from results.scores.rows import mark_strongest
 from results.scores.statistics import median
-from results.tables import (
-    COLUMNS,
-    STAR,
-    VERDICTS,
-    chance,
-    csv_text,
-    mark_strongest,
-    paper_table,
-    print_results,
-    results_table,
-    terminal_table,
-    verdict,
-    write_csv,
-)
+from results.tables.csv_text import csv_text, write_csv
+from results.tables.paper import paper_table
+from results.tables.summary import COLUMNS, results_table
+from results.tables.terminal import print_results, terminal_table
+from results.tables.verdicts import STAR, VERDICTS, chance, verdict
 
 DESIGN_COLUMNS = [
     "quantizer",

@@ -147,10 +147,7 @@ def test_code_that_is_installed_from_where_it_is_written_counts(version, tmp_pat
     [
         (("clients.app", "server.training"), {"torch", "numpy", "flwr", "flwr_datasets"}),
         (("server.auditing.jobs",), {"torch", "numpy", "scipy"}),
-        (
-            ("results.scores.scoring", "results.scores.gates"),
-            {"torch", "numpy", "scipy", "skimage"},
-        ),
+        (("results.scores.victims",), {"torch", "numpy", "scipy", "skimage"}),
     ],
 )
 def test_packages_that_make_results_count_but_none_is_hashed(entries, packages):

@@ -5,7 +5,7 @@ from PIL import Image
 
 from results.figures.curves import save_figure
 from results.figures.gallery import GalleryRow, gallery_figure, picture
-from results.tables import STAR
+from results.tables.verdicts import STAR
 
 SERVER = "Server plan: curious (honest but curious)."
 

@@ -13,9 +13,10 @@ from PIL import Image
 from fl_sim.study.settings import SettingsError, dump_settings
 from results.figures.pictures import affordable_victims, png, victim_cards
 from results.page.report import compare, sentence, write_report
-from results.reading.run_reader import RunReader, random_victims
+from results.reading.run_reader import RunReader
 from results.reading.study_reader import run_gallery
-from results.tables import STAR, VERDICTS
+from results.scores.rows import random_victims
+from results.tables.verdicts import STAR, VERDICTS
 from tests.results.conftest import graded, small_settings, write_run
 
 

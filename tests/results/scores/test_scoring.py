@@ -42,7 +42,7 @@ def test_known_scores_of_a_constant_error():
 def test_a_perfect_batch_in_another_order_scores_zero_and_hits_every_label():
     truth, labels = pictures(5), torch.tensor([3, 1, 4, 1, 5])
     order = torch.tensor([2, 4, 0, 1, 3])  # not its own inverse: the direction matters
-    scores = score_batch(truth[order], labels[order], truth, labels, gallery=pictures(20, seed=1))
+    scores = score_batch(truth[order], labels[order], truth, labels, public=pictures(20, seed=1))
     assert scores["mse"].max() == 0
     assert scores["psnr"].min() == 150
     assert scores["ssim"].min() == pytest.approx(1)
@@ -143,7 +143,7 @@ def test_an_image_that_is_not_finite_is_flagged_and_scored_as_the_worst(bad):
     truth = pictures(2)
     guesses = truth.clone()
     guesses[1, 0, 3, 3] = bad
-    scores = score_images(guesses, truth, gallery=pictures(9, seed=1))
+    scores = score_images(guesses, truth, public=pictures(9, seed=1))
     assert list(scores["failed"]) == [False, True]
     assert scores.loc[1, ["mse", "psnr", "ssim", "correlation"]].tolist() == [1, 0, 0, 0]
     assert scores.loc[1, "rank"] == 10

@@ -1,0 +1,30 @@
+"""Numbers as text."""
+
+import numpy as np
+import pandas as pd
+
+
+def percent(rate: float) -> str:
+    """Return a small rate with two digits: ``0.69%``."""
+    return f"{100 * rate:.2g}%"
+
+
+def number(value: float, pattern: str = "{:.3g}") -> str:
+    """Return a number as text; a dash if it is missing."""
+    return "–" if pd.isna(value) else pattern.format(value)
+
+
+def with_interval(row: "pd.Series", name: str, pattern: str, scale: float) -> str:
+    """Return a figure, and its interval where it has one: ``0.18 [0.12, 0.25]``."""
+    text = number(scale * row[name], pattern)
+    low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
+    if pd.isna(low):
+        return text
+    return f"{text} [{pattern.format(scale * low)}, {pattern.format(scale * high)}]"
+
+
+def with_spread(centre: float, spread: float) -> str:
+    """Return an accuracy in percent, with the standard deviation over seeds where there is one."""
+    if pd.isna(spread):
+        return number(100 * centre, "{:.1f}")
+    return f"{100 * centre:.1f} ± {100 * spread:.1f}"

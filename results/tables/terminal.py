@@ -1,0 +1,96 @@
+"""The results as a table in a terminal."""
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from results.tables.numbers import number, with_spread
+from results.tables.summary import further_medians, heading_of
+from results.tables.verdicts import chance, definitions, server_plans, starred
+
+_LESSER_COLUMNS = ["bits/par.", "SSIM", "label %", "attack"]
+
+
+def print_results(results: pd.DataFrame, console: Console) -> None:
+    """Print the results as wide as the console is, their doubts, and what the verdicts mean.
+
+    Those of a study with axes, whose columns come first, are one table for each of its points.
+    """
+    axes = list(results.columns[: results.columns.get_loc("quantizer")])
+    points = results.groupby(axes, sort=False) if axes else [((), results)]
+    for values, point in points:
+        if axes:
+            console.print(Text(", ".join(map("{} = {}".format, axes, values))))
+        console.print(terminal_table(point, console.width))
+        for _, row in point[~point["established"]].iterrows():
+            console.print(Text(f"* {row['quantizer']}: not established, {row['doubt']}"))
+    for word, meaning in definitions(results).items():
+        console.print(Text(f"{word}: {meaning}"))
+
+
+def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
+    """Lay the results out for a terminal; below 110 columns without the lesser figures.
+
+    Further metrics are shown where the terminal is wide enough. A star marks privacy figures that
+    are not established: a better attack may find more.
+    """
+    table = Table(
+        caption=_terminal_caption(results),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    cells = _terminal_cells(results)
+    if width < 110:
+        cells = cells.drop(columns=_LESSER_COLUMNS)
+    further = {heading_of(name): results[name] for name in further_medians(results)}
+    if width >= 110 + sum(max(len(heading), 8) + 1 for heading in further):
+        shown = {heading: values.map(number) for heading, values in further.items()}
+        verdicts = cells.pop("verdict")
+        cells = cells.assign(**shown, verdict=verdicts)
+    for heading in map(str, cells.columns):
+        wordy = heading in ("quantizer", "verdict", "attack")
+        table.add_column(
+            heading,
+            justify="left" if wordy else "right",
+            overflow="fold",
+            no_wrap=heading not in ("quantizer", "attack"),
+            min_width=18 if heading == "quantizer" else None,
+        )
+    for row in cells.itertuples(index=False):
+        table.add_row(*map(Text, row))  # a spec may hold brackets, which are markup in plain text
+    return table
+
+
+def _terminal_cells(results: pd.DataFrame) -> pd.DataFrame:
+    def column(name: str, pattern: str, scale: float = 1) -> list[str]:
+        return [number(scale * value, pattern) for value in results[name]]
+
+    spread = zip(results["test_accuracy_mean"], results["test_accuracy_std"], strict=True)
+    return pd.DataFrame(
+        {
+            "quantizer": results["quantizer"],
+            "test %": [with_spread(*pair) for pair in spread],
+            "bytes": column("uplink_bytes_per_update", "{:,.0f}"),
+            "bits/par.": column("bits_per_parameter", "{:.2f}"),
+            "MSE": column("mse_median", "{:.1e}"),
+            "PSNR": column("psnr_median", "{:.1f}"),
+            "SSIM": column("ssim_median", "{:.2f}"),
+            "id. %": column("identified_rate", "{:.0f}", 100),
+            "label %": column("label_accuracy", "{:.0f}", 100),
+            "attack": results["strongest_attack"],
+            "verdict": [starred(row) for _, row in results.iterrows()],
+        }
+    )
+
+
+def _terminal_caption(results: pd.DataFrame) -> str:
+    least = number(results["baseline_mse"].iloc[0], "{:.2g}")
+    return (
+        f"{escape(server_plans(results))}\nPrivacy figures: strongest attack, median over victims; "
+        f"a picture without features has MSE {least}. {chance(results)}"
+    )
