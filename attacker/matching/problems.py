@@ -186,7 +186,6 @@ def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
     payload, free of residuals, tells all there is.
     """
     cells = [quantizer.cell(o.payload) for o in bundle]
-    feedback = quantizer.name == "error_feedback"
     if cells[0].scale_free or not varied(bundle):
         return cells[0]
     if cells[0].transform is not None:
@@ -199,7 +198,7 @@ def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
         sizes = cells[0].sizes
     center = torch.stack(centers).mean(dim=0)
     everything = torch.full_like(center, torch.inf)
-    deviation = steps / (len(cells) if feedback else 2 * len(cells) ** 0.5)
+    deviation = steps / (len(cells) if quantizer.carries_residual else 2 * len(cells) ** 0.5)
     return Cell(center, -everything, everything, deviation, sizes, noise="gaussian")
 
 
@@ -248,8 +247,8 @@ def repeats_images(observation: Observation) -> bool:
 
     With error feedback a payload also holds what earlier rounds left, of which its cell is silent.
     """
-    feedback = observation.payload.spec.startswith("error_feedback")
-    return observation.work.fixed_batch and not feedback
+    quantizer = parse_quantizer(observation.payload.spec)
+    return observation.work.fixed_batch and not quantizer.carries_residual
 
 
 def by_weights(bundle: Bundle) -> list[Bundle]:

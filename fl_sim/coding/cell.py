@@ -151,7 +151,7 @@ def width_of(center: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return torch.where(width.isfinite(), width, 0)
 
 
-def usable_step(step: Tensor) -> Tensor:
+def nonzero_step(step: Tensor) -> Tensor:
     """Give elements of step 0 (a constant tensor) the largest step there is, or 1."""
     largest = step.max() if step.numel() else step.new_ones(())
     return torch.where(step > 0, step, torch.where(largest > 0, largest, 1))
@@ -166,4 +166,4 @@ def resolvable_step(step: Tensor, center: Tensor, layout: Layout) -> Tensor:
     floors = [
         p.abs().amax().expand(p.shape) * 2**-20 if p.numel() else p for p in layout.split(center)
     ]
-    return usable_step(torch.maximum(step, torch.cat(floors)))
+    return nonzero_step(torch.maximum(step, torch.cat(floors)))

@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fl_sim.coding.vectors import TILE, spans
 from fl_sim.updates.local_update import Layout
 
 Scope = Literal["tensor", "global"]
 SCOPES: tuple[Scope, ...] = ("tensor", "global")
 _SMALL = 1 << 15  # elements up to which a call of torch takes longer than its work
-TILE = 1 << 17  # elements handled at a time: two such float32 buffers fit a core's own cache
 
 
 class Tile(NamedTuple):
@@ -25,12 +25,6 @@ class Tile(NamedTuple):
     span: slice
     groups: slice | Tensor
     rows: int
-
-
-def spans(size: int) -> Iterator[slice]:
-    """Cut a vector into pieces for which several operations in a row stay in cache."""
-    for start in range(0, size, TILE):
-        yield slice(start, min(start + TILE, size))
 
 
 @dataclass(frozen=True)

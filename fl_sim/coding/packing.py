@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.coding.memory import empty
+from fl_sim.coding.vectors import empty
 
 MAX_BITS = 31
 _CHUNK = 1 << 17  # codes handled at a time: what a core's own cache holds

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.coding.memory import empty
 from fl_sim.coding.packing import (
     PackingError,
     code_bits,
@@ -16,6 +15,7 @@ from fl_sim.coding.packing import (
     unpack_trits,
 )
 from fl_sim.coding.payload import PayloadError
+from fl_sim.coding.vectors import empty
 from fl_sim.updates.local_update import all_finite
 
 FLOAT = 4  # bytes of a float32

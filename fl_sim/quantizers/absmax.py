@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fl_sim.coding.groups import Groups, Scope
-from fl_sim.quantizers.base import Facts
+from fl_sim.quantizers.base import QuantizerFacts
 from fl_sim.quantizers.lattice import MAX_BITS, Symmetric
 from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout
@@ -17,7 +17,7 @@ class Absmax(Symmetric):
     """Nearest of ``2**bits - 1`` evenly spaced values between plus and minus the largest."""
 
     name: ClassVar[str] = "absmax"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="b d + 32 a tensor",
         unbiased=False,
         error="abs <= D/2, D = max abs(x) / (2^(b-1) - 1)",
@@ -47,7 +47,7 @@ class Blockwise(Symmetric):
     """The same lattice, one for each block of consecutive elements of the whole vector."""
 
     name: ClassVar[str] = "blockwise"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="b d + 32 d/B",
         unbiased=False,
         error="abs <= D/2, D = max abs(x) of the block / (2^(b-1) - 1)",

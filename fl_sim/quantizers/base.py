@@ -15,7 +15,7 @@ from fl_sim.updates.local_update import Layout, Update, all_finite
 
 
 @dataclass(frozen=True)
-class Facts:
+class QuantizerFacts:
     """What the catalogue says of a quantizer (``run_simulation.py quantizers``)."""
 
     bits: str
@@ -27,14 +27,21 @@ class Facts:
 class Quantizer(ABC):
     """Base of all quantizers: frozen dataclasses whose fields are their parameters.
 
-    A subclass gives ``name``, ``facts``, ``body_size``, ``_encode``, ``_decode`` and ``_cell``;
-    each works on the flat vector of a whole update and must not loop over elements.
+    A subclass gives ``name``, ``facts``, `body_size`, `encode_body`, `decode_body` and
+    `body_cell`. These work on the flat vector of a whole update, without loops over elements.
+    The public methods `encode`, `decode` and `cell` check what they are given first; one quantizer
+    that wraps another calls the methods of the body.
     """
 
     name: ClassVar[str]
-    facts: ClassVar[Facts]
+    facts: ClassVar[QuantizerFacts]
     checks_finite: ClassVar[bool] = False
-    """Whether ``_encode`` itself refuses updates that are not finite, while it reads them."""
+    """Whether `encode_body` itself refuses updates that are not finite, while it reads them."""
+    carries_residual: ClassVar[bool] = False
+    """Whether a client adds to each update what its earlier payloads lost (error feedback).
+
+    A payload then tells of that sum, not of the update alone.
+    """
 
     @classmethod
     def from_parameters(cls, text: str) -> Self:
@@ -79,7 +86,7 @@ class Quantizer(ABC):
         """
         if not self.checks_finite:
             refuse_nonfinite(update)
-        body = self._encode(update, generator) if update.layout.size else b""
+        body = self.encode_body(update, generator) if update.layout.size else b""
         return Payload(self.spec, body, update.layout, self.version)
 
     def decode(self, payload: Payload) -> Update:
@@ -93,7 +100,7 @@ class Quantizer(ABC):
         self._check(payload)
         if not payload.layout.size:
             return Update(torch.zeros(0), payload.layout)
-        return Update(self._decode(payload.body, payload.layout), payload.layout)
+        return Update(self.decode_body(payload.body, payload.layout), payload.layout)
 
     def cell(self, payload: Payload) -> Cell:
         """Return what ``payload`` tells of the update; see `Cell`.
@@ -104,7 +111,7 @@ class Quantizer(ABC):
             As `decode`.
         """
         self._check(payload)
-        return self._cell(payload.body, payload.layout)
+        return self.body_cell(payload.body, payload.layout)
 
     def misfit(self, payload: Payload, candidate: Tensor) -> Tensor:
         """Penalty per element of a candidate update ``(..., n)``; zero inside the cell."""
@@ -127,25 +134,26 @@ class Quantizer(ABC):
     def symbols(self, payload: Payload) -> bytes:
         """Return the body with its codes unpacked to whole bytes, for an entropy coder to read."""
         self._check(payload)
-        return self._symbols(payload.body, payload.layout)
+        return self.body_symbols(payload.body, payload.layout)
 
     @abstractmethod
     def body_size(self, layout: Layout) -> int:
         """Return the exact bytes of every body for ``layout``; no length on the wire is trusted."""
 
     @abstractmethod
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
         """Return the body: side information, then packed codes."""
 
     @abstractmethod
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
         """Return the ``(layout.size,)`` vector of a body of the right size."""
 
     @abstractmethod
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
         """Return what a body of the right size tells."""
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return a body of the right size with its codes unpacked to whole bytes."""
         del layout
         return body
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell
 from fl_sim.coding.groups import Groups
-from fl_sim.quantizers.base import Facts
+from fl_sim.quantizers.base import QuantizerFacts
 from fl_sim.quantizers.lattice import MAX_BITS, Lattice
 from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout
@@ -19,7 +19,7 @@ class FixedPoint(Lattice):
     """``round(x 2^fraction) 2^-fraction`` in the range of a ``bits``-bit two's complement."""
 
     name: ClassVar[str] = "fixed_point"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="b d",
         unbiased=False,
         error="abs <= 2^-(f+1) inside [-2^(b-1-f), 2^(b-1-f) - 2^-f], saturates outside",
@@ -53,8 +53,9 @@ class FixedPoint(Lattice):
     def _lattice(self, side: Tensor) -> tuple[Tensor, Tensor]:
         return side.new_zeros(len(side)), side.new_full((len(side),), 2.0**-self.fraction)
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
-        cell = super()._cell(body, layout)
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the cell; at either end of the range it is open, as values beyond saturate."""
+        cell = super().body_cell(body, layout)
         _, codes = self._read(body, layout)
         return replace(
             cell,

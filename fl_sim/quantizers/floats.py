@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from fl_sim.coding.cell import Cell, resolvable_step, width_of
-from fl_sim.coding.groups import Groups, Scope, spans
-from fl_sim.coding.memory import empty
+from fl_sim.coding.groups import Groups, Scope
+from fl_sim.coding.vectors import empty, spans
 from fl_sim.coding.wire import FLOAT, Reader, refuse_nonfinite, to_bytes
-from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.updates.local_update import Layout, Update
 
 
@@ -19,21 +19,24 @@ class Identity(Quantizer):
     """Send float32 as it is: the baseline."""
 
     name: ClassVar[str] = "none"
-    facts: ClassVar[Facts] = Facts("32 d", True, "0", "the baseline")
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts("32 d", True, "0", "the baseline")
 
     def body_size(self, layout: Layout) -> int:
         """Return 4 bytes an element."""
         return layout.size * FLOAT
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the elements themselves."""
         del generator
         return to_bytes(update.vector)
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the elements themselves."""
         return Reader(body).floats(layout.size)
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
-        center = self._decode(body, layout)
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return cells without width."""
+        center = self.decode_body(body, layout)
         step = resolvable_step(torch.zeros_like(center), center, layout)
         return Cell(center, center, center, step, layout.sizes)
 
@@ -47,24 +50,28 @@ class Half(Quantizer):
         """Return 2 bytes an element."""
         return layout.size * 2
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the rounded elements, saturated at the largest number."""
         del generator
         numbers = empty(update.layout.size, self.dtype, update.vector.device)
         for span in spans(update.layout.size):
             numbers[span] = cast_saturating(update.vector[span], self.dtype)
         return to_bytes(numbers)
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the elements as float32."""
         numbers = Reader(body).take(layout.size * 2).view(self.dtype)
         return refuse_nonfinite(empty(layout.size, torch.float32).copy_(numbers))
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
-        center = self._decode(body, layout)
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the interval that is rounded to each element."""
+        center = self.decode_body(body, layout)
         lower, upper = rounding_interval(center.to(self.dtype))
         step = resolvable_step(width_of(center, lower, upper), center, layout)
         return Cell(center, lower, upper, step, layout.sizes)
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the low bytes, then the high ones."""
         del layout
         return body[0::2] + body[1::2]
 
@@ -74,7 +81,7 @@ class Fp16(Half):
     """IEEE half precision: 5 bits of exponent, 10 of mantissa."""
 
     name: ClassVar[str] = "fp16"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "16 d", False, "relative <= 2^-11 from 2^-14 to 65504", "IEEE 754 binary16"
     )
     dtype: ClassVar[torch.dtype] = torch.float16
@@ -85,7 +92,7 @@ class Bf16(Half):
     """Brain float: the exponent of float32, 7 bits of mantissa."""
 
     name: ClassVar[str] = "bf16"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "16 d", False, "relative <= 2^-8 above 2^-126", "Kalamkar et al. 2019, arXiv 1905.12322"
     )
     dtype: ClassVar[torch.dtype] = torch.bfloat16
@@ -96,7 +103,7 @@ class Fp8(Quantizer):
     """8-bit floats, scaled so that a tensor's largest magnitude is the format's largest number."""
 
     name: ClassVar[str] = "fp8"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "8 d + 32 a tensor",
         False,
         "relative <= 2^-4 (e4m3), 2^-3 (e5m2) in the normal range",
@@ -115,7 +122,8 @@ class Fp8(Quantizer):
         """Return 1 byte an element and 4 a scale."""
         return layout.size + Groups.of(layout, self.scope).count * FLOAT
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the scales, then a byte an element."""
         del generator
         groups = Groups.of(update.layout, self.scope)
         largest = groups.largest_magnitude(update.vector)
@@ -134,15 +142,17 @@ class Fp8(Quantizer):
         scale = reader.magnitudes(groups.count)
         return groups, scale, reader.take(layout.size).view(self.dtype)
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the elements times their scales."""
         groups, scale, numbers = self._read(body, layout)
         vector = empty(layout.size, torch.float32).copy_(numbers)
         for tile in groups.tiles():
             vector[tile.span].view(tile.rows, -1).mul_(scale[tile.groups, None])
         return refuse_nonfinite(vector)
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
-        center = self._decode(body, layout)
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the interval that is rounded to each element."""
+        center = self.decode_body(body, layout)
         groups, scales, numbers = self._read(body, layout)
         scale = groups.expand(scales)
         largest = torch.finfo(self.dtype).max

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.coding.cell import Cell, usable_step, width_of
-from fl_sim.coding.groups import TILE, Groups, Scope, spans
+from fl_sim.coding.cell import Cell, nonzero_step, width_of
+from fl_sim.coding.groups import Groups, Scope
 from fl_sim.coding.packing import code_bits, pack, packed_size
 from fl_sim.coding.payload import PayloadError
-from fl_sim.coding.tables import find_codes, look_up
+from fl_sim.coding.vectors import TILE, find_codes, look_up, spans
 from fl_sim.coding.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
-from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout, Update
 
@@ -34,7 +34,7 @@ class KMeans(Quantizer):
     """
 
     name: ClassVar[str] = "kmeans"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="ceil(log2 k) d + 32 k a tensor",
         unbiased=False,
         error="a local minimum of L2(e)^2 over codebooks of k values",
@@ -58,7 +58,8 @@ class KMeans(Quantizer):
     def _entries(self, layout: Layout) -> list[int]:
         return [min(self.clusters, width) for _, width in self._groups(layout).runs]
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the codebooks, then the codes."""
         del generator
         books = []
         codes = codes_buffer(update.layout.size, self.clusters, update.vector.device)
@@ -84,10 +85,12 @@ class KMeans(Quantizer):
                 raise PayloadError("A codebook does not ascend, or a code lies outside it.")
         return tensors
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the entry of each code."""
         return torch.cat([look_up(book, codes) for book, codes in self._read(body, layout)])
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return bounds halfway to the neighbouring entries."""
         center, lower, upper = [], [], []
         for book, own in self._read(body, layout):
             codes = own.int()
@@ -98,9 +101,10 @@ class KMeans(Quantizer):
             lower.append(below[codes])
             upper.append(above[codes])
         bounds = torch.cat(center), torch.cat(lower), torch.cat(upper)
-        return Cell(*bounds, usable_step(width_of(*bounds)), layout.sizes)
+        return Cell(*bounds, nonzero_step(width_of(*bounds)), layout.sizes)
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the codebooks, then the codes as bytes."""
         books = sum(self._entries(layout)) * FLOAT
         codes = torch.cat([codes for _, codes in self._read(body, layout)])
         return body[:books] + to_bytes(*byte_planes(codes, self.clusters))

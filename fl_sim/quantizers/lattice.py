@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fl_sim.coding.cell import Cell, usable_step
+from fl_sim.coding.cell import Cell, nonzero_step
 from fl_sim.coding.groups import Groups
-from fl_sim.coding.memory import empty
 from fl_sim.coding.packing import code_bits, pack, packed_size
 from fl_sim.coding.payload import PayloadError
+from fl_sim.coding.vectors import empty
 from fl_sim.coding.wire import FLOAT, Reader, byte_planes, codes_buffer, to_bytes
 from fl_sim.quantizers.base import Quantizer
 from fl_sim.updates.local_update import Layout, Update
@@ -68,7 +68,8 @@ class Lattice(Quantizer):
     def _side_size(self, layout: Layout) -> int:
         return self._groups(layout).count * self.side * FLOAT
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the side information, then the codes."""
         groups = self._groups(update.layout)
         side = self._measure(update.vector, groups)
         anchor, step = self._lattice(side)
@@ -107,7 +108,8 @@ class Lattice(Quantizer):
     def _check_side(self, side: Tensor) -> None:
         """Raise `PayloadError` on side information that no encoder sends."""
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the lattice point of each code."""
         side, codes = self._read(body, layout)
         return self._values(side, codes, layout)
 
@@ -120,7 +122,8 @@ class Lattice(Quantizer):
             values.sub_(self.shift).mul_(step[tile.groups, None]).add_(anchor[tile.groups, None])
         return vector
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return half a step to either side; with random rounding, a whole one."""
         side, codes = self._read(body, layout)
         expand = self._groups(layout).expand
         center = self._values(side, codes, layout)
@@ -133,7 +136,7 @@ class Lattice(Quantizer):
             center=center,
             lower=torch.maximum(center - reach, torch.minimum(expand(lower), center)),
             upper=torch.minimum(center + reach, torch.maximum(expand(upper), center)),
-            step=usable_step(width),
+            step=nonzero_step(width),
             sizes=layout.sizes,
             noise="triangular" if self.stochastic else "none",
         )
@@ -142,7 +145,8 @@ class Lattice(Quantizer):
     def _support(self, side: Tensor, anchor: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bounds ``(groups,)`` on every element that the side information proves."""
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the side information, then the codes as bytes."""
         side, codes = self._read(body, layout)
         return to_bytes(side, *byte_planes(codes, self.code_levels))
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fl_sim.coding.cell import Cell, resolvable_step
-from fl_sim.coding.groups import Groups, Scope, spans
-from fl_sim.coding.memory import empty
+from fl_sim.coding.groups import Groups, Scope
 from fl_sim.coding.packing import pack, packed_size
-from fl_sim.coding.tables import look_up
+from fl_sim.coding.vectors import empty, look_up, spans
 from fl_sim.coding.wire import (
     FLOAT,
     Reader,
@@ -20,7 +19,7 @@ from fl_sim.coding.wire import (
     refuse_nonfinite,
     to_bytes,
 )
-from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.specs import show, within
 from fl_sim.updates.local_update import Layout, Update
 
@@ -38,7 +37,7 @@ class Log(Quantizer):
     """
 
     name: ClassVar[str] = "log"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="b d + 32 a tensor",
         unbiased=False,
         error="relative <= sqrt(base) - 1 above m base^-(2^(b-1) - 3/2); absolute below",
@@ -62,7 +61,8 @@ class Log(Quantizer):
         """Return the codes and 4 bytes a scale."""
         return Groups.of(layout, self.scope).count * FLOAT + packed_size(layout.size, self.bits)
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the scales, then the codes."""
         del generator
         groups = Groups.of(update.layout, self.scope)
         largest = groups.largest_magnitude(update.vector)
@@ -92,7 +92,8 @@ class Log(Quantizer):
         values = torch.cat([-powers.flip(0), torch.zeros_like(one), powers])
         return values.float(), torch.cat([-one, -edges.flip(0), edges, one]).float()
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the power of each code times its scale."""
         groups, scale, codes = self._read(body, layout)
         values, _ = self._tables()
         vector = look_up(values, codes)
@@ -100,16 +101,18 @@ class Log(Quantizer):
             vector[tile.span].view(tile.rows, -1).mul_(scale[tile.groups, None])
         return vector
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return bounds half a power to either side."""
         groups, scales, codes = self._read(body, layout)
         _, edges = self._tables()
         scale, which = groups.expand(scales), codes.long()
-        center = self._decode(body, layout)
+        center = self.decode_body(body, layout)
         lower, upper = edges[which] * scale, edges[which + 1] * scale
         step = resolvable_step(upper - lower, center, layout)
         return Cell(center, lower, upper, step, layout.sizes)
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the scales, then the codes as bytes."""
         _, scale, codes = self._read(body, layout)
         return to_bytes(scale, *byte_planes(codes, 1 << self.bits))
 
@@ -123,7 +126,7 @@ class Natural(Quantizer):
     """
 
     name: ClassVar[str] = "natural"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "9 d", True, "E L2(e)^2 <= L2(x)^2 / 8", "Horvath et al. 2019, arXiv 1905.10988"
     )
 
@@ -131,7 +134,8 @@ class Natural(Quantizer):
         """Return 9 bits an element, in bytes."""
         return packed_size(layout.size, 9)
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the codes: sign and exponent."""
         codes = codes_buffer(update.layout.size, 1 << 9, update.vector.device)
         for span in spans(update.layout.size):
             bits = update.vector[span].view(torch.int32)
@@ -140,15 +144,17 @@ class Natural(Quantizer):
             codes[span] = (bits >> 23).bitwise_and_(0x1FF).add_(up)
         return to_bytes(pack(codes, 9))
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the power of two of each code."""
         codes = Reader(body).codes(layout.size, 1 << 9)
         vector = empty(layout.size, torch.float32)
         for span in spans(layout.size):
             vector[span] = (codes[span] << 23).view(torch.float32)
         return refuse_nonfinite(vector)
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
-        center = self._decode(body, layout)
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the powers below and above as bounds."""
+        center = self.decode_body(body, layout)
         bits = center.abs().view(torch.int32)
         above = (bits + (1 << 23)).view(torch.float32)  # infinite above the last
         below = (bits - (1 << 23)).clamp_min(0).view(torch.float32)
@@ -162,5 +168,6 @@ class Natural(Quantizer):
             noise="triangular",
         )
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the codes as bytes."""
         return to_bytes(*byte_planes(Reader(body).codes(layout.size, 1 << 9), 1 << 9))

@@ -1,9 +1,8 @@
-"""Additive noise: the control beside quantizers, and the Gaussian mechanism with its accountant."""
+"""Additive noise: the control beside quantizers, and the Gaussian mechanism."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell, Noise, Transform
 from fl_sim.coding.wire import FLOAT, Reader, to_bytes
-from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.specs import positive
 from fl_sim.updates.local_update import Layout, Update
 
@@ -33,7 +32,8 @@ class Noisy(Quantizer):
     def _transform(self) -> Transform | None:
         return None
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the elements with noise added."""
         transform = self._transform()
         vector = update.vector if transform is None else transform(update.vector)
         return to_bytes(vector + self.noise_scale * self._draw(vector, generator))
@@ -41,11 +41,13 @@ class Noisy(Quantizer):
     def _draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn(like.shape, generator=generator, device=like.device)
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the noisy elements."""
         return Reader(body).floats(layout.size)
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
-        center = self._decode(body, layout)
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the noise around each element; nothing bounds it."""
+        center = self.decode_body(body, layout)
         anything = torch.full_like(center, torch.inf)
         return Cell(
             center=center,
@@ -63,7 +65,9 @@ class Gaussian(Noisy):
     """Add Gaussian noise of standard deviation ``sigma``; no privacy claim is made."""
 
     name: ClassVar[str] = "gaussian"
-    facts: ClassVar[Facts] = Facts("32 d", True, "Var = sigma^2", "the control, not a quantizer")
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
+        "32 d", True, "Var = sigma^2", "the control, not a quantizer"
+    )
     noise_kind: ClassVar[Noise] = "gaussian"
 
     sigma: float
@@ -82,7 +86,9 @@ class Laplace(Noisy):
     """Add Laplace noise of scale ``scale``; no privacy claim is made."""
 
     name: ClassVar[str] = "laplace"
-    facts: ClassVar[Facts] = Facts("32 d", True, "Var = 2 s^2", "the control, not a quantizer")
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
+        "32 d", True, "Var = 2 s^2", "the control, not a quantizer"
+    )
     noise_kind: ClassVar[Noise] = "laplace"
 
     scale: float
@@ -103,10 +109,13 @@ class Laplace(Noisy):
 
 @dataclass(frozen=True)
 class DpGaussian(Noisy):
-    """Clip the update to L2 norm ``clip``, then add Gaussian noise of ``noise * clip``."""
+    """Clip the update to L2 norm ``clip``, then add Gaussian noise of ``noise * clip``.
+
+    The privacy this gives: `fl_sim.privacy.gaussian_epsilon`.
+    """
 
     name: ClassVar[str] = "dp_gaussian"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "32 d",
         False,
         "clipping bias, then Var = (z C)^2",
@@ -129,36 +138,6 @@ class DpGaussian(Noisy):
 
     def _transform(self) -> Transform:
         return Clip(self.clip)
-
-    def epsilon(self, rounds: int, sample_rate: float, delta: float) -> float:
-        """Return epsilon of the (epsilon, delta)-privacy of one client's whole contribution.
-
-        Neighbouring runs differ in whether the client's clipped update is there or zero. Towards
-        a server that sees who takes part in a round, subsampling gives nothing: pass 1.
-
-        Parameters
-        ----------
-        rounds : int
-            Rounds of training.
-        sample_rate : float
-            Probability with which the client takes part in a round, unseen by the adversary.
-        delta : float
-            The delta to account for.
-
-        Raises
-        ------
-        ImportError
-            If the optional package ``opacus`` is not installed.
-        """
-        try:
-            accountants = import_module("opacus.accountants")
-        except ImportError as error:
-            raise ImportError(
-                "The epsilon of dp_gaussian needs the package opacus; install it with pip."
-            ) from error
-        accountant = accountants.RDPAccountant()
-        accountant.history = [(self.noise, sample_rate, rounds)]
-        return float(accountant.get_epsilon(delta))
 
 
 @dataclass(frozen=True)

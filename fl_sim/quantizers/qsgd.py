@@ -9,7 +9,7 @@ from torch import Tensor
 from fl_sim.coding.groups import Groups, Scope
 from fl_sim.coding.packing import pack_trits, packed_trits_size
 from fl_sim.coding.wire import Reader
-from fl_sim.quantizers.base import Facts
+from fl_sim.quantizers.base import QuantizerFacts
 from fl_sim.quantizers.lattice import MAX_BITS, Symmetric
 from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout
@@ -20,7 +20,7 @@ class QSGD(Symmetric):
     """Round ``levels * abs(x) / norm`` up or down at random, keep the sign; one norm a tensor."""
 
     name: ClassVar[str] = "qsgd"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="ceil(log2(2 s + 1)) d + 32 a tensor, packed",
         unbiased=True,
         error="E L2(e)^2 <= min(d/s^2, sqrt(d)/s) L2(x)^2; exactly sum of D^2 u (1 - u)",
@@ -57,7 +57,7 @@ class TernGrad(Symmetric):
     """-1, 0 or 1 times the largest magnitude, chosen at random; five codes a byte."""
 
     name: ClassVar[str] = "terngrad"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="1.6 d + 32 a tensor",
         unbiased=True,
         error="E L2(e)^2 = m L1(x) - L2(x)^2, m = max abs(x)",

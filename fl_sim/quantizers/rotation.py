@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.coding.cell import Cell, usable_step, width_of
-from fl_sim.coding.groups import TILE, spans
-from fl_sim.coding.memory import empty
+from fl_sim.coding.cell import Cell, nonzero_step, width_of
 from fl_sim.coding.packing import pack, packed_size
-from fl_sim.coding.tables import find_codes, look_up
+from fl_sim.coding.vectors import TILE, empty, find_codes, look_up, spans
 from fl_sim.coding.wire import (
     FLOAT,
     Reader,
@@ -24,7 +22,7 @@ from fl_sim.coding.wire import (
     refuse_nonfinite,
     to_bytes,
 )
-from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.quantizers.sign import half_lines, pack_signs
 from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout, Update
@@ -186,7 +184,8 @@ class Rotated(Quantizer):
             _SEED + self.floats * FLOAT + packed_size(padded_length(layout.size), self.code_width)
         )
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the seed, the side information and the codes."""
         device = update.vector.device
         seed = torch.randint(1 << 31, (1,), generator=generator, device=device).int()
         rotation = Rotation.of(int(seed), update.layout.size, device)
@@ -201,17 +200,20 @@ class Rotated(Quantizer):
         codes = reader.codes(padded_length(layout.size), 1 << self.code_width)
         return Rotation.of(seed, layout.size), side, codes
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the values of the codes, rotated back."""
         rotation, side, codes = self._read(body, layout)
         return refuse_nonfinite(rotation.invert(look_up(self._tables(side)[0], codes)))
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the cell of the rotated elements, with the rotation as its transform."""
         rotation, side, codes = self._read(body, layout)
         center, lower, upper = (look_up(table, codes) for table in self._tables(side))
-        step = usable_step(width_of(center, lower, upper))
+        step = nonzero_step(width_of(center, lower, upper))
         return Cell(center, lower, upper, step, (center.numel(),), transform=rotation)
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the seed, the side information and the codes as bytes."""
         _, side, codes = self._read(body, layout)
         return body[:_SEED] + to_bytes(side, *byte_planes(codes, 1 << self.code_width))
 
@@ -224,7 +226,7 @@ class Drive(Rotated):
     """
 
     name: ClassVar[str] = "drive"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "d + 32 + 32 for the seed",
         True,
         "E L2(e)^2 / L2(x)^2 = pi/2 - 1 (1 - 2/pi with scale=biased)",
@@ -256,7 +258,7 @@ class Eden(Rotated):
     """The Lloyd-Max codebook of a Gaussian after rotation, scaled to be unbiased."""
 
     name: ClassVar[str] = "eden"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "b d + 64 + 32 for the seed",
         True,
         "E L2(e)^2 / L2(x)^2 = 0.571 / 0.133 / 0.0358 / 0.0096 for b = 1 / 2 / 3 / 4",

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.coding.cell import Cell, usable_step
-from fl_sim.coding.groups import TILE, Groups, Scope, spans
-from fl_sim.coding.memory import empty
+from fl_sim.coding.cell import Cell, nonzero_step
+from fl_sim.coding.groups import Groups, Scope
 from fl_sim.coding.packing import pack, packed_size
+from fl_sim.coding.vectors import TILE, empty, spans
 from fl_sim.coding.wire import FLOAT, Reader, to_bytes
-from fl_sim.quantizers.base import Facts, Quantizer, refuse_nonfinite
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts, refuse_nonfinite
 from fl_sim.updates.local_update import Layout, Update
 
 
@@ -22,7 +22,7 @@ class Sign(Quantizer):
     """+1 or -1; zero becomes +1. No magnitude is sent."""
 
     name: ClassVar[str] = "sign"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "d", False, "unbounded: only the sign is kept", "Bernstein et al. 2018, arXiv 1802.04434"
     )
     checks_finite: ClassVar[bool] = True
@@ -31,15 +31,18 @@ class Sign(Quantizer):
         """Return one bit an element, in bytes."""
         return packed_size(layout.size, 1)
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return one bit an element."""
         del generator
         return _checked_signs(update)
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return +1 and -1."""
         return read_signs(Reader(body), layout.size)
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
-        center = self._decode(body, layout)
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return half-lines, in units of the candidate's mean magnitude."""
+        center = self.decode_body(body, layout)
         lower, upper = half_lines(center)
         return Cell(center, lower, upper, torch.ones_like(center), layout.sizes, scale_free=True)
 
@@ -49,7 +52,7 @@ class ScaledSign(Quantizer):
     """The sign times the mean magnitude of the tensor, the scale of least squared error."""
 
     name: ClassVar[str] = "scaled_sign"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "d + 32 a tensor",
         False,
         "L2(e)^2 = (1 - L1(x)^2 / (d L2(x)^2)) L2(x)^2 where no element is 0",
@@ -63,13 +66,15 @@ class ScaledSign(Quantizer):
         """Return one bit an element and 4 bytes a scale, in bytes."""
         return Groups.of(layout, self.scope).count * FLOAT + packed_size(layout.size, 1)
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the scales, then one bit an element."""
         del generator
         groups = Groups.of(update.layout, self.scope)
         signs = _checked_signs(update)
         return to_bytes(groups.mean_magnitude(update.vector)) + signs
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return plus and minus the scale."""
         groups = Groups.of(layout, self.scope)
         reader = Reader(body)
         scale = reader.magnitudes(groups.count)
@@ -78,12 +83,13 @@ class ScaledSign(Quantizer):
             vector[tile.span].view(tile.rows, -1).mul_(scale[tile.groups, None])
         return vector
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return half-lines, with the scale as their step."""
         groups = Groups.of(layout, self.scope)
         scale = groups.expand(Reader(body).magnitudes(groups.count))
-        center = self._decode(body, layout)
+        center = self.decode_body(body, layout)
         lower, upper = half_lines(center)
-        return Cell(center, lower, upper, usable_step(scale), layout.sizes)
+        return Cell(center, lower, upper, nonzero_step(scale), layout.sizes)
 
 
 def pack_signs(vector: Tensor) -> tuple[bytes, float]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fl_sim.coding.groups import Groups, Scope
 from fl_sim.coding.payload import PayloadError
-from fl_sim.quantizers.base import Facts
+from fl_sim.quantizers.base import QuantizerFacts
 from fl_sim.quantizers.lattice import MAX_BITS, Lattice
 from fl_sim.specs import within
 from fl_sim.updates.local_update import Layout
@@ -19,7 +19,7 @@ class Uniform(Lattice):
     """Nearest of ``2**bits`` (or ``levels``) evenly spaced values between minimum and maximum."""
 
     name: ClassVar[str] = "uniform"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="ceil(log2 L) d + 64 a tensor",
         unbiased=False,
         error="abs <= D/2, D = (max - min) / (L - 1)",
@@ -68,7 +68,7 @@ class Stochastic(Uniform):
     """The same lattice, rounded up with a probability equal to the fraction: unbiased."""
 
     name: ClassVar[str] = "stochastic"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         bits="ceil(log2 L) d + 64 a tensor",
         unbiased=True,
         error="Var = D^2 u (1 - u), abs < D",

@@ -150,7 +150,7 @@ def _inconsistency(
     observations: Sequence[Observation], at_truth: Tensor, cell: Cell
 ) -> NDArray[np.float64]:
     """Return the largest distance outside the cell over the largest value of its tensor."""
-    if parse_quantizer(observations[0].payload.spec).name == "error_feedback":
+    if parse_quantizer(observations[0].payload.spec).carries_residual:
         return np.full(len(observations), np.nan)
     value = cell.to_code_domain(at_truth)
     outside = (cell.lower - value).relu() + (value - cell.upper).relu()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell
 from fl_sim.coding.payload import Payload
-from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.updates.local_update import Layout, Update
 
 
@@ -21,12 +21,13 @@ class ErrorFeedback(Quantizer):
     """
 
     name: ClassVar[str] = "error_feedback"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "as Q",
         False,
         "sum sent = sum of updates - last residual, exactly",
         "Karimireddy et al. 2019, arXiv 1901.09847",
     )
+    carries_residual: ClassVar[bool] = True
 
     inner: Quantizer
 
@@ -59,14 +60,18 @@ class ErrorFeedback(Quantizer):
         """Return the inner body's bytes."""
         return self.inner.body_size(layout)
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
-        return self.inner._encode(update, generator)
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the inner body."""
+        return self.inner.encode_body(update, generator)
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
-        return self.inner._decode(body, layout)
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return what the inner quantizer reads."""
+        return self.inner.decode_body(body, layout)
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
-        return self.inner._cell(body, layout)
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the inner cell, which is that of update plus residual."""
+        return self.inner.body_cell(body, layout)
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
-        return self.inner._symbols(body, layout)
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the inner symbols."""
+        return self.inner.body_symbols(body, layout)

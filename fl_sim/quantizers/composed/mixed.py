@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell
 from fl_sim.quantizers.absmax import Absmax
-from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.quantizers.uniform import Stochastic, Uniform
 from fl_sim.specs import within
 from fl_sim.suggestions import one_of
@@ -38,7 +38,7 @@ class Mixed(Quantizer):
     """
 
     name: ClassVar[str] = "mixed"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "sum of b d + side information over the parts",
         False,
         "as its family at each tensor's bits (unbiased with of=stochastic)",
@@ -124,22 +124,25 @@ class Mixed(Quantizer):
             body = body[size:]
         return bodies
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the bodies of the parts."""
         bodies = []
         for part in self._parts(update.layout):
             values = update.vector[part.places.to(update.vector.device)]
-            bodies.append(part.quantizer._encode(Update(values, part.layout), generator))
+            bodies.append(part.quantizer.encode_body(Update(values, part.layout), generator))
         return b"".join(bodies)
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return the elements of all parts in their places."""
         vector = torch.empty(layout.size)
         for part, own in self._bodies(body, layout):
-            vector[part.places] = part.quantizer._decode(own, part.layout)
+            vector[part.places] = part.quantizer.decode_body(own, part.layout)
         return vector
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the cells of the parts, their elements in their places."""
         bodies = self._bodies(body, layout)
-        cells = [part.quantizer._cell(own, part.layout) for part, own in bodies]
+        cells = [part.quantizer.body_cell(own, part.layout) for part, own in bodies]
         order = torch.cat([part.places for part, _ in bodies]).argsort()
         return Cell(
             center=torch.cat([cell.center for cell in cells])[order],
@@ -150,6 +153,7 @@ class Mixed(Quantizer):
             noise=cells[0].noise,
         )
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the symbols of the parts."""
         bodies = self._bodies(body, layout)
-        return b"".join(part.quantizer._symbols(own, part.layout) for part, own in bodies)
+        return b"".join(part.quantizer.body_symbols(own, part.layout) for part, own in bodies)

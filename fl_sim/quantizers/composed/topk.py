@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_sim.coding.cell import Cell, Transform, usable_step
+from fl_sim.coding.cell import Cell, Transform, nonzero_step
 from fl_sim.coding.groups import Groups, Scope
 from fl_sim.coding.packing import code_bits, pack, packed_size
 from fl_sim.coding.payload import PayloadError
 from fl_sim.coding.wire import Reader, to_bytes
-from fl_sim.quantizers.base import Facts, Quantizer
+from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.quantizers.floats import Identity
 from fl_sim.specs import NOT_A_PARAMETER, show
 from fl_sim.updates.local_update import Layout, Segment, Update
@@ -30,7 +30,7 @@ class TopK(Quantizer):
     """
 
     name: ClassVar[str] = "topk"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[QuantizerFacts] = QuantizerFacts(
         "r d values + min(d, r d ceil(log2 d)) positions",
         False,
         "L2(e)^2 <= (1 - r) L2(x)^2",
@@ -81,7 +81,8 @@ class TopK(Quantizer):
     def _as_bitmap(self, layout: Layout) -> bool:
         return self._positions_size(layout) == packed_size(layout.size, 1)
 
-    def _encode(self, update: Update, generator: torch.Generator) -> bytes:
+    def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
+        """Return the kept positions, then the body of what is kept."""
         kept_layout = self._kept_layout(update.layout)
         kept = self._choose(update, kept_layout)
         if self._as_bitmap(update.layout):
@@ -89,7 +90,7 @@ class TopK(Quantizer):
             positions = pack(bitmap.index_fill_(0, kept, 1), 1)
         else:
             positions = pack(kept.int(), code_bits(update.layout.size))
-        return to_bytes(positions) + self.then._encode(
+        return to_bytes(positions) + self.then.encode_body(
             Update(update.vector[kept], kept_layout), generator
         )
 
@@ -122,13 +123,17 @@ class TopK(Quantizer):
             start += width
         return kept, body[self._positions_size(layout) :], kept_layout
 
-    def _decode(self, body: bytes, layout: Layout) -> Tensor:
+    def decode_body(self, body: bytes, layout: Layout) -> Tensor:
+        """Return what is kept in its place, and zeros."""
         kept, rest, kept_layout = self._read(body, layout)
-        return torch.zeros(layout.size).index_copy_(0, kept, self.then._decode(rest, kept_layout))
+        return torch.zeros(layout.size).index_copy_(
+            0, kept, self.then.decode_body(rest, kept_layout)
+        )
 
-    def _cell(self, body: bytes, layout: Layout) -> Cell:
+    def body_cell(self, body: bytes, layout: Layout) -> Cell:
+        """Return the cell of what is kept; what was dropped is at most the least magnitude kept."""
         kept, rest, kept_layout = self._read(body, layout)
-        inner = self.then._cell(rest, kept_layout)
+        inner = self.then.body_cell(rest, kept_layout)
         if inner.transform is not None:
             # What was dropped is then bounded by nothing that was sent: only what is kept speaks.
             return replace(inner, transform=KeptOnly(kept, layout.size, inner.transform))
@@ -141,14 +146,15 @@ class TopK(Quantizer):
             center=_fill(torch.zeros(layout.size), kept, inner.center),
             lower=_fill(-threshold, kept, inner.lower),
             upper=_fill(threshold, kept, inner.upper),
-            step=usable_step(_fill(known, kept, inner.step)),
+            step=nonzero_step(_fill(known, kept, inner.step)),
             sizes=layout.sizes,
             certain=None if inner.noise == "none" else certain,
         )
 
-    def _symbols(self, body: bytes, layout: Layout) -> bytes:
+    def body_symbols(self, body: bytes, layout: Layout) -> bytes:
+        """Return the positions, then the symbols of what is kept."""
         _, rest, kept_layout = self._read(body, layout)
-        return body[: self._positions_size(layout)] + self.then._symbols(rest, kept_layout)
+        return body[: self._positions_size(layout)] + self.then.body_symbols(rest, kept_layout)
 
     def _threshold(self, inner: Cell, kept_layout: Layout, layout: Layout) -> Tensor:
         """Bound on the magnitude of what was dropped, ``(layout.size,)``: the least one kept."""
