@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from results.figures.curves import VERDICT_STYLE, VISIBLE_MSE, marker_areas
 from results.scores.baselines import FEATURELESS
+from results.scores.metrics import FurtherMetric
 from results.scores.statistics import Statistic, mean, median, tenth
 from results.tables.numbers import percent
 from results.tables.verdicts import starred
@@ -20,7 +21,7 @@ _SYMBOLS["not established"] = "triangle-up"
 _FAR_RIGHT = 0.75  # of the way from the leftmost to the rightmost point
 
 
-class Metric(NamedTuple):
+class CurveMetric(NamedTuple):
     """What the curve can show across: a column of the results and how to read it."""
 
     column: str
@@ -32,11 +33,11 @@ class Metric(NamedTuple):
 
 
 METRICS = (
-    Metric("mse_median", "mse", median, "MSE, median victim", better_high=False, log=True),
-    Metric("mse_p10", "mse", tenth, "MSE, most exposed tenth", better_high=False, log=True),
-    Metric("psnr_median", "psnr", median, "PSNR (dB), median victim", better_high=True),
-    Metric("ssim_median", "ssim", median, "SSIM, median victim", better_high=True),
-    Metric("identified_rate", "identified", mean, "victims identified (%)", better_high=True),
+    CurveMetric("mse_median", "mse", median, "MSE, median victim", better_high=False, log=True),
+    CurveMetric("mse_p10", "mse", tenth, "MSE, most exposed tenth", better_high=False, log=True),
+    CurveMetric("psnr_median", "psnr", median, "PSNR (dB), median victim", better_high=True),
+    CurveMetric("ssim_median", "ssim", median, "SSIM, median victim", better_high=True),
+    CurveMetric("identified_rate", "identified", mean, "victims identified (%)", better_high=True),
 )
 
 UPRIGHT = {
@@ -56,12 +57,22 @@ Switch = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 
 
 def curve(
-    results: pd.DataFrame, scores: pd.DataFrame, baselines: pd.DataFrame
+    results: pd.DataFrame,
+    scores: pd.DataFrame,
+    baselines: pd.DataFrame,
+    further: Sequence[FurtherMetric] = (),
 ) -> tuple[go.Figure, dict[str, Switch]]:
     """Build the privacy-utility curve and its switches: metric, upright axis, marker size.
 
     Every trace gets its x from the metric alone, its y from the upright axis alone and its marker
     size from the size alone, so the three switches are independent of each other.
+
+    Parameters
+    ----------
+    results, scores, baselines : DataFrame
+        Of the runs on the page, below each other.
+    further : sequence of FurtherMetric
+        Metrics that all runs have, beside `METRICS`.
     """
     points = _with_label_sides(results.dropna(subset=["test_accuracy_mean", "mse_median"]))
     groups = [points[points["verdict"] == verdict] for verdict in VERDICT_STYLE]
@@ -104,7 +115,10 @@ def curve(
                 "line": {"width": 2},
             },
         )
-    metrics = {m.title: _across(m, points, front, groups, scores, baselines) for m in METRICS}
+    metrics = {
+        one.title: _across(one, points, front, groups, scores, baselines)
+        for one in (*METRICS, *map(_curve_metric, further))
+    }
     upright = {name: _up(*UPRIGHT[name], points, front, groups) for name in UPRIGHT}
     sizes = {name: _marker_sizes(points, front, groups, column) for name, column in SIZES.items()}
     figure.update_layout(height=520, hovermode="closest")
@@ -115,6 +129,11 @@ def curve(
     for switch in switches.values():
         _apply(figure, *next(iter(switch.values())))
     return figure, switches
+
+
+def _curve_metric(metric: FurtherMetric) -> CurveMetric:
+    column, title = metric.column, f"{metric.spec}, median victim"
+    return CurveMetric(f"{column}_median", column, median, title, metric.higher_is_better)
 
 
 def _with_label_sides(points: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +273,7 @@ def clients(strongest: pd.DataFrame) -> go.Figure:
 
 
 def _across(
-    metric: Metric,
+    metric: CurveMetric,
     points: pd.DataFrame,
     front: pd.DataFrame,
     groups: Sequence[pd.DataFrame],
@@ -342,7 +361,7 @@ def _marker_sizes(
     return {"marker.size": [9, 1, (diameters[front.index] + 9).tolist(), *sizes]}, {}
 
 
-def _naive(metric: Metric, points: pd.DataFrame, scores: pd.DataFrame) -> "pd.Series[float]":
+def _naive(metric: CurveMetric, points: pd.DataFrame, scores: pd.DataFrame) -> "pd.Series[float]":
     """Return the metric under each quantizer's weakest attack."""
     of_attack = scores.groupby(["quantizer", "attack"])[metric.score]
     values = of_attack.agg(lambda s: float(metric.statistic(s.to_numpy(dtype=np.float64))))
@@ -350,7 +369,7 @@ def _naive(metric: Metric, points: pd.DataFrame, scores: pd.DataFrame) -> "pd.Se
     return pd.Series([values.get(key, np.nan) for key in keys], dtype="float64")
 
 
-def _best_featureless(metric: Metric, baselines: pd.DataFrame) -> float:
+def _best_featureless(metric: CurveMetric, baselines: pd.DataFrame) -> float:
     if baselines.empty:
         return float("nan")
     featureless = baselines[baselines["baseline"].isin(FEATURELESS)]

@@ -33,7 +33,7 @@ _PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
 
 
 @dataclass(frozen=True)
-class Study:
+class ReportEntry:
     """One run on the page; ``prefix`` tells its quantizers from those of other runs."""
 
     run: RunReader
@@ -104,7 +104,7 @@ class Study:
 
 def write_report(run: RunReader, path: Path) -> None:
     """Write the page of one run, finished or not."""
-    _write([Study(run)], run.folder.root.resolve().name, path)
+    _write([ReportEntry(run)], run.folder.root.resolve().name, path)
 
 
 def compare(roots: Sequence[Path], path: Path) -> None:
@@ -129,16 +129,21 @@ def compare(roots: Sequence[Path], path: Path) -> None:
 
 def write_comparison(runs: Mapping[str, RunReader], title: str, path: Path) -> None:
     """Write one page over several runs, by name."""
-    _write([Study(run, f"{name} / ") for name, run in runs.items()], title, path)
+    _write([ReportEntry(run, f"{name} / ") for name, run in runs.items()], title, path)
 
 
-def _write(studies: Sequence[Study], title: str, path: Path) -> None:
-    results = pd.concat([study.results for study in studies], ignore_index=True)
-    scores = pd.concat([study.scores for study in studies], ignore_index=True)
-    history = pd.concat([study.history for study in studies], ignore_index=True)
-    baselines = pd.concat([study.run.baselines for study in studies], ignore_index=True)
+def _write(entries: Sequence[ReportEntry], title: str, path: Path) -> None:
+    results = pd.concat([entry.results for entry in entries], ignore_index=True)
+    scores = pd.concat([entry.scores for entry in entries], ignore_index=True)
+    history = pd.concat([entry.history for entry in entries], ignore_index=True)
+    baselines = pd.concat([entry.run.baselines for entry in entries], ignore_index=True)
     strongest = scores[scores["strongest"]]
-    curve, switches = charts.curve(results, scores, baselines)
+    shared = [
+        metric
+        for metric in entries[0].run.metrics
+        if all(metric.spec in entry.run.settings.audit.metrics for entry in entries)
+    ]
+    curve, switches = charts.curve(results, scores, baselines, shared)
     figures = {"curve": curve, "training": charts.training(history)}
     if len(strongest):
         figures["stages"] = charts.stages(strongest, bar(baselines))
@@ -146,12 +151,12 @@ def _write(studies: Sequence[Study], title: str, path: Path) -> None:
         figures["labels"] = charts.labels(results)
         figures["clients"] = charts.clients(strongest)
     cards: dict[str, Any] = {}
-    for study in studies:
-        cards |= study.cards(BUDGET // len(studies))
+    for entry in entries:
+        cards |= entry.cards(BUDGET // len(entries))
     text = _ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
-        studies=studies,
-        verdicts=_verdicts(studies),
+        entries=entries,
+        verdicts=_verdicts(entries),
         definitions=definitions(results),
         chance=chance(results),
         server=server_plans(results),
@@ -200,15 +205,15 @@ def sentence(row: "pd.Series", reference: "pd.Series | None") -> str:
     return text
 
 
-def _verdicts(studies: Sequence[Study]) -> list[tuple[str, str, str, str]]:
+def _verdicts(entries: Sequence[ReportEntry]) -> list[tuple[str, str, str, str]]:
     """Return quantizer, verdict, verdict as shown and sentence of every row.
 
-    Each study has its own reference.
+    Each run has its own reference.
     """
     rows: list[tuple[str, str, str, str]] = []
-    for study in studies:
-        named = {str(row["quantizer"]): row for _, row in study.results.iterrows()}
-        reference = named.get(study.prefix + REFERENCE)
+    for entry in entries:
+        named = {str(row["quantizer"]): row for _, row in entry.results.iterrows()}
+        reference = named.get(entry.prefix + REFERENCE)
         rows += [
             (name, str(row["verdict"]), starred(row), sentence(row, reference))
             for name, row in named.items()

@@ -108,7 +108,7 @@ class RunReader:
                 private_images(trial, server_round, partition)[0]
                 for _, server_round, partition in rows.itertuples(index=False)
             ]
-            frame = score_baselines(torch.cat(truth), public_images(trial))
+            frame = score_baselines(torch.cat(truth), public_images(trial), self.metrics)
             batches = rows.loc[rows.index.repeat(trial.work.images)].reset_index(drop=True)
             repeated = pd.concat([batches] * frame["baseline"].nunique(), ignore_index=True)
             frame["image"] %= trial.work.images

@@ -1,11 +1,12 @@
 """Pictures that show nothing of the victim's update: what an attack must beat to have found any."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from results.scores.metrics import FurtherMetric
 from results.scores.scoring import score_images
 
 
@@ -46,7 +47,9 @@ FEATURELESS = ("mean_colour", "mid_grey", "mean_public")
 """The baselines that are one picture, or one colour; the best of them is the bar for attacks."""
 
 
-def score_baselines(true_images: Tensor, public_images: Tensor) -> pd.DataFrame:
+def score_baselines(
+    true_images: Tensor, public_images: Tensor, metrics: Sequence[FurtherMetric] = ()
+) -> pd.DataFrame:
     """Score every baseline as if it were an attack.
 
     Parameters
@@ -54,7 +57,9 @@ def score_baselines(true_images: Tensor, public_images: Tensor) -> pd.DataFrame:
     true_images : Tensor
         ``(n, C, H, W)`` victims.
     public_images : Tensor
-        ``(m, C, H, W)`` public images, also the gallery of identification.
+        ``(m, C, H, W)`` public images.
+    metrics : sequence of FurtherMetric
+        A column each, beside those that are always there.
 
     Returns
     -------
@@ -63,7 +68,8 @@ def score_baselines(true_images: Tensor, public_images: Tensor) -> pd.DataFrame:
     """
     frames = []
     for name, make in BASELINES.items():
-        scores = score_images(make(true_images, public_images), true_images, public_images)
+        images = make(true_images, public_images)
+        scores = score_images(images, true_images, public_images, metrics)
         scores.insert(0, "baseline", name)
         scores.insert(1, "image", range(len(scores)))
         frames.append(scores)

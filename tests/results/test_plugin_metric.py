@@ -16,8 +16,10 @@ from fl_sim.storage.files import write_text
 from fl_sim.study.runs import attack_key, score_key
 from fl_sim.study.settings import SettingsError, dump_settings
 from fl_sim.study.trials import trials_of
+from results.figures import charts
 from results.reading.run_reader import RunReader
 from results.run_report import summarise
+from results.scores.baselines import bar
 from results.scores.metrics import FurtherMetric, further_metrics
 from results.scores.scoring import score_images
 from results.tables.terminal import print_results
@@ -180,13 +182,18 @@ def test_a_score_for_each_pair_is_needed():
 def test_the_terminal_shows_a_metric_where_it_fits_and_a_run_without_attacks_has_it(tmp_path):
     audit = {"attacks": ["dlg"], "observe": ["first"], "victims": 4, "metrics": ["likeness"]}
     settings = small_settings(seeds=[0], quantizers=["none"], audit=audit)
-    results = summarise(write_run(tmp_path / "run", settings, graded).root)
+    run = RunReader(write_run(tmp_path / "run", settings, graded).root)
+    results = summarise(run.folder.root)
     assert results["likeness_median"][0] == pytest.approx(0, abs=1e-9)
     assert {"likeness_median_low", "likeness_median_high"} <= set(results.columns)
     for width, shown in ((80, False), (115, False), (140, True)):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         print_results(results, console)
         assert ("likeness" in console.export_text()) is shown
+    switch = charts.curve(results, run.scores, run.baselines, run.metrics)[1]["metric"]
+    restyle, relayout = switch["likeness, median victim"]
+    assert relayout["xaxis.autorange"] == "reversed"  # a higher score is no protection
+    assert restyle["x"][1] == pytest.approx([-bar(run.baselines)] * 2)
     write_text(tmp_path / "empty" / "settings.toml", dump_settings(settings))
     empty = summarise(tmp_path / "empty")
     assert empty["likeness_median"].isna().all()
