@@ -8,11 +8,11 @@ from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from fl_sim.coding.cell import Cell
 from fl_sim.models import ModelSpec
 from fl_sim.observed.attack_loss import floored
+from fl_sim.observed.candidates import candidate_updates
 from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.base import Quantizer
@@ -20,7 +20,6 @@ from fl_sim.updates.local_update import (
     FlatModel,
     LocalWork,
     flat_model,
-    local_update,
     weights_may_differ,
 )
 
@@ -151,15 +150,7 @@ class Problems:
         targets : Tensor
             ``(b, n, classes)`` target probabilities.
         """
-        if self.work.kind == "gradient":
-            return self.flat_model.gradients(self.weights, images, targets)
-
-        model = self.flat_model  # to build it draws numbers, which vmap refuses
-
-        def one(images: Tensor, targets: Tensor) -> Tensor:
-            return local_update(model, self.work, self.weights, images, targets)
-
-        return vmap(one)(images, targets)
+        return candidate_updates(self.flat_model, self.work, self.weights, images, targets)
 
     def decoded(self, tensor: str) -> Tensor:
         """Return the decoded gradient of one tensor, ``(B, *shape)``, by its name.

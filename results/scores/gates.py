@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell
 from fl_sim.observed.attack_loss import YARDSTICK, AttackLoss
+from fl_sim.observed.candidates import candidate_updates
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.updates.local_update import flat_model, local_update, one_hot
+from fl_sim.updates.local_update import flat_model, one_hot
 
 SUCCESS_MSE = 1e-2
 """A victim below this MSE (above 20 dB) is recovered: recognisable beyond doubt."""
@@ -30,6 +31,9 @@ ALLOWED_FAILURES = 0.1
 
 REQUIRED_SUCCESS = 0.5
 """Share of the unquantized victims the suite must recover before it may judge a quantizer."""
+
+
+_CHUNK = 64  # batches whose updates are computed together; memory holds one update for each
 
 
 class Truth(NamedTuple):
@@ -181,13 +185,11 @@ def _evaluate(loss: AttackLoss, images: Tensor, updates: Tensor, cell: Cell) -> 
 def _updates(observations: Sequence[Observation], images: Tensor, labels: Tensor) -> Tensor:
     """Return the updates ``(B, size)`` that the images would have caused in each observation."""
     first = observations[0]
-    model = flat_model(first.model)
-
-    def update(batch: Tensor, targets: Tensor) -> Tensor:
-        return local_update(model, first.work, first.weights, batch, targets)
-
-    targets = one_hot(labels, first.model.classes)
-    return torch.func.vmap(update, chunk_size=64)(images, targets)
+    model, targets = flat_model(first.model), one_hot(labels, first.model.classes)
+    chunks = zip(torch.split(images, _CHUNK), torch.split(targets, _CHUNK), strict=True)
+    with torch.no_grad():
+        updates = [candidate_updates(model, first.work, first.weights, *one) for one in chunks]
+    return torch.cat(updates)
 
 
 def _stacked_cell(observations: Sequence[Observation]) -> Cell:
