@@ -1,1 +1,1 @@
-"""Bits and bytes of a payload: cells, packing, groups, wire format; knows no quantizer."""
+"""The payload's format, and what every quantizer needs for it: packing, groups, cells."""

@@ -1,4 +1,4 @@
-"""What a payload tells of the update it encodes: its cell, and how far off a candidate lies."""
+"""What a payload reveals about its update (its cell), and how far a candidate is from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Knowledge of an update, one element at a time, in the quantizer's code domain.
+    """What is known about each element of an update, in the quantizer's code domain.
 
     All tensors have shape ``(..., d)``; leading dimensions index problems solved together.
 
@@ -36,23 +36,23 @@ class Cell:
     center : Tensor
         The decoded value.
     lower, upper : Tensor
-        Closed bounds of the values that encode to this payload; infinite where open. For a
-        randomized quantizer, the support of the values that can have led here.
+        Closed bounds of the values that encode to this payload; infinite where there is none. For
+        a randomized quantizer, bounds of the values that can encode to it.
     step : Tensor
         The resolution: the width of the cell, or the scale of the noise. Positive.
     noise : "none", "triangular", "gaussian" or "laplace"
-        How a value inside the bounds led to this code: surely, with a probability that falls
-        linearly from ``center`` to either bound (stochastic rounding), or by additive noise of
-        scale ``step``.
+        How a value inside the bounds is encoded to this payload: always; with a probability that
+        falls linearly from ``center`` to either bound (stochastic rounding); or by additive noise
+        of scale ``step``.
     scale_free : bool
-        True if only the candidate's own magnitude gives a scale (plain sign): ``center``,
-        bounds and step are then in units of the candidate's mean magnitude per tensor.
+        True if the payload has no scale (plain sign): ``center``, bounds and step are then in
+        units of the candidate's mean magnitude per tensor.
     sizes : tuple[int, ...]
         Elements of each tensor in the code domain, in order; they sum to ``d``.
     transform : Transform or None
         Public map ``(..., n) -> (..., d)`` from update to code domain (a rotation).
     certain : Tensor or None
-        ``(..., d)`` True where ``noise`` does not apply and only the bounds speak (elements a
+        ``(..., d)`` True where ``noise`` does not apply, only the bounds (elements that a
         sparsifier dropped); None if it applies everywhere.
     """
 
@@ -74,8 +74,8 @@ class Cell:
     def to_code_domain(self, candidate: Tensor) -> Tensor:
         """Map a candidate update ``(..., n)`` to the domain of the bounds, ``(..., d)``.
 
-        Public rotations are applied; a scale-free cell divides by the candidate's own mean
-        magnitude per tensor (detached: the scale is evidence, not a way out).
+        A scale-free cell divides by the candidate's own mean magnitude per tensor, detached, so
+        that an optimizer cannot lower the penalty by the scale alone.
         """
         if self.transform is not None:
             candidate = self.transform(candidate)
@@ -91,9 +91,9 @@ class Cell:
     def misfit(self, candidate: Tensor) -> Tensor:
         """Penalty per element of a candidate update, ``(..., n) -> (..., d)``; differentiable.
 
-        Zero inside the cell and the squared distance to it in steps outside; for a randomized
-        quantizer the negative log-likelihood of the code, which is zero at the code itself and
-        continued quadratically outside the support.
+        Zero inside the cell, outside it the squared distance in steps. For a randomized quantizer,
+        the negative log-likelihood of the code: zero at the code's own value, and continued
+        quadratically outside the bounds.
         """
         value = self.to_code_domain(candidate)
         outside = (self.lower - value).relu() + (value - self.upper).relu()
@@ -111,8 +111,8 @@ class Cell:
         if self.noise == "laplace":
             return distance.abs() / self.step
         reach = torch.where(distance > 0, self.upper - self.center, self.center - self.lower)
-        # 1 - share is the chance that stochastic rounding chose this code; floored so that the
-        # gradient stays finite at the edge of the support, where the quadratic takes over.
+        # 1 - share is the probability that stochastic rounding chose this code. The floor keeps
+        # the gradient finite at the bounds, beyond which the quadratic penalty rules.
         share = torch.where(reach > 0, distance.abs() / torch.where(reach > 0, reach, 1), 0)
         return penalty - torch.log((1 - share).clamp_min(1e-3))
 
@@ -145,14 +145,14 @@ class Cell:
 
 
 def width_of(center: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Width of cells; an open one counts as twice its bounded half, one without bounds as 0."""
+    """Width of cells; with one bound twice the distance to it, without bounds 0."""
     half = torch.minimum(upper - center, center - lower)
     width = torch.where((upper - lower).isfinite(), upper - lower, 2 * half)
     return torch.where(width.isfinite(), width, 0)
 
 
 def nonzero_step(step: Tensor) -> Tensor:
-    """Give elements of step 0 (a constant tensor) the largest step there is, or 1."""
+    """Replace steps of 0 (of constant tensors) by the largest step, or by 1 if all are 0."""
     largest = step.max() if step.numel() else step.new_ones(())
     return torch.where(step > 0, step, torch.where(largest > 0, largest, 1))
 
@@ -160,8 +160,8 @@ def nonzero_step(step: Tensor) -> Tensor:
 def resolvable_step(step: Tensor, center: Tensor, layout: Layout) -> Tensor:
     """Raise steps to what a float32 gradient can resolve: 2^-20 of its tensor's largest element.
 
-    Formats with an exponent resolve tiny elements far below the error with which anyone can
-    compute them; without this floor they alone would rule a step-weighted match.
+    Floating-point formats resolve tiny elements far below the error with which a gradient can be
+    computed. Without this floor, these elements would dominate a match weighted by steps.
     """
     floors = [
         p.abs().amax().expand(p.shape) * 2**-20 if p.numel() else p for p in layout.split(center)

@@ -1,4 +1,4 @@
-"""How small a payload gets when an entropy coder follows the quantizer."""
+"""Size of a payload if an entropy coder followed the quantizer."""
 
 import zstandard
 
@@ -9,12 +9,12 @@ _LEVEL = 6  # level 19 saves at most 7 % more on a gradient and takes several ti
 
 
 def entropy_coded_bytes(payload: Payload) -> int:
-    """Return the bytes of a payload whose body went through Zstandard, header included.
+    """Return the size in bytes of a payload after Zstandard compressed its body, with the header.
 
-    Two forms of the body are tried and the smaller counts: the packed bytes, and the codes
-    unpacked to one byte each. Packing hides narrow codes from a byte-wise coder, and unpacking
-    wastes at least a bit a code on very rare ones, so either can win. What does not shrink
-    counts as it is.
+    Two forms of the body are compressed and the smaller one counts: the packed bytes, and the
+    codes unpacked to one byte each. A coder of bytes does not see narrow codes in packed bytes,
+    but one byte per code costs it at least a bit per code, so either form can be the smaller. A
+    body that does not shrink counts as it is.
     """
     header = payload.nbytes - len(payload.body)
     forms = (payload.body, parse_quantizer(payload.spec).symbols(payload))

@@ -1,4 +1,4 @@
-"""Which elements of a flat vector share one scale: a tensor's, a block's, or all of them."""
+"""Groups of elements that share a scale: those of a tensor, of a block, or all."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ _SMALL = 1 << 15  # elements up to which a call of torch takes longer than its w
 
 
 class Tile(NamedTuple):
-    """A piece of the vector that stays in cache, as ``rows`` of elements of one group each.
+    """A piece of the vector that stays in cache, as ``rows`` with elements of one group each.
 
-    ``groups`` are those of the rows: whole groups, a part of one, or one element a row.
+    ``groups`` tells the group of each row. A row is a whole group, a part of one, or one element.
     """
 
     span: slice
@@ -36,7 +36,7 @@ class Groups:
     @classmethod
     @lru_cache(maxsize=64)
     def of(cls, layout: Layout, scope: Scope) -> "Groups":
-        """Return one group a tensor, or a single one."""
+        """Return one group per tensor (empty tensors have none), or one for all elements."""
         sizes = layout.sizes if scope == "tensor" else (layout.size,)
         return cls(tuple((1, size) for size in sizes if size))
 
@@ -53,7 +53,7 @@ class Groups:
         return sum(rows for rows, _ in self.runs)
 
     def views(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """View a ``(n,)`` vector as one ``(rows, width)`` matrix a run."""
+        """View a ``(n,)`` vector as one ``(rows, width)`` matrix per run."""
         pieces = torch.split(vector, [rows * width for rows, width in self.runs])
         return tuple(p.view(run) for p, run in zip(pieces, self.runs, strict=True))
 
@@ -75,7 +75,7 @@ class Groups:
         return torch.cat([torch.linalg.vector_norm(v, 1, dim=-1) / v.shape[1] for v in views])
 
     def expand(self, values: Tensor) -> Tensor:
-        """Repeat one value a group, ``(count,)``, for each of its elements, ``(n,)``."""
+        """Repeat the value of each group, ``(count,)``, for all its elements, ``(n,)``."""
         widths = [torch.full((rows,), width) for rows, width in self.runs]
         repeats = torch.cat(widths).to(values.device)
         return values.repeat_interleave(repeats)
@@ -91,7 +91,7 @@ class Groups:
     def tiles(self) -> Iterator[Tile]:
         """Cut the vector into pieces for which several operations in a row stay in cache.
 
-        A small vector is a single piece: its elements ask for their groups' values one by one.
+        A small vector is a single piece with one element per row, as several pieces cost more.
         """
         if len(self.runs) > 1 and self._size <= _SMALL:
             yield Tile(slice(0, self._size), self._group_of_each, self._size)

@@ -1,4 +1,4 @@
-"""Codes of 1 to 31 bits to dense bytes and back, in a few vector operations on any device.
+"""Pack codes of 1 to 31 bits into bytes and back, in a few vector operations on any device.
 
 A code of ``b`` bits is cut into planes whose widths are the powers of two that sum to ``b`` (8 at
 most, low bits first: 12 = 8 + 4, 7 = 4 + 2 + 1). Each plane is packed on its own, its first code in
@@ -12,15 +12,15 @@ from torch import Tensor
 from fl_sim.coding.vectors import empty
 
 MAX_BITS = 31
-_CHUNK = 1 << 17  # codes handled at a time: what a core's own cache holds
+_CHUNK = 1 << 17  # codes handled at a time: as many as fit a core's own cache
 
 
 class PackingError(ValueError):
-    """Packed bytes that no call of `pack` can have returned."""
+    """Packed bytes that `pack` cannot have returned."""
 
 
 def code_bits(levels: int) -> int:
-    """Return the bits that tell ``levels`` codes apart; at least 1."""
+    """Return the bits of a code that has ``levels`` values; at least 1."""
     return max(1, (levels - 1).bit_length())
 
 

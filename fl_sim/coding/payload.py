@@ -1,4 +1,4 @@
-"""The bytes that travel: version, quantizer spec, body and checksum; see docs/payload.md."""
+"""The bytes that are sent: version, quantizer spec, body and checksum; see docs/payload.md."""
 
 import struct
 import zlib
@@ -13,7 +13,7 @@ _CHECKSUM = struct.Struct("<I")
 
 
 class PayloadError(ValueError):
-    """A payload that is truncated, padded, altered, or not of the model it claims to be of."""
+    """A payload that is truncated, padded, altered, or of another model than expected."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Payload:
     """An encoded update.
 
     On the wire: one byte version, one byte length of the spec, the spec in ASCII, the body, and
-    a CRC-32 over all of it, seeded with the layout's fingerprint. The layout itself is public
-    (the server knows its model) and never sent, so no length on the wire needs to be trusted.
+    a CRC-32 over all of it, started from the layout's fingerprint. The layout itself is public
+    (the server knows its model) and not sent, so no length on the wire needs to be trusted.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Payload:
     version: int = 1
 
     def to_bytes(self) -> bytes:
-        """Return the exact bytes that travel."""
+        """Return the exact bytes that are sent."""
         spec = self.spec.encode("ascii")
         head = bytes((self.version, len(spec))) + spec
         return head + self.body + _CHECKSUM.pack(_checksum(head + self.body, self.layout))
@@ -77,7 +77,7 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the wire: ``len(self.to_bytes())``, without making them."""
+        """Size in bytes: ``len(self.to_bytes())``, without making them."""
         return 2 + len(self.spec) + len(self.body) + _CHECKSUM.size
 
 

@@ -1,4 +1,4 @@
-"""The body of a payload: tensors to bytes in order, and back with every value checked."""
+"""The body of a payload: tensors to bytes, and back with a check of every value."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ def codes_buffer(size: int, levels: int, device: torch.device) -> Tensor:
 
 
 def byte_planes(codes: Tensor, levels: int) -> list[Tensor]:
-    """Cut unpacked codes into whole bytes, low ones first: what an entropy coder likes to read."""
+    """Cut unpacked codes into bytes, all low ones first, which an entropy coder codes best."""
     shifts = range(0, code_bits(levels), 8)
     return [((codes >> shift) & 0xFF).to(torch.uint8) for shift in shifts]
 

@@ -1,4 +1,4 @@
-"""Symmetric lattices scaled by the largest magnitude of a tensor or of a block: zero is exact."""
+"""Symmetric lattices scaled by the largest magnitude of a tensor or block; zero is exact."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +18,7 @@ class Absmax(Symmetric):
 
     name: ClassVar[str] = "absmax"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        bits="b d + 32 a tensor",
+        bits="b d + 32 per tensor",
         unbiased=False,
         error="abs <= D/2, D = max abs(x) / (2^(b-1) - 1)",
         source="Jacob et al. 2018, arXiv 1712.05877 (symmetric form)",

@@ -1,4 +1,4 @@
-"""The contract every quantizer keeps, and its spec string."""
+"""The interface of every quantizer, and its spec string."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fl_sim.updates.local_update import Layout, Update, all_finite
 
 @dataclass(frozen=True)
 class QuantizerFacts:
-    """What the catalogue says of a quantizer (``run_simulation.py quantizers``)."""
+    """What the catalogue says about a quantizer (``run_simulation.py quantizers``)."""
 
     bits: str
     unbiased: bool
@@ -40,7 +40,7 @@ class Quantizer(ABC):
     carries_residual: ClassVar[bool] = False
     """Whether a client adds to each update what its earlier payloads lost (error feedback).
 
-    A payload then tells of that sum, not of the update alone.
+    A payload then encodes that sum, not the update alone.
     """
 
     @classmethod
@@ -103,7 +103,7 @@ class Quantizer(ABC):
         return Update(self.decode_body(payload.body, payload.layout), payload.layout)
 
     def cell(self, payload: Payload) -> Cell:
-        """Return what ``payload`` tells of the update; see `Cell`.
+        """Return what ``payload`` reveals about the update; see `Cell`.
 
         Raises
         ------
@@ -124,7 +124,7 @@ class Quantizer(ABC):
     def transmit(
         self, update: Update, residual: Tensor | None, generator: torch.Generator
     ) -> tuple[Payload, Tensor | None]:
-        """Encode one round's update, with the residual a client carries between rounds, if any.
+        """Encode one round's update, with the residual that a client keeps between rounds, if any.
 
         Only error feedback returns a residual; the quantizing mod stores what is returned.
         """
@@ -150,7 +150,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def body_cell(self, body: bytes, layout: Layout) -> Cell:
-        """Return what a body of the right size tells."""
+        """Return what a body of the right size reveals."""
 
     def body_symbols(self, body: bytes, layout: Layout) -> bytes:
         """Return a body of the right size with its codes unpacked to whole bytes."""

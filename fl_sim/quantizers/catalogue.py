@@ -1,4 +1,4 @@
-"""The catalogue of quantizers: what each sends, whether it is unbiased, and how far it errs."""
+"""The catalogue of quantizers: what each sends, whether it is unbiased, and its error."""
 
 from dataclasses import dataclass
 
@@ -46,9 +46,9 @@ class Entry:
     summary : str
         One sentence.
     bits : str
-        Size on the wire for ``d`` elements, beside the header of a payload.
+        Bits of the body for ``d`` elements.
     unbiased : bool
-        Whether the expectation of what is decoded is the update.
+        Whether the expected decoded value is the update.
     error : str
         The error, exact or bounded.
     source : str

@@ -22,7 +22,7 @@ class Identity(Quantizer):
     facts: ClassVar[QuantizerFacts] = QuantizerFacts("32 d", True, "0", "the baseline")
 
     def body_size(self, layout: Layout) -> int:
-        """Return 4 bytes an element."""
+        """Return 4 bytes per element."""
         return layout.size * FLOAT
 
     def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
@@ -42,12 +42,12 @@ class Identity(Quantizer):
 
 
 class Half(Quantizer):
-    """Rounds to the nearest (even) number of a 16-bit format; saturates at its largest."""
+    """Round to the nearest (even) number of a 16-bit format; saturate at its largest."""
 
     dtype: ClassVar[torch.dtype]
 
     def body_size(self, layout: Layout) -> int:
-        """Return 2 bytes an element."""
+        """Return 2 bytes per element."""
         return layout.size * 2
 
     def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
@@ -104,7 +104,7 @@ class Fp8(Quantizer):
 
     name: ClassVar[str] = "fp8"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        "8 d + 32 a tensor",
+        "8 d + 32 per tensor",
         False,
         "relative <= 2^-4 (e4m3), 2^-3 (e5m2) in the normal range",
         "Micikevicius et al. 2022, arXiv 2209.05433",
@@ -119,11 +119,11 @@ class Fp8(Quantizer):
         return torch.float8_e4m3fn if self.format == "e4m3" else torch.float8_e5m2
 
     def body_size(self, layout: Layout) -> int:
-        """Return 1 byte an element and 4 a scale."""
+        """Return 1 byte per element and 4 per scale."""
         return layout.size + Groups.of(layout, self.scope).count * FLOAT
 
     def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
-        """Return the scales, then a byte an element."""
+        """Return the scales, then one byte per element."""
         del generator
         groups = Groups.of(update.layout, self.scope)
         largest = groups.largest_magnitude(update.vector)
@@ -136,7 +136,7 @@ class Fp8(Quantizer):
         return to_bytes(scale, numbers)
 
     def _read(self, body: bytes, layout: Layout) -> tuple[Groups, Tensor, Tensor]:
-        """Return the groups, the scale of each, and the number of the format of each element."""
+        """Return the groups, their scales, and each element as a number of the format."""
         groups = Groups.of(layout, self.scope)
         reader = Reader(body)
         scale = reader.magnitudes(groups.count)
@@ -163,13 +163,13 @@ class Fp8(Quantizer):
 
 
 def cast_saturating(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to nearest even, values beyond the largest finite number to it."""
+    """Round to nearest even; values beyond the largest finite number become that number."""
     largest = torch.finfo(dtype).max
     return values.clamp(-largest, largest).to(dtype)
 
 
 def rounding_interval(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the float32 midpoints to the neighbours below and above; infinite past the last."""
+    """Return the float32 midpoints to the next numbers below and above; infinite past the last."""
     integer = torch.int16 if numbers.element_size() == 2 else torch.int8
     sign = -(1 << (8 * numbers.element_size() - 1))
     bits = numbers.view(integer).int()

@@ -28,14 +28,15 @@ _BINS_PER_ENTRY = 64  # fewer, and edges between bins are too coarse: sort inste
 class KMeans(Quantizer):
     """Nearest of ``clusters`` values fitted to the tensor; the ascending codebook is sent.
 
-    A tensor of fewer elements has one codebook entry an element. Above a million elements the
-    codebook is fitted to a histogram: its error is that of a fit to all values to 0.1 % up to 16
-    clusters, and either may have found the better local minimum above.
+    A tensor of fewer elements has one codebook entry per element. Above a million elements the
+    codebook is fitted to a fine histogram. Up to 16 clusters, its error is then that of a fit to
+    all values within 0.1 %, unless the two find different local minima, of which either may be
+    the better one.
     """
 
     name: ClassVar[str] = "kmeans"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        bits="ceil(log2 k) d + 32 k a tensor",
+        bits="ceil(log2 k) d + 32 k per tensor",
         unbiased=False,
         error="a local minimum of L2(e)^2 over codebooks of k values",
         source="Lloyd 1982; Han et al. 2016, arXiv 1510.00149",
@@ -48,7 +49,7 @@ class KMeans(Quantizer):
         within("clusters", self.clusters, 2, 1 << 16)
 
     def body_size(self, layout: Layout) -> int:
-        """Return the codes and 4 bytes an entry of the codebooks."""
+        """Return the size of the codes, and 4 bytes per entry of the codebooks."""
         codes = packed_size(layout.size, code_bits(self.clusters))
         return sum(self._entries(layout)) * FLOAT + codes
 
@@ -189,7 +190,7 @@ def _first_clusters(points: Tensor, counts: Tensor, entries: int) -> Tensor:
     shares = torch.nn.functional.pad(shares.cumsum_(0), (1, 0))
     targets = torch.arange(entries + 1, device=points.device) * (shares[-1] / entries)
     starts = torch.searchsorted(shares, targets)
-    # No cluster starts empty: each takes at least one point, in order.
+    # Each cluster starts with at least one point, in order.
     order = torch.arange(entries + 1, device=points.device)
     starts = (starts - order).cummax(0).values.clamp(0, len(points) - entries) + order
     starts[-1] = len(points)

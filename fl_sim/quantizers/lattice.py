@@ -1,4 +1,4 @@
-"""The machinery of every quantizer whose codes are points of an evenly spaced lattice per group."""
+"""Base of the quantizers whose codes are points of an evenly spaced lattice per group."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -15,16 +15,16 @@ from fl_sim.coding.wire import FLOAT, Reader, byte_planes, codes_buffer, to_byte
 from fl_sim.quantizers.base import Quantizer
 from fl_sim.updates.local_update import Layout, Update
 
-MAX_BITS = 16  # finer lattices would claim more than float32 arithmetic resolves
+MAX_BITS = 16  # float32 arithmetic does not resolve finer lattices
 _LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class Lattice(Quantizer):
-    """Codes ``0 .. levels - 1`` stand for ``anchor + step * (code - shift)``, a lattice a group.
+    """Codes ``0 .. levels - 1`` are ``anchor + step * (code - shift)``, one lattice per group.
 
-    A subclass says which groups share a lattice, what it sends of it (``side``: float32 values a
-    group) and how side information becomes anchor and step; the encoder uses what the decoder
-    will see, so both agree to the last bit. The anchor itself is a lattice point, hit exactly.
+    A subclass says which elements form a group, what it sends of the lattice (``side`` float32
+    values per group) and how these become anchor and step. The encoder uses the values that it
+    sends, so it agrees with the decoder to the last bit. The anchor itself is decoded exactly.
     """
 
     side: ClassVar[int]
@@ -123,7 +123,7 @@ class Lattice(Quantizer):
         return vector
 
     def body_cell(self, body: bytes, layout: Layout) -> Cell:
-        """Return half a step to either side; with random rounding, a whole one."""
+        """Return bounds half a step to either side; with random rounding, a whole step."""
         side, codes = self._read(body, layout)
         expand = self._groups(layout).expand
         center = self._values(side, codes, layout)
@@ -131,7 +131,7 @@ class Lattice(Quantizer):
         width = expand(step)
         reach = width if self.stochastic else width / 2
         lower, upper = self._support(side, anchor, step)
-        # Where rounding makes the center leave the support by its last bit, the center wins.
+        # Rounding can put the center outside the support by its last bit; then extend the bounds.
         return Cell(
             center=center,
             lower=torch.maximum(center - reach, torch.minimum(expand(lower), center)),
@@ -143,7 +143,7 @@ class Lattice(Quantizer):
 
     @abstractmethod
     def _support(self, side: Tensor, anchor: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the bounds ``(groups,)`` on every element that the side information proves."""
+        """Return the bounds ``(groups,)`` on every element that the side information implies."""
 
     def body_symbols(self, body: bytes, layout: Layout) -> bytes:
         """Return the side information, then the codes as bytes."""

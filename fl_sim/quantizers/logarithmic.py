@@ -1,4 +1,4 @@
-"""Powers of a base: nearest in the logarithm, or rounded at random between powers of two."""
+"""Powers of a base: the nearest by logarithm, or a random one of the two powers of two beside."""
 
 from dataclasses import dataclass
 from math import log
@@ -31,14 +31,14 @@ _LAST = 254 << 23  # the largest finite exponent
 class Log(Quantizer):
     """Zero, or plus or minus ``m base^-k``, where ``m`` is the largest magnitude of the tensor.
 
-    ``k`` runs from 0 to ``2^(bits-1) - 2``. The exponent nearest to that of ``x / m`` is
-    sent; what lies half a power below the last one becomes zero. Codes ascend with the value:
-    code ``2^(bits-1) - 1`` is zero.
+    ``k`` is 0 to ``2^(bits-1) - 2``. The exponent nearest to that of ``x / m`` is sent. Elements
+    more than half a power below the smallest power become zero. Codes ascend with the value; code
+    ``2^(bits-1) - 1`` is zero.
     """
 
     name: ClassVar[str] = "log"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        bits="b d + 32 a tensor",
+        bits="b d + 32 per tensor",
         unbiased=False,
         error="relative <= sqrt(base) - 1 above m base^-(2^(b-1) - 3/2); absolute below",
         source="Miyashita et al. 2016, arXiv 1603.01025",
@@ -58,7 +58,7 @@ class Log(Quantizer):
         return (1 << (self.bits - 1)) - 1
 
     def body_size(self, layout: Layout) -> int:
-        """Return the codes and 4 bytes a scale."""
+        """Return the size of the codes, and 4 bytes per scale."""
         return Groups.of(layout, self.scope).count * FLOAT + packed_size(layout.size, self.bits)
 
     def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
@@ -121,8 +121,8 @@ class Log(Quantizer):
 class Natural(Quantizer):
     """Round to the power of two below or above at random, without bias: sign and exponent.
 
-    The fraction of a float32 is exactly the probability to round up, subnormal numbers included;
-    the largest exponent, which has nothing above it, rounds down.
+    The fraction of a float32 is exactly the probability to round up, also of subnormal numbers.
+    Numbers with the largest exponent, which has none above it, round down.
     """
 
     name: ClassVar[str] = "natural"
@@ -131,7 +131,7 @@ class Natural(Quantizer):
     )
 
     def body_size(self, layout: Layout) -> int:
-        """Return 9 bits an element, in bytes."""
+        """Return the size of 9 bits per element."""
         return packed_size(layout.size, 9)
 
     def encode_body(self, update: Update, generator: torch.Generator) -> bytes:

@@ -16,12 +16,12 @@ from fl_sim.updates.local_update import Layout, Update
 
 
 class Noisy(Quantizer):
-    """Sends float32 elements with noise added; a subclass says which."""
+    """Send float32 elements with added noise; a subclass says which noise."""
 
     noise_kind: ClassVar[Noise]
 
     def body_size(self, layout: Layout) -> int:
-        """Return 4 bytes an element."""
+        """Return 4 bytes per element."""
         return layout.size * FLOAT
 
     @property
@@ -142,7 +142,7 @@ class DpGaussian(Noisy):
 
 @dataclass(frozen=True)
 class Clip:
-    """Scale an update down to an L2 norm of at most ``norm``; public, so candidates are too."""
+    """Scale an update to an L2 norm of at most ``norm``; public, so attackers apply it too."""
 
     norm: float
 

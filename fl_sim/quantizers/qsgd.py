@@ -17,11 +17,11 @@ from fl_sim.updates.local_update import Layout
 
 @dataclass(frozen=True)
 class QSGD(Symmetric):
-    """Round ``levels * abs(x) / norm`` up or down at random, keep the sign; one norm a tensor."""
+    """Round ``levels * abs(x) / norm`` up or down at random, keep the sign; one norm per tensor."""
 
     name: ClassVar[str] = "qsgd"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        bits="ceil(log2(2 s + 1)) d + 32 a tensor, packed",
+        bits="ceil(log2(2 s + 1)) d + 32 per tensor",
         unbiased=True,
         error="E L2(e)^2 <= min(d/s^2, sqrt(d)/s) L2(x)^2; exactly sum of D^2 u (1 - u)",
         source="Alistarh et al. 2017, arXiv 1610.02132",
@@ -54,11 +54,11 @@ class QSGD(Symmetric):
 
 @dataclass(frozen=True)
 class TernGrad(Symmetric):
-    """-1, 0 or 1 times the largest magnitude, chosen at random; five codes a byte."""
+    """-1, 0 or 1 times the largest magnitude, chosen at random; five codes per byte."""
 
     name: ClassVar[str] = "terngrad"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        bits="1.6 d + 32 a tensor",
+        bits="1.6 d + 32 per tensor",
         unbiased=True,
         error="E L2(e)^2 = m L1(x) - L2(x)^2, m = max abs(x)",
         source="Wen et al. 2017, arXiv 1705.07878 (no clipping)",

@@ -1,4 +1,4 @@
-"""Quantizers behind a public random rotation, after which every element is nearly Gaussian."""
+"""Quantizers that apply a public random rotation first: then every element is nearly Gaussian."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Rotation:
     @classmethod
     def of(cls, seed: int, size: int, device: torch.device | str = "cpu") -> "Rotation":
         """Return the rotation of a seed, the same on every device."""
-        # NumPy keeps this legacy stream frozen, and anyone can write it: MT19937, 4 bytes a word.
+        # NumPy never changes this stream, and it is simple to write again: MT19937, 4-byte words.
         coins = np.random.RandomState(seed).bytes(-(-size // 8))
         bits = np.unpackbits(np.frombuffer(coins, np.uint8), count=size, bitorder="little")
         return cls(torch.from_numpy(bits.view(np.int8)).mul_(2).sub_(1).to(device))
@@ -156,7 +156,7 @@ def _row_matrix(width: int) -> Tensor:
 
 
 class Rotated(Quantizer):
-    """Draws a seed, rotates the whole update, quantizes with one codebook for all elements."""
+    """Draw a seed, rotate the whole update, quantize all elements with one codebook."""
 
     floats: ClassVar[int]
 
@@ -179,7 +179,7 @@ class Rotated(Quantizer):
         """Return center, lower and upper bound of what each code stands for."""
 
     def body_size(self, layout: Layout) -> int:
-        """Return seed, scales and codes, in bytes."""
+        """Return the size of seed, scales and codes."""
         return (
             _SEED + self.floats * FLOAT + packed_size(padded_length(layout.size), self.code_width)
         )
@@ -220,7 +220,7 @@ class Rotated(Quantizer):
 
 @dataclass(frozen=True)
 class Drive(Rotated):
-    """One bit an element after rotation, and the scale that makes the estimate unbiased.
+    """One bit per element after rotation, and the scale that makes the estimate unbiased.
 
     ``scale=biased`` sends the mean magnitude instead, of least squared error.
     """

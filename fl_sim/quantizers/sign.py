@@ -1,4 +1,4 @@
-"""One bit an element: its sign, alone or with the mean magnitude of its tensor."""
+"""One bit per element: its sign, alone or with the mean magnitude of its tensor."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -28,11 +28,11 @@ class Sign(Quantizer):
     checks_finite: ClassVar[bool] = True
 
     def body_size(self, layout: Layout) -> int:
-        """Return one bit an element, in bytes."""
+        """Return the size of one bit per element."""
         return packed_size(layout.size, 1)
 
     def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
-        """Return one bit an element."""
+        """Return one bit per element."""
         del generator
         return _checked_signs(update)
 
@@ -49,11 +49,11 @@ class Sign(Quantizer):
 
 @dataclass(frozen=True)
 class ScaledSign(Quantizer):
-    """The sign times the mean magnitude of the tensor, the scale of least squared error."""
+    """The sign times the mean magnitude of the tensor: the scale of least squared error."""
 
     name: ClassVar[str] = "scaled_sign"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        "d + 32 a tensor",
+        "d + 32 per tensor",
         False,
         "L2(e)^2 = (1 - L1(x)^2 / (d L2(x)^2)) L2(x)^2 where no element is 0",
         "Karimireddy et al. 2019, arXiv 1901.09847",
@@ -63,11 +63,11 @@ class ScaledSign(Quantizer):
     scope: Scope = "tensor"
 
     def body_size(self, layout: Layout) -> int:
-        """Return one bit an element and 4 bytes a scale, in bytes."""
+        """Return the size of one bit per element, and 4 bytes per scale."""
         return Groups.of(layout, self.scope).count * FLOAT + packed_size(layout.size, 1)
 
     def encode_body(self, update: Update, generator: torch.Generator) -> bytes:
-        """Return the scales, then one bit an element."""
+        """Return the scales, then one bit per element."""
         del generator
         groups = Groups.of(update.layout, self.scope)
         signs = _checked_signs(update)
@@ -93,7 +93,7 @@ class ScaledSign(Quantizer):
 
 
 def pack_signs(vector: Tensor) -> tuple[bytes, float]:
-    """Return one bit an element, 1 where it is not negative, and the sum of the elements.
+    """Return one bit per element, 1 where it is not negative, and the sum of the elements.
 
     If the sum is finite, every element is. Both come from one pass over memory, as two passes
     would take nearly twice as long.

@@ -1,4 +1,4 @@
-"""Min-max lattices: one per tensor (or one in all), rounded to nearest or at random."""
+"""Min-max lattices, one per tensor or one for all, rounded to nearest or at random."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +20,7 @@ class Uniform(Lattice):
 
     name: ClassVar[str] = "uniform"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        bits="ceil(log2 L) d + 64 a tensor",
+        bits="ceil(log2 L) d + 64 per tensor",
         unbiased=False,
         error="abs <= D/2, D = (max - min) / (L - 1)",
         source="min-max quantization, e.g. Gray and Neuhoff 1998",
@@ -69,7 +69,7 @@ class Stochastic(Uniform):
 
     name: ClassVar[str] = "stochastic"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
-        bits="ceil(log2 L) d + 64 a tensor",
+        bits="ceil(log2 L) d + 64 per tensor",
         unbiased=True,
         error="Var = D^2 u (1 - u), abs < D",
         source="Suresh et al. 2017, arXiv 1611.00429",

@@ -1,1 +1,1 @@
-"""Quantizers that wrap another: pruning, bits by layer, error feedback."""
+"""Quantizers that wrap others: pruning, bits per layer, error feedback."""

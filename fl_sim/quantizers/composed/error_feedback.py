@@ -1,4 +1,4 @@
-"""Error feedback: what a quantizer loses in one round is added to the next round's update."""
+"""Error feedback: the quantization error of one round is added to the next round's update."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -16,8 +16,8 @@ from fl_sim.updates.local_update import Layout, Update
 class ErrorFeedback(Quantizer):
     """Send ``Q(p)``, ``p = update + e``, and keep ``e = p - decode(Q(p))`` for the next round.
 
-    The residual ``e`` is the client's alone, so a payload's cell is that of ``p``, not of the
-    update; sums of updates over rounds are known up to the last residual.
+    Only the client knows the residual ``e``, so a payload's cell is that of ``p``, not of the
+    update. The server knows the sum of the updates of all rounds up to the last residual.
     """
 
     name: ClassVar[str] = "error_feedback"
@@ -33,7 +33,7 @@ class ErrorFeedback(Quantizer):
 
     @classmethod
     def from_parameters(cls, text: str) -> Self:
-        """Refuse: error feedback is written around a quantizer."""
+        """Raise `ValueError`: error feedback has a quantizer in parentheses, no parameters."""
         del text
         raise ValueError("write error_feedback(spec), outermost, e.g. error_feedback(sign).")
 

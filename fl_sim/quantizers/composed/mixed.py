@@ -1,4 +1,4 @@
-"""Mixed precision: bits chosen per layer or per tensor, the map written in the spec."""
+"""Mixed precision: bits per layer or tensor, given in the spec."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -30,11 +30,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixed(Quantizer):
-    """Bits per layer or tensor by rules such as ``first=8,*.bias=16,rest=2``; the first match wins.
+    """Bits per layer or tensor by rules like ``first=8,*.bias=16,rest=2``; the first match counts.
 
-    ``first`` and ``last`` are the first and last layer (weight and bias), any other name is a
-    shell pattern of tensor names, ``rest`` comes last and is required. ``of=absmax`` chooses a
-    family other than ``uniform``.
+    ``first`` and ``last`` are the first and last layer (weight and bias). Any other name is a
+    shell pattern of tensor names. ``rest`` is required and comes last. ``of=absmax`` chooses
+    another family than ``uniform``.
     """
 
     name: ClassVar[str] = "mixed"

@@ -1,4 +1,4 @@
-"""Magnitude pruning: send the largest elements, as they are or through another quantizer."""
+"""Magnitude pruning: send the largest elements, as they are or quantized by another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +24,9 @@ from fl_sim.updates.local_update import Layout, Segment, Update
 class TopK(Quantizer):
     """Keep the share ``keep`` of largest magnitude in each tensor (or of all), zero the rest.
 
-    ``topk:keep=0.1+Q`` sends what is kept through quantizer ``Q``, as one update whose tensors
-    are the kept elements of each tensor. Positions travel as a bitmap or as indices, whichever is
-    smaller; how many are kept, and hence which, is public.
+    ``topk:keep=0.1+Q`` encodes what is kept by quantizer ``Q``, as an update whose tensors are the
+    kept elements of each tensor. Positions are sent as a bitmap or as indices, whichever is
+    smaller; the number kept, and hence which of the two, is public.
     """
 
     name: ClassVar[str] = "topk"
@@ -135,7 +135,7 @@ class TopK(Quantizer):
         kept, rest, kept_layout = self._read(body, layout)
         inner = self.then.body_cell(rest, kept_layout)
         if inner.transform is not None:
-            # What was dropped is then bounded by nothing that was sent: only what is kept speaks.
+            # Nothing that was sent then bounds the dropped elements: only the kept ones have cells.
             return replace(inner, transform=KeptOnly(kept, layout.size, inner.transform))
         threshold = self._threshold(inner, kept_layout, layout)
         known = torch.where(threshold.isfinite(), threshold, inner.step.max())
@@ -157,7 +157,7 @@ class TopK(Quantizer):
         return body[: self._positions_size(layout)] + self.then.body_symbols(rest, kept_layout)
 
     def _threshold(self, inner: Cell, kept_layout: Layout, layout: Layout) -> Tensor:
-        """Bound on the magnitude of what was dropped, ``(layout.size,)``: the least one kept."""
+        """Bound on the magnitudes dropped, ``(layout.size,)``: the smallest one kept."""
         largest = torch.maximum(inner.lower.abs(), inner.upper.abs())
         least = Groups.of(kept_layout, "tensor").minimum(largest)
         return self._groups(layout).expand(least)
@@ -194,7 +194,7 @@ class KeptOnly:
 
 
 def largest_positions(values: Tensor, count: int) -> Tensor:
-    """Return where the ``count`` largest values are, ascending; of equal ones the first."""
+    """Return the ascending positions of the ``count`` largest values; of equal ones the first."""
     if values.device.type == "cpu":  # several times as fast as torch's
         least = float(np.partition(values.numpy(), -count)[-count])
     else:
