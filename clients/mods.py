@@ -14,7 +14,7 @@ from fl_sim.exchange.messages import (
     read_update,
     state_facts,
 )
-from fl_sim.exchange.weight_records import layout_of, only_arrays, pack_weights, weight_change
+from fl_sim.exchange.weight_records import layout_of, only_arrays, pack_changes, weight_change
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.study.trials import trial_name
@@ -64,7 +64,7 @@ class Quantize:
         update, changes = weight_change(message, reply)
         whole = layout_of(only_arrays(message.content)[1])
         payload = _transmit(self.spec, self.seed, update, whole, read_round(message), context)
-        pack_weights(message, reply, payload, changes)
+        pack_changes(message, reply, payload, changes)
         return state_facts(reply, message, _partition(context))
 
 

@@ -75,15 +75,15 @@ def with_floats(arrays: ArrayRecord, layout: Layout, vector: Tensor) -> ArrayRec
 
 
 def weight_change(instruction: Message, reply: Message) -> tuple[Update, Changes]:
-    """Return what a client did to the weights it was given, as *old minus new*, and to which.
+    """Return what a client did to the weights it was sent, as *old minus new*, and to which.
 
     Weights that are equal to the bit before and after are tied: they are sent once.
     """
-    _, given = only_arrays(instruction.content)
+    _, sent_weights = only_arrays(instruction.content)
     _, trained = only_arrays(reply.content)
     quantized, exact = list[str](), list[str]()
     same, seen = dict[str, str](), dict[tuple[object, ...], str]()
-    for name, array in given.items():
+    for name, array in sent_weights.items():
         _check_shape(trained, name, tuple(array.shape))
         old, new = _identity(array), _identity(trained[name])
         if old == new:
@@ -93,12 +93,12 @@ def weight_change(instruction: Message, reply: Message) -> tuple[Update, Changes
             same[name] = first
         else:
             (quantized if _is_quantized(name, array) else exact).append(name)
-    layout = _layout(given, quantized)
-    change = flatten(given, layout) - flatten(trained, layout)
+    layout = _layout(sent_weights, quantized)
+    change = flatten(sent_weights, layout) - flatten(trained, layout)
     return Update(change, layout), Changes(layout, same, tuple(exact))
 
 
-def pack_weights(
+def pack_changes(
     instruction: Message, reply: Message, payload: Payload, changes: Changes
 ) -> Message:
     """Put a payload in the place of the trained weights of a reply, and say which they are."""
@@ -115,59 +115,68 @@ def pack_weights(
     return reply
 
 
-def read_changes(reply: Message, given: ArrayRecord) -> Changes:
-    """Return which of the arrays ``given`` a reply says were changed.
+def read_changes(reply: Message, sent_weights: ArrayRecord) -> Changes:
+    """Return which of the arrays ``sent_weights`` a reply says were changed.
 
     Raises
     ------
     PayloadError
-        If it does not say so in terms of ``given``.
+        If it does not say so in terms of ``sent_weights``.
     """
     _, arrays = only_arrays(reply.content)
-    names, exact = list(given), tuple(name for name in arrays if name != PAYLOAD)
+    names, exact = list(sent_weights), tuple(name for name in arrays if name != PAYLOAD)
     quantized = [names[index] for index in _places(reply, _QUANTIZED, len(names))]
     pairs = [names[index] for index in _places(reply, _SAME, len(names))]
     same = dict(zip(pairs[::2], pairs[1::2], strict=False))
     changed = [*quantized, *same, *exact]
     known = len(set(changed)) == len(changed) and set(changed) <= set(names)
-    if not known or not all(_is_quantized(name, given[name]) for name in quantized):
+    if not known or not all(_is_quantized(name, sent_weights[name]) for name in quantized):
         raise PayloadError("its arrays are not those of the model")
-    if any(_is_quantized(name, given[name]) for name in exact):
+    if any(_is_quantized(name, sent_weights[name]) for name in exact):
         raise PayloadError("its arrays are not those of the model: one is not quantized")
     sent = {*quantized, *exact}
     alike = all(
-        first in sent and _type(given[n]) == _type(given[first]) for n, first in same.items()
+        first in sent and _type(sent_weights[n]) == _type(sent_weights[first])
+        for n, first in same.items()
     )
     if len(pairs) != 2 * len(same) or not alike:
         raise PayloadError("its tied arrays are not alike")
-    return Changes(_layout(given, quantized), same, exact)
+    return Changes(_layout(sent_weights, quantized), same, exact)
 
 
-def unpack_weights(reply: Message, given: ArrayRecord, delta: Update) -> RecordDict:
+def unpack_changes(
+    reply: Message, sent_weights: ArrayRecord, changes: Changes, delta: Update
+) -> RecordDict:
     """Return the content of a reply as the client's app made it: its weights, named.
 
     Parameters
     ----------
     reply : Message
-        As `pack_weights` made it.
-    given : ArrayRecord
-        The weights the client was given; those it did not change come back to the bit.
+        As `pack_changes` made it.
+    sent_weights : ArrayRecord
+        The weights the client was sent; those it did not change come back to the bit.
+    changes : Changes
+        Of `read_changes`.
     delta : Update
         The decoded payload, *old minus new*.
 
     Raises
     ------
     PayloadError
-        If the arrays of the reply are not those of ``given``, or not finite in their type.
+        If an array of the reply is not that of ``sent_weights``, or not finite in its type.
     """
     key, arrays = only_arrays(reply.content)
-    changes = read_changes(reply, given)
     moved = delta.layout.unflatten(delta.vector)
-    new = {name: _from_raw(name, arrays[name], tuple(given[name].shape)) for name in changes.exact}
-    new |= {name: _moved(name, given[name], change) for name, change in moved.items()}
+    new = {
+        name: _from_raw(name, arrays[name], tuple(sent_weights[name].shape))
+        for name in changes.exact
+    }
+    new |= {name: _moved(name, sent_weights[name], change) for name, change in moved.items()}
     new |= {name: new[first] for name, first in changes.same.items()}
     records = {k: r for k, r in reply.content.items() if k in reply.content.metric_records}
-    weights = {name: Array(new[name]) if name in new else given[name] for name in given}
+    weights = {
+        name: Array(new[name]) if name in new else sent_weights[name] for name in sent_weights
+    }
     return RecordDict({key: ArrayRecord(weights), **records})
 
 
@@ -213,8 +222,8 @@ def _places(reply: Message, key: str, count: int) -> list[int]:
     return indices
 
 
-def _moved(name: str, given: Array, change: Tensor) -> _Values:
-    old = given.numpy()
+def _moved(name: str, sent: Array, change: Tensor) -> _Values:
+    old = sent.numpy()
     with np.errstate(over="ignore"):
         new = np.asarray(old - change.numpy(), old.dtype)
     if not np.isfinite(new).all():

@@ -10,12 +10,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.exchange.messages import arrays_of, train_instruction, weights_of
+from fl_sim.exchange.messages import arrays_of, train_instruction
+from fl_sim.exchange.weight_records import Changes
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import TrainingSettings
 from fl_sim.study.trials import Trial
 from fl_sim.updates.local_update import flat_model
-from server.strategies.reception import Received, Reception
+from server.strategies.reception import Reception
 
 log = logging.getLogger("fl_sim.server")
 
@@ -68,15 +69,12 @@ class QuantizedAveraging(Strategy):
         """Ask this round's sample of partitions, drawn by seed, for their updates."""
         del grid
         config["server-round"] = server_round
-        self.reception.announce(config, lambda _: self.layout)
-        return self.reception.asking(
+        whole = Changes(self.layout, {}, ())
+        self.reception.announce(config, arrays, lambda _: whole)
+        return self.reception.note_asked(
             train_instruction(self.nodes[partition], arrays, config)
             for partition in self.sample(server_round)
         )
-
-    def flat(self, arrays: ArrayRecord) -> Tensor:
-        """Return the ``(size,)`` weights that are sent."""
-        return weights_of(arrays)
 
     def sample(self, server_round: int) -> list[int]:
         """Return the partitions of a round, ascending."""
@@ -95,12 +93,9 @@ class QuantizedAveraging(Strategy):
             If no reply of the round could be used.
         """
         total = torch.zeros(self.layout.size, dtype=torch.float64)
-        used: list[Received] = []
-        for reply, received in self.reception.usable(server_round, replies):
-            with self.reception.refusing(server_round, reply):
-                update = self.reception.decode(received.payload)
-                total.add_(update.vector, alpha=received.weight)
-                used.append(received)
+        for _, received, update in self.reception.usable(server_round, replies):
+            total.add_(update.vector, alpha=received.weight)
+        used = self.reception.received.values()
         if not used:
             raise self.reception.failure(server_round)
         self.weights.grad = (total / sum(received.weight for received in used)).float()

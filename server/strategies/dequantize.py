@@ -1,4 +1,4 @@
-"""Lets any Flower strategy average clients that quantize: it sees ordinary replies with weights."""
+"""Lets any Flower strategy average quantized updates: it sees ordinary replies with weights."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -7,20 +7,20 @@ from math import isfinite
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from fl_sim.coding.payload import PayloadError
 from fl_sim.exchange.messages import EXAMPLES, weight_of
-from fl_sim.exchange.weight_records import flatten, floats_of, read_changes, unpack_weights
+from fl_sim.exchange.weight_records import read_changes, unpack_changes
 from server.strategies.reception import Reception
 from server.strategies.wrapper import Wrapper
 
 
 class Dequantize(Wrapper):
-    """Turns payloads back to weights for the strategy it wraps; see `clients.mods.Quantize`.
+    """Turns payloads into weights for the strategy it wraps; see `clients.mods.Quantize`.
 
-    Replies that keep to no agreement are refused and reported (`Reception`). The others are
-    handed on in the order of their partitions, so that sums do not depend on arrival.
+    Replies that violate the agreed quantizer or example count are refused and reported, see
+    `Reception`. The others are handed on in the order of their partitions, so that sums do not
+    depend on arrival.
 
     Parameters
     ----------
@@ -54,39 +54,31 @@ class Dequantize(Wrapper):
         self.reception = Reception(
             "flower", quantizer, examples, partitions, _weighted_by(strategy)
         )
-        self._given = ArrayRecord()
-
-    def flat(self, arrays: ArrayRecord) -> Tensor:
-        """Return all floating-point ``arrays`` as one ``(size,)`` vector."""
-        return flatten(arrays, floats_of(arrays))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Note what goes out to whom, and delegate."""
-        self._given = arrays
-        self.reception.announce(config, lambda reply: read_changes(reply, arrays).quantized)
+        """Note which weights are sent to whom, and delegate."""
+        self.reception.announce(config, arrays, lambda reply: read_changes(reply, arrays))
         messages = super().configure_train(server_round, arrays, config, grid)
-        return self.reception.asking(messages)
+        return self.reception.note_asked(messages)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Open and decode what came back, and delegate.
+        """Replace payloads by the weights they stand for, and delegate.
 
         Raises
         ------
         RoundFailedError
             If clients were asked, and no reply could be used.
         """
-        opened = list(self.reception.usable(server_round, replies))
-        payloads = {reply.metadata.src_node_id: received.payload for reply, received in opened}
-        usable = []
-        for reply in self._alike(server_round, [reply for reply, _ in opened]):
+        unpacked, sent_weights = [], self.reception.sent_weights
+        for reply, received, update in self.reception.usable(server_round, replies):
             with self.reception.refusing(server_round, reply):
-                delta = self.reception.decode(payloads[reply.metadata.src_node_id])
-                reply.content = unpack_weights(reply, self._given, delta)
-                usable.append(reply)
+                reply.content = unpack_changes(reply, sent_weights, received.changes, update)
+                unpacked.append(reply)
+        usable = list(self._alike(server_round, unpacked))
         if self.reception.expected and not usable:
             raise self.reception.failure(server_round)
         return super().aggregate_train(server_round, usable)

@@ -1,11 +1,12 @@
-"""Where replies come in: what was agreed is opened, everything else is refused and reported."""
+"""Opens the replies of a round, each once; refuses and reports those that violate the protocol."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy
 
 from fl_sim.coding.payload import Payload, PayloadError
 from fl_sim.exchange.messages import (
@@ -16,6 +17,7 @@ from fl_sim.exchange.messages import (
     set_nonce,
     weight_of,
 )
+from fl_sim.exchange.weight_records import Changes
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.updates.local_update import Layout, Update, all_finite
 
@@ -28,19 +30,33 @@ class RoundFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Received:
-    """One client's usable reply."""
+    """What one client sent.
+
+    Attributes
+    ----------
+    partition : int
+        Which client.
+    payload : Payload
+        Its quantized update.
+    changes : Changes
+        Which tensors of the model the reply changes.
+    weight : float
+        What the client's update weighs in an average.
+    """
 
     partition: int
     payload: Payload
+    changes: Changes
     weight: float
 
 
 class Reception:
     """Opens the replies of one round at a time.
 
-    Refused are replies of nodes that were not asked or have already replied, to another round than
-    this one, from another partition than the node's, of another quantizer or number of examples
-    than agreed, and what does not parse as a payload of the model.
+    It refuses a reply if its node was not asked or has already replied; if it answers another
+    round, or comes from another partition than the node's; if its quantizer or its number of
+    examples is not as agreed; and if it is no payload of the model or decodes to values that are
+    not finite.
 
     Parameters
     ----------
@@ -54,6 +70,13 @@ class Reception:
         Partition of each node id. If absent, the first one that a node claims is its own.
     weighted_by : str
         Metric of a reply that averages are weighted by, where it is not the number of examples.
+
+    Attributes
+    ----------
+    sent_weights : ArrayRecord
+        The weights that were sent to the clients in this round.
+    received : dict[int, Received]
+        What `usable` has accepted in this round, by partition. `HonestButCurious` keeps it.
     """
 
     def __init__(
@@ -70,16 +93,24 @@ class Reception:
         self.weighted_by = weighted_by
         self._fixed = partitions is not None
         self._partitions = {} if partitions is None else dict(partitions)
-        self._layout: Callable[[Message], Layout] = lambda _: Layout(())
+        self.sent_weights = ArrayRecord()
+        self.received: dict[int, Received] = {}
+        self._changes: Callable[[Message], Changes] = lambda _: Changes(Layout(()), {}, ())
         self._asked: set[int] = set()
         self._nonce = ""
 
-    def announce(self, config: ConfigRecord, layout: Callable[[Message], Layout]) -> None:
-        """Begin a round: replies repeat a fresh nonce and hold updates of their ``layout``."""
-        self._nonce, self._layout = set_nonce(config), layout
+    def announce(
+        self, config: ConfigRecord, arrays: ArrayRecord, changes: Callable[[Message], Changes]
+    ) -> None:
+        """Begin a round: put a fresh nonce in its ``config``, for replies to repeat.
 
-    def asking(self, messages: Iterable[Message]) -> list[Message]:
-        """Note which nodes are asked."""
+        ``arrays`` are the weights that clients are sent; ``changes`` reads from a reply which
+        tensors it changes.
+        """
+        self._nonce, self.sent_weights, self._changes = set_nonce(config), arrays, changes
+
+    def note_asked(self, messages: Iterable[Message]) -> list[Message]:
+        """Note which nodes are asked, and return the messages."""
         messages = list(messages)
         self._asked = {message.metadata.dst_node_id for message in messages}
         return messages
@@ -89,8 +120,8 @@ class Reception:
         """Number of nodes asked in this round."""
         return len(self._asked)
 
-    def open(self, reply: Message) -> Received:
-        """Return what a reply holds.
+    def parse(self, reply: Message) -> Received:
+        """Return what a reply holds; its payload is not decoded yet, and no state changes.
 
         Raises
         ------
@@ -105,37 +136,45 @@ class Reception:
         if nonce_of(reply) != self._nonce:
             raise PayloadError("it answers another round")
         partition = self._own_partition(reply)
-        payload = read_payload(reply, self._layout(reply))
+        changes = self._changes(reply)
+        payload = read_payload(reply, changes.quantized)
         if self.quantizer is not None and payload.spec != self.quantizer.spec:
             raise PayloadError(f"it was quantized with {payload.spec!r}, not as agreed")
         weight = weight_of(reply, self.weighted_by)
         if self.examples is not None and weight not in self.examples:
             allowed = f"{self.examples.start} to {self.examples.stop - 1}"
             raise PayloadError(f"it claims {weight} examples, but {allowed} are agreed")
-        return Received(partition, payload, weight)
+        return Received(partition, payload, changes, weight)
 
     def usable(
         self, server_round: int, replies: Iterable[Message]
-    ) -> Iterator[tuple[Message, Received]]:
-        """Yield the replies that can be used, in the order of partitions, and report the others.
+    ) -> Iterator[tuple[Message, Received, Update]]:
+        """Open and decode every reply once; yield the usable ones and report the others.
 
-        The caller reads on within `refusing`.
+        Replies come in the order of their partitions. What the caller reads of them beyond this,
+        it reads within `refusing`.
         """
-        seen: set[int] = set()
+        self.received = {}
         replies = sorted(replies, key=self._order)  # sums must not depend on arrival
         silent = self._asked - {reply.metadata.src_node_id for reply in replies}
         for partition in sorted(str(self._partitions.get(node, "unknown")) for node in silent):
             self._log(server_round, partition, "partition %s did not reply in time", partition)
         for reply in replies:
-            received = None
-            with self.refusing(server_round, reply):
-                received = self.open(reply)
-                if received.partition in seen:
-                    received = None
-                    raise PayloadError("it has already replied in this round")
-            if received is not None:
-                seen.add(received.partition)
-                yield reply, received
+            opened = self._open(server_round, reply)
+            if opened is not None:
+                yield reply, *opened
+
+    def _open(self, server_round: int, reply: Message) -> tuple[Received, Update] | None:
+        """Return what a reply holds and its decoded update; None if it is refused."""
+        with self.refusing(server_round, reply):
+            received = self.parse(reply)
+            if received.partition in self.received:
+                raise PayloadError("it has already replied in this round")
+            self._partitions[reply.metadata.src_node_id] = received.partition
+            update = self._decode(received.payload)
+            self.received[received.partition] = received
+            return received, update
+        return None
 
     @contextmanager
     def refusing(self, server_round: int, reply: Message) -> Iterator[None]:
@@ -147,7 +186,7 @@ class Reception:
         except Exception as error:
             self.report(server_round, reply, f"it cannot be read ({type(error).__name__}: {error})")
 
-    def decode(self, payload: Payload) -> Update:
+    def _decode(self, payload: Payload) -> Update:
         """Decode a payload; raise `PayloadError` if that gives anything but finite numbers."""
         try:
             quantizer = self.quantizer or parse_quantizer(payload.spec)
@@ -159,7 +198,7 @@ class Reception:
         return update
 
     def report(self, server_round: int, reply: Message, reason: str) -> None:
-        """Say that a reply is dropped, and why."""
+        """Log that a reply is dropped, and why."""
         node = reply.metadata.src_node_id
         partition = self._partitions.get(node, f"unknown of node {node}")
         text = "dropped the reply of partition %s: %s"
@@ -179,19 +218,27 @@ class Reception:
         )
 
     def _own_partition(self, reply: Message) -> int:
+        """Return the partition that a reply claims, if it is its node's own or still free."""
         node = reply.metadata.src_node_id
         claimed = partition_of(reply)
         if claimed is None:
             raise PayloadError("it does not say which partition it is from")
-        if not self._fixed and node not in self._partitions:
-            if claimed in self._partitions.values():
-                raise PayloadError(f"it claims partition {claimed}, which another node holds")
-            self._partitions[node] = claimed
-        if self._partitions.get(node) != claimed:
-            raise PayloadError(f"it claims partition {claimed}, which is not its own")
+        if self._fixed or node in self._partitions:
+            if self._partitions.get(node) != claimed:
+                raise PayloadError(f"it claims partition {claimed}, which is not its own")
+        elif claimed in self._partitions.values():
+            raise PayloadError(f"it claims partition {claimed}, which another node holds")
         return claimed
 
     def _order(self, reply: Message) -> tuple[int, int]:
         node = reply.metadata.src_node_id
         claimed = partition_of(reply)
         return self._partitions.get(node, -1 if claimed is None else claimed), node
+
+
+def find_reception(strategy: Strategy) -> Reception | None:
+    """Return the reception of a strategy or of one that it wraps, however deep; None without."""
+    reception, inner = getattr(strategy, "reception", None), getattr(strategy, "strategy", None)
+    if isinstance(reception, Reception):
+        return reception
+    return None if inner is None else find_reception(inner)

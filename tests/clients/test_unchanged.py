@@ -172,7 +172,7 @@ def test_weights_that_overflow_their_own_type_are_refused(caplog):
         }
     )
     replies = list(grid.send_and_receive(strategy.configure_train(1, start, ConfigRecord(), grid)))
-    own = strategy.reception.open(replies[0]).payload
+    own = strategy.reception.parse(replies[0]).payload
     spoiled = type(own)(own.spec, (np.frombuffer(own.body, "<f4") * 3).tobytes(), own.layout)
     raw = spoiled.to_bytes()
     replies[0].content["arrays"]["payload"] = Array("uint8", (len(raw),), "fl_sim.payload", raw)

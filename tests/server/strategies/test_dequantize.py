@@ -20,6 +20,7 @@ from fl_sim.coding.payload import Payload
 from fl_sim.engines.grids import LocalGrid
 from fl_sim.observed.observations import load_observations, round_path
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.storage.files import StoreError, read_tensors
 from fl_sim.updates.local_update import LocalWork
 from server.strategies.curious import HonestButCurious
 from server.strategies.dequantize import Dequantize
@@ -115,13 +116,15 @@ def test_what_travels_is_packed_and_batch_norm_statistics_are_not_quantized():
 
 def test_the_audit_sees_the_payload_the_weights_and_the_public_facts(tmp_path):
     work = LocalWork("delta", batch_size=6, learning_rate=0.1, local_steps=3)
-    strategy = HonestButCurious(FedAvg(), tmp_path, work=work, rounds=[2])
+    strategy = HonestButCurious(FedAvg(), tmp_path, work=work, rounds=[1])
     train(strategy, Quantize("uniform:bits=8"))
     (path,) = tmp_path.rglob("*.safetensors")
-    assert path == round_path(tmp_path, "flower", 2)
+    assert path == round_path(tmp_path, "flower", 1)
     assert path.stat().st_mode & 0o077 == 0
     floats = sum(t.numel() for t in Net().state_dict().values() if t.is_floating_point())
-    assert strategy.reader.flat(start()).numel() == floats
+    tensors, _ = read_tensors(path)
+    assert tensors.pop("weights").numel() == floats
+    assert sorted(tensors) == ["payload.0", "payload.1", "payload.2"]
 
 
 def test_replies_are_repeatable_and_rounding_differs_by_round(tmp_path):
@@ -214,7 +217,7 @@ def arrays_elsewhere(hostile):
 
 
 def empty_topk(hostile):
-    layout = hostile.strategy.reception.open(hostile.replies[2]).payload.layout
+    layout = hostile.strategy.reception.parse(hostile.replies[2]).payload.layout
     raw = Payload("topk:keep=1e-300", b"", layout).to_bytes()
     hostile.arrays()["payload"] = Array("uint8", (len(raw),), "fl_sim.payload", raw)
     hostile.strategy.reception.quantizer = None
@@ -225,7 +228,7 @@ def true_partition(hostile):
 
 
 def another_quantizer(hostile):
-    payload = hostile.strategy.reception.open(hostile.replies[2]).payload
+    payload = hostile.strategy.reception.parse(hostile.replies[2]).payload
     update = parse_quantizer(payload.spec).decode(payload)
     other = parse_quantizer("none").encode(update, torch.Generator())
     raw = Array("uint8", (other.nbytes,), "fl_sim.payload", other.to_bytes())
@@ -338,8 +341,6 @@ def test_a_round_in_which_all_misbehave_raises():
 
 
 def test_observations_without_a_model_ask_for_it(tmp_path):
-    from fl_sim.storage.files import StoreError
-
     train(HonestButCurious(FedAvg(), tmp_path), Quantize("sign"), rounds=1)
     with pytest.raises(StoreError, match="not an observation"):
         load_observations(round_path(tmp_path, "flower", 1))
