@@ -492,12 +492,12 @@ def _log(study: "Study", root: Path, tool: str) -> None:
 
 
 def _start_fork_server(study: "Study") -> None:
-    """Let what workers are forks of import what they need while this process does the same."""
+    """Start the fork server, which imports what workers need while this process does the same."""
     from fl_sim.engines.fork_server import fork_server  # noqa: PLC0415
 
     engine = study.points[0].settings.engine
     if engine.engine == "local" and engine.workers != 1:
-        fork_server()
+        fork_server(["server.study"])
 
 
 def _work(study: "Study", root: Path, *, training: bool) -> None:

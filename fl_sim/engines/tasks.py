@@ -85,7 +85,7 @@ def _in_pool(
     function: Callable[[Task], Result], tasks: Mapping[int, Task], workers: int
 ) -> Iterator[tuple[int, Result]]:
     """Yield the number of each task with its result as it is done."""
-    with ProcessPoolExecutor(workers, fork_server(), _begin) as pool:
+    with ProcessPoolExecutor(workers, fork_server([function.__module__]), _begin) as pool:
         futures = {pool.submit(_logged, function, task): n for n, task in tasks.items()}
         try:
             for future in as_completed(futures):

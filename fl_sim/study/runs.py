@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_sim.data import load_splits
-from fl_sim.floors import PREFIX
+from fl_sim.floors import ATTACK_CODE, SCORING_CODE, TRAINING_CODE
 from fl_sim.observed.observations import round_path
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.registry import module_of
@@ -20,11 +20,6 @@ from fl_sim.study.settings import Settings, SettingsError, dump_settings, load_s
 from fl_sim.study.trials import Trial, attack_groups
 
 log = logging.getLogger("fl_sim.runs")
-
-# The modules that, with all they import, determine what each step produces.
-_TRAINING = (f"{PREFIX}clients.app", f"{PREFIX}server.training")
-_ATTACK = (f"{PREFIX}server.auditing.jobs",)
-_SCORES = (f"{PREFIX}results.scores.victims",)
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ def training_key(trial: Trial, settings: Settings) -> str:
         "training": training,
         "rounds": settings.observed_rounds,
     }
-    return _key(inputs, code_version((*_TRAINING, *_parts_of(trial))))
+    return _key(inputs, code_version((*TRAINING_CODE, *_parts_of(trial))))
 
 
 def _parts_of(trial: Trial) -> tuple[str, ...]:
@@ -177,7 +172,7 @@ def attack_key(trial: Trial, settings: Settings, attack: str, training: str = ""
         "victims": settings.audit.victims,
         "together": attack_groups(trial, settings),
     }
-    return _key(inputs, code_version(_ATTACK))
+    return _key(inputs, code_version(ATTACK_CODE))
 
 
 def score_key(attack: str, metrics: Sequence[str] = ()) -> str:
@@ -187,7 +182,7 @@ def score_key(attack: str, metrics: Sequence[str] = ()) -> str:
     """
     modules = sorted({module_of("metric", Spec.parse(spec).name) for spec in metrics})
     inputs = {"attack": attack, "metrics": list(metrics)}
-    return _key(inputs, code_version((*_SCORES, *modules)))
+    return _key(inputs, code_version((*SCORING_CODE, *modules)))
 
 
 def same_inputs(key: str, other: str) -> bool:

@@ -1,9 +1,13 @@
 """A room imports only from floors below it; this walks every import and says which one climbs."""
 
 import ast
+import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from fl_sim import floors
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = {
@@ -45,3 +49,25 @@ def test_a_climbing_import_is_found():
     ]
     assert climbing_imports("fl_sim", "import server.app") == ["server"]
     assert climbing_imports("server", "import attacker.presets, torch") == []
+
+
+def named_floors(source: str) -> list[str]:
+    """Return the strings of a module that name a module of an upper floor."""
+    strings = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)]
+    upper = r"(clients|attacker|server|results)(\.[a-z_]+)+"
+    return [text for text in strings if isinstance(text, str) and re.fullmatch(upper, text)]
+
+
+def test_one_module_of_the_ground_floor_names_modules_of_upper_floors_and_they_exist():
+    naming = {m.name for m in (ROOT / "fl_sim").rglob("*.py") if named_floors(m.read_text())}
+    assert naming == {"floors.py"}
+    names = named_floors((ROOT / "fl_sim" / "floors.py").read_text())
+    kept = [*floors.TRAINING_CODE, *floors.ATTACK_CODE, *floors.SCORING_CODE]
+    assert names == kept
+    for name in names:
+        assert import_module(name).__name__ == name
+
+
+def test_a_string_that_names_a_module_of_an_upper_floor_is_found():
+    assert named_floors('A = f"{PREFIX}server.study"') == ["server.study"]
+    assert named_floors('"""See server.study."""\nlog = getLogger("fl_sim.server")') == []

@@ -85,7 +85,7 @@ import os, signal
 from fl_sim.engines.fork_server import fork_server
 
 signal.signal(signal.SIGINT, lambda *_: None)
-context = fork_server()
+context = fork_server(["server.study"])
 os.killpg(0, signal.SIGINT)
 worker = context.Process(target=abs, args=(0,))
 worker.start()

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_sim.floors import ATTACK_CODE, SCORING_CODE, TRAINING_CODE
 from fl_sim.storage import fingerprint
 from fl_sim.storage.fingerprint import code_version, modules_of
 
@@ -145,9 +146,9 @@ def test_code_that_is_installed_from_where_it_is_written_counts(version, tmp_pat
 @pytest.mark.parametrize(
     ("entries", "packages"),
     [
-        (("clients.app", "server.training"), {"torch", "numpy", "flwr", "flwr_datasets"}),
-        (("server.auditing.jobs",), {"torch", "numpy", "scipy"}),
-        (("results.scores.victims",), {"torch", "numpy", "scipy", "skimage"}),
+        (TRAINING_CODE, {"torch", "numpy", "flwr", "flwr_datasets"}),
+        (ATTACK_CODE, {"torch", "numpy", "scipy"}),
+        (SCORING_CODE, {"torch", "numpy", "scipy", "skimage"}),
     ],
 )
 def test_packages_that_make_results_count_but_none_is_hashed(entries, packages):
