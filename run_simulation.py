@@ -185,7 +185,7 @@ def run(
     with _writing(asked, root, quiet, verbose):
         if force:
             for folder in asked.folders(root):
-                folder.forget()
+                folder.delete_outputs()
         _work(asked, root, training=True)
         _log(asked, root, log_to)
     _require_trained(asked, root, f"failed, see {root / LOG}")

@@ -4,7 +4,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.local_training import compute_update
-from clients.mods import quantize_mod
+from clients.mods import quantize_trial_mod
 from fl_sim.exchange.messages import partition_reply, read_task, read_weights, update_reply
 
 app = ClientApp()
@@ -16,7 +16,7 @@ def query(message: Message, context: Context) -> Message:
     return partition_reply(int(context.node_config["partition-id"]), message)
 
 
-@app.train(mods=[quantize_mod])
+@app.train(mods=[quantize_trial_mod])
 def train(message: Message, context: Context) -> Message:
     """Compute this round's update; the mod around it quantizes it."""
     trial, server_round = read_task(message)

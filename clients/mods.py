@@ -7,12 +7,12 @@ from torch import Tensor
 
 from fl_sim.coding.payload import Payload
 from fl_sim.exchange.messages import (
+    add_reply_facts,
     is_train,
     pack_reply,
     read_round,
     read_task,
     read_update,
-    state_facts,
 )
 from fl_sim.exchange.weight_records import layout_of, only_arrays, pack_changes, weight_change
 from fl_sim.quantizers import parse_quantizer
@@ -65,16 +65,16 @@ class Quantize:
         whole = layout_of(only_arrays(message.content)[1])
         payload = _transmit(self.spec, self.seed, update, whole, read_round(message), context)
         pack_changes(message, reply, payload, changes)
-        return state_facts(reply, message, _partition(context))
+        return add_reply_facts(reply, message, _partition(context))
 
 
-def quantize_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+def quantize_trial_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Encode the update of the reply with the quantizer of the trial in the message."""
     reply = call_next(message, context)
     trial, server_round = read_task(message)
     update = read_update(reply, flat_model(trial.model_spec).layout)
     payload = _transmit(trial.quantizer, trial.seed, update, update.layout, server_round, context)
-    return state_facts(pack_reply(reply, payload), message, _partition(context))
+    return add_reply_facts(pack_reply(reply, payload), message, _partition(context))
 
 
 def _transmit(

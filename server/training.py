@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fl_sim.exchange.messages import (
-    arrays_of,
+    pack_weights,
     partition_query,
     read_partition,
     train_config,
-    weights_of,
+    unpack_weights,
 )
 from fl_sim.models import build_model
 from fl_sim.plans import parse_plan
@@ -26,7 +26,7 @@ from fl_sim.updates.local_update import Layout, flat_model
 from server.evaluation import evaluate
 from server.strategies.averaging import QuantizedAveraging
 from server.strategies.curious import HonestButCurious
-from server.strategies.lost_workers import MissLostWorkers
+from server.strategies.lost_workers import StopOnLostWorker
 from server.strategies.planned import Planned
 from server.strategies.wrapper import Wrapper
 
@@ -103,13 +103,13 @@ def train_trial(
     planned = Planned(strategy, parse_plan(trial.server), trial.model_spec, public)
     strategy = planned
     if settings.engine.engine == "ray":
-        strategy = MissLostWorkers(strategy)
+        strategy = StopOnLostWorker(strategy)
     model, test = flat_model(trial.model_spec), trial.federation.splits.test
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         if server_round:
             on_round()
-        accuracy, loss = evaluate(model, weights_of(arrays), test)
+        accuracy, loss = evaluate(model, unpack_weights(arrays), test)
         if not isfinite(loss):
             facts = {"event": "not finite", "trial": trial.name, "round": server_round}
             text = "trial %s, round %d: the test loss is not finite"
@@ -118,7 +118,7 @@ def train_trial(
 
     result = strategy.start(
         grid,
-        planned.plant(arrays_of(weights.clone())),
+        planned.plant(pack_weights(weights.clone())),
         num_rounds=settings.training.rounds,
         timeout=settings.training.timeout,
         train_config=train_config(trial),

@@ -25,13 +25,13 @@ _VECTOR_TYPE = "fl_sim.float32"
 _NONCE, _PARTITION, _FACTS = "nonce", "partition-id", "facts"
 
 
-def arrays_of(weights: Tensor) -> ArrayRecord:
+def pack_weights(weights: Tensor) -> ArrayRecord:
     """Wrap flat ``(size,)`` weights."""
     return _record("weights", _array(weights))
 
 
-def weights_of(arrays: ArrayRecord) -> Tensor:
-    """Return the flat ``(size,)`` float32 weights that `arrays_of` wrapped."""
+def unpack_weights(arrays: ArrayRecord) -> Tensor:
+    """Return the flat ``(size,)`` float32 weights that `pack_weights` wrapped."""
     return _vector(arrays["weights"])
 
 
@@ -83,7 +83,7 @@ def _config(instruction: Message) -> ConfigRecord:
 
 def read_weights(message: Message) -> Tensor:
     """Return the ``(size,)`` weights of a train instruction."""
-    return weights_of(message.content["arrays"])  # type: ignore[arg-type]
+    return unpack_weights(message.content["arrays"])  # type: ignore[arg-type]
 
 
 def update_reply(vector: Tensor, examples: int, instruction: Message) -> Message:
@@ -112,7 +112,7 @@ def payload_array(payload: Payload) -> Array:
     return Array("uint8", (len(raw),), PAYLOAD_TYPE, raw)
 
 
-def state_facts(reply: Message, instruction: Message, partition: int) -> Message:
+def add_reply_facts(reply: Message, instruction: Message, partition: int) -> Message:
     """Add to a reply which round it answers, by its nonce, and which partition it is from."""
     facts = {_NONCE: str(_config(instruction)[_NONCE]), _PARTITION: partition}
     reply.content[_FACTS] = ConfigRecord(facts)  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ class RunFolder:
                 return None
         return history
 
-    def forget(self) -> None:
+    def delete_outputs(self) -> None:
         """Delete what was trained, attacked and scored, so that all of it is made again."""
         for made in (self.root / "training", self.observations, self.reconstructions, self.scores):
             shutil.rmtree(made, ignore_errors=True)

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.exchange.messages import arrays_of, train_instruction
+from fl_sim.exchange.messages import pack_weights, train_instruction
 from fl_sim.exchange.weight_records import Changes
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import TrainingSettings
@@ -105,7 +105,7 @@ class QuantizedAveraging(Strategy):
             "updates": len(used),
             "dropped": self.reception.expected - len(used),
         }
-        return arrays_of(self.weights.detach().clone()), MetricRecord(metrics)
+        return pack_weights(self.weights.detach().clone()), MetricRecord(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

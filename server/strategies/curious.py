@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from fl_sim.exchange.messages import is_flat, weights_of
+from fl_sim.exchange.messages import is_flat, unpack_weights
 from fl_sim.exchange.weight_records import flatten, floats_of
 from fl_sim.models import ModelSpec
 from fl_sim.observed.observations import save_round
@@ -88,7 +88,7 @@ class HonestButCurious(Wrapper):
     def _save(self, server_round: int) -> None:
         sent, received = self.reception.sent_weights, self.reception.received
         tensors = None if is_flat(sent) else floats_of(sent)
-        weights = weights_of(sent) if tensors is None else flatten(sent, tensors)
+        weights = unpack_weights(sent) if tensors is None else flatten(sent, tensors)
         payloads = {partition: one.payload for partition, one in received.items()}
         changes = {partition: one.changes for partition, one in received.items()}
         self._warn_of_buffers({name for one in changes.values() for name in one.exact})

@@ -13,7 +13,7 @@ _LOST = "<class 'ray.exceptions."  # how Flower's Ray engine begins the reason o
 _NOTICE = 90.0  # seconds for Ray to notice a dead node: its health checks take a minute
 
 
-class MissLostWorkers(Wrapper):
+class StopOnLostWorker(Wrapper):
     """Stops the training it wraps as soon as a worker of Flower's Ray engine is lost.
 
     That engine answers for a worker on a node that died with errors, in this and in every later

@@ -7,7 +7,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.exchange.messages import arrays_of, is_flat, weights_of
+from fl_sim.exchange.messages import is_flat, pack_weights, unpack_weights
 from fl_sim.exchange.weight_records import flatten, with_floats
 from fl_sim.models import ModelSpec
 from fl_sim.plans import ServerPlan
@@ -56,7 +56,7 @@ class Planned(Wrapper):
     def plant(self, arrays: ArrayRecord) -> ArrayRecord:
         """Return what the plan makes of weights: those of a study, or the arrays of an app."""
         if is_flat(arrays):
-            return arrays_of(self.plan.weights(self.model, weights_of(arrays), self.public))
+            return pack_weights(self.plan.weights(self.model, unpack_weights(arrays), self.public))
         layout = flat_model(self.model).layout
         planted = self.plan.weights(self.model, flatten(arrays, layout), self.public)
         return with_floats(arrays, layout, planted)

@@ -5,7 +5,7 @@ from clients.local_training import compute_update
 from fl_sim.data import private_batch
 from fl_sim.engines.grids import LocalGrid
 from fl_sim.exchange.messages import (
-    arrays_of,
+    pack_weights,
     read_payload,
     set_nonce,
     train_config,
@@ -27,7 +27,7 @@ def ask(grid, trial, server_round, weights, node=0):
     config = train_config(trial)
     config["server-round"] = server_round
     set_nonce(config)
-    message = train_instruction(grid.get_node_ids()[node], arrays_of(weights), config)
+    message = train_instruction(grid.get_node_ids()[node], pack_weights(weights), config)
     (reply,) = grid.send_and_receive([message])
     return reply
 

@@ -5,8 +5,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fl_sim.coding.payload import PayloadError
 from fl_sim.engines.grids import LocalGrid
 from fl_sim.exchange.messages import (
-    arrays_of,
     pack_reply,
+    pack_weights,
     read_payload,
     read_task,
     read_update,
@@ -14,9 +14,9 @@ from fl_sim.exchange.messages import (
     set_nonce,
     train_config,
     train_instruction,
+    unpack_weights,
     update_reply,
     weight_of,
-    weights_of,
 )
 from fl_sim.models import ModelSpec
 from fl_sim.quantizers import parse_quantizer
@@ -33,7 +33,7 @@ def instruction():
     trial = trials_of(Settings())[0]
     config = ConfigRecord({**train_config(trial), "server-round": 4})
     set_nonce(config)
-    return train_instruction(2, arrays_of(torch.arange(5.0)), config)
+    return train_instruction(2, pack_weights(torch.arange(5.0)), config)
 
 
 def test_an_instruction_carries_trial_round_and_weights(instruction):
@@ -50,7 +50,7 @@ def test_a_trial_survives_its_json():
 
 def test_weights_and_updates_cross_bit_for_bit(instruction):
     vector = torch.randn(DLG_SIZE)
-    assert torch.equal(weights_of(arrays_of(vector)), vector)
+    assert torch.equal(unpack_weights(pack_weights(vector)), vector)
     reply = update_reply(vector, 3, instruction)
     assert torch.equal(read_update(reply, flat_model(DLG).layout).vector, vector)
     assert weight_of(reply) == 3

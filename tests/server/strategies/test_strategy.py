@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 from clients.app import app
 from clients.local_training import compute_update
 from fl_sim.engines.grids import LocalGrid
-from fl_sim.exchange.messages import arrays_of, train_config, weights_of
+from fl_sim.exchange.messages import pack_weights, train_config, unpack_weights
 from fl_sim.observed.observations import load_observations, round_path
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.study.settings import load_settings
@@ -33,7 +33,7 @@ class Server:
         self.strategy = QuantizedAveraging(
             self.trial, self.settings.training, self.nodes, self.weights
         )
-        self.arrays = arrays_of(self.weights.clone())
+        self.arrays = pack_weights(self.weights.clone())
 
     def instructions(self, server_round=1):
         config = train_config(self.trial)
@@ -44,7 +44,7 @@ class Server:
 
 
 def mean_of_updates(server, partitions, server_round=1):
-    start = weights_of(server.arrays)
+    start = unpack_weights(server.arrays)
     updates = [compute_update(server.trial, p, server_round, start) for p in partitions]
     return sum(u.double() for u in updates) / len(updates)
 
@@ -52,8 +52,8 @@ def mean_of_updates(server, partitions, server_round=1):
 def test_fedsgd_steps_along_the_mean_gradient():
     server = Server()
     arrays, metrics = server.strategy.aggregate_train(1, server.replies())
-    expected = weights_of(server.arrays) - 0.5 * mean_of_updates(server, [0, 1, 2]).float()
-    torch.testing.assert_close(weights_of(arrays), expected)
+    expected = unpack_weights(server.arrays) - 0.5 * mean_of_updates(server, [0, 1, 2]).float()
+    torch.testing.assert_close(unpack_weights(arrays), expected)
     assert metrics["uplink-bytes"] == 3 * (4 * 8026 + 2 + len("none") + 4)
     assert (metrics["updates"], metrics["dropped"]) == (3, 0)
 
@@ -61,16 +61,16 @@ def test_fedsgd_steps_along_the_mean_gradient():
 def test_fedavg_moves_to_the_mean_of_the_clients_weights():
     server = Server(update="delta", local_steps="2", server_learning_rate="1")
     arrays, _ = server.strategy.aggregate_train(1, server.replies())
-    start = weights_of(server.arrays)
+    start = unpack_weights(server.arrays)
     ends = [start - compute_update(server.trial, p, 1, start) for p in range(3)]
-    torch.testing.assert_close(weights_of(arrays), sum(ends) / 3, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(unpack_weights(arrays), sum(ends) / 3, rtol=1e-4, atol=1e-6)
 
 
 def test_the_sum_does_not_depend_on_the_order_of_arrival():
     one, other = Server("stochastic:bits=2"), Server("stochastic:bits=2")
     forward, _ = one.strategy.aggregate_train(1, one.replies())
     backward, _ = other.strategy.aggregate_train(1, reversed(other.replies()))
-    assert torch.equal(weights_of(forward), weights_of(backward))
+    assert torch.equal(unpack_weights(forward), unpack_weights(backward))
 
 
 def test_sampling_is_by_partition_and_seed():
@@ -143,8 +143,8 @@ def test_a_reply_that_cannot_be_used_is_dropped_counted_and_reported(kind, caplo
     assert (metrics["updates"], metrics["dropped"]) == (2, 1)
     assert BREAKS[kind] in caplog.text
     assert ("partition unknown" if kind == "uninvited" else "partition 1") in caplog.text
-    expected = weights_of(server.arrays) - 0.5 * mean_of_updates(server, [0, 2]).float()
-    torch.testing.assert_close(weights_of(arrays), expected)
+    expected = unpack_weights(server.arrays) - 0.5 * mean_of_updates(server, [0, 2]).float()
+    torch.testing.assert_close(unpack_weights(arrays), expected)
 
 
 def test_a_client_that_replies_twice_counts_once(caplog):
@@ -153,8 +153,8 @@ def test_a_client_that_replies_twice_counts_once(caplog):
     arrays, metrics = server.strategy.aggregate_train(1, [*replies, replies[2]])
     assert (metrics["updates"], metrics["dropped"]) == (3, 0)
     assert "already replied" in caplog.text
-    expected = weights_of(server.arrays) - 0.5 * mean_of_updates(server, [0, 1, 2]).float()
-    torch.testing.assert_close(weights_of(arrays), expected)
+    expected = unpack_weights(server.arrays) - 0.5 * mean_of_updates(server, [0, 1, 2]).float()
+    torch.testing.assert_close(unpack_weights(arrays), expected)
 
 
 def test_the_reply_to_an_old_round_is_refused():
@@ -195,10 +195,10 @@ def test_the_curious_server_keeps_weights_and_payloads_and_changes_nothing(tmp_p
     messages = curious.configure_train(1, watched.arrays, config, watched.grid)
     seen, _ = curious.aggregate_train(1, watched.grid.send_and_receive(messages))
     unseen, _ = plain.strategy.aggregate_train(1, plain.replies())
-    assert torch.equal(weights_of(seen), weights_of(unseen))
+    assert torch.equal(unpack_weights(seen), unpack_weights(unseen))
     kept = load_observations(round_path(tmp_path, watched.trial.name, 1))
     assert [o.partition for o in kept] == [0, 1, 2]
-    assert torch.equal(kept[0].weights, weights_of(watched.arrays))
+    assert torch.equal(kept[0].weights, unpack_weights(watched.arrays))
     update = compute_update(watched.trial, 2, 1, kept[2].weights)
     quantizer = parse_quantizer("uniform:bits=4")
     assert float(quantizer.misfit(kept[2].payload, update).max()) == 0
