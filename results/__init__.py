@@ -1,6 +1,6 @@
-"""What a run leaves behind, measured and shown.
+"""Scores, tables, figures and pages of what a run wrote.
 
-What notebooks and apps import stands in ``__init__.pyi`` and is loaded when first used.
+The names for notebooks and apps are in ``__init__.pyi`` and are loaded at first use.
 """
 
 from lazy_loader import attach_stub

@@ -1,4 +1,4 @@
-"""The report of an audit: what was found of every victim, which gates held, and the verdict."""
+"""The report of an audit: scores and gates of every victim, and the verdicts."""
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -42,7 +42,7 @@ def audit_scores(
     truth : callable
         What a client trained on in a round, in the order of its batches.
     public : Tensor
-        ``(m, C, H, W)`` public images: the gallery, and what featureless pictures are made of.
+        ``(m, C, H, W)`` public images, for identification and for the baselines.
 
     Returns
     -------
@@ -102,9 +102,9 @@ def print_audit(
     public: Tensor,
     console: Console | None = None,
 ) -> pd.DataFrame:
-    """Print what an audit found: every victim, the table of a study, and what was assumed wrongly.
+    """Print the scores of every victim, the table of a study, and wrong assumptions.
 
-    Parameters as `audit_scores`, whose result it returns; ``console`` is where to print.
+    The other parameters and the result are those of `audit_scores`; ``console`` is where to print.
 
     Examples
     --------
@@ -125,15 +125,16 @@ def print_audit(
 
 
 def inconsistencies(scores: pd.DataFrame) -> list[str]:
-    """Say which clients sent another update than `LocalWork` predicts for their own images."""
+    """Return a line for each client whose update `LocalWork` does not predict correctly."""
     wrong = scores[scores["inconsistency"] > CONSISTENCY_TOLERANCE]
     columns = ["round", "partition"]
     worst = wrong.groupby(columns, as_index=False)["inconsistency"].max()
     return [
         f"! round {row['round']:.0f}, client {row['partition']:.0f}: LocalWork predicts another "
-        f"update for its own images than it sent, off by {row['inconsistency']:.0%} of the largest "
-        "value. Momentum, weight decay, augmentation, another learning rate or number of steps? "
-        "What was found is a lower bound."
+        "update than the client sent; the difference is "
+        f"{row['inconsistency']:.0%} of the largest value. Does the client use momentum, weight "
+        "decay, augmentation, another learning rate or number of steps? The attacks may find less "
+        "than is possible."
         for _, row in worst.iterrows()
     ]
 
@@ -152,9 +153,9 @@ def _victim_table(scores: pd.DataFrame) -> Table:
 
 
 def _gates(row: "pd.Series") -> str:
-    """Name the gates that a victim does not pass; see `results.scores.gates.examine`."""
-    names = {"masked": "the truth has less loss", "unexplained": "the truth explains more"}
+    """Return the gates that a victim does not pass; see `results.scores.gates.examine`."""
+    names = {"masked": "the truth has a lower loss", "unexplained": "the truth explains more"}
     short = [text for name, text in names.items() if row[name]]
     if row["inconsistency"] > CONSISTENCY_TOLERANCE:
-        short.append("the update is another")
+        short.append("another update was sent")
     return ", ".join(short) or "passed"

@@ -1,4 +1,4 @@
-"""Figures and tables of a run or study in the formats of papers, on request."""
+"""Figures and tables of a run or study in further formats."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,10 +16,11 @@ def export(root: Path, formats: Iterable[str]) -> list[Path]:
     Parameters
     ----------
     root : Path
-        Folder of a run or study. The galleries of a study lie in the folders of its points.
+        Folder of a run or study. The galleries of a study are written to the folders of its points.
     formats : iterable of str
-        Keys of `FORMATS`: ``png``, ``svg`` and ``pdf`` are of the curve and the galleries;
-        ``parquet`` of scores and results; ``md`` and ``tex`` of `results.tables.paper.paper_table`.
+        Keys of `FORMATS`: ``png``, ``svg`` and ``pdf`` for the curve and the galleries;
+        ``parquet`` for scores and results; ``md`` and ``tex`` for
+        `results.tables.paper.paper_table`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The figures of a run for the tools people use: TensorBoard and MLflow, behind one interface."""
+"""Log the numbers of a run to TensorBoard or MLflow."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -7,19 +7,19 @@ from pathlib import Path
 import pandas as pd
 
 Log = Callable[[Mapping[str, float], int], None]
-"""Takes values by name, and their round."""
+"""Log values by name for a round."""
 
 OpenTrial = Callable[[str], AbstractContextManager[Log]]
-"""Begins the log of a trial, by its name."""
+"""Open the log of a trial, by its name."""
 
 _ROUND = ("accuracy", "loss", "uplink_bytes")
 
 
 def log_run(root: Path, tool: str) -> Path:
-    """Write a run's figures for a tool below its folder; return where.
+    """Write the numbers of a run for a tool below its folder; return the folder.
 
-    Each trial has its accuracy, loss and bytes by round, and at its last round the columns of
-    ``results.csv`` of its quantizer, under ``final/``.
+    Each trial gets its accuracy, loss and bytes by round, and at its last round the columns of
+    ``results.csv`` of its quantizer as ``final/...``.
 
     Parameters
     ----------

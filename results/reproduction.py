@@ -1,4 +1,4 @@
-"""Is a run the same as another: byte by byte, or what differs first."""
+"""Compare two runs, and name the first difference in each file."""
 
 import csv
 from itertools import zip_longest
@@ -11,10 +11,10 @@ STORES = ("observations", "reconstructions")
 
 
 def differences(root: Path, again: Path) -> list[str]:
-    """Return what differs between two folders of runs or studies, one line a file.
+    """Return the differences between two folders of runs or studies, one line per file.
 
-    Compared are the tables, byte by byte, and what was observed and reconstructed, tensor by
-    tensor; not the keys of the code that made it.
+    Tables are compared byte by byte, observations and reconstructions tensor by tensor. The keys
+    of the code are not compared.
     """
     found = []
     for name in outputs(root, again):
@@ -25,20 +25,20 @@ def differences(root: Path, again: Path) -> list[str]:
 
 
 def outputs(*roots: Path) -> list[Path]:
-    """Return the outputs of which the folders should hold the same, each below its root."""
+    """Return the paths of the outputs to compare, relative to their root."""
     patterns = [*TABLES, *(f"{store}/**/*.safetensors" for store in STORES)]
     every = (
         path.relative_to(root)
         for root in roots
         for pattern in patterns
-        for place in (pattern, f"*=*/{pattern}")  # of a run; of the points of a study
+        for place in (pattern, f"*=*/{pattern}")  # in a run; in the points of a study
         for path in root.glob(place)
     )
     return sorted(path for path in set(every) if not path.name.startswith("."))
 
 
 def _difference(path: Path, other: Path) -> str:
-    """Say what differs in a file; nothing if it is the same."""
+    """Return what differs in a file; empty if nothing does."""
     if not path.exists() or not other.exists():
         return f"only in {(path if path.exists() else other).parent}"
     if path.read_bytes() == other.read_bytes():

@@ -1,4 +1,4 @@
-"""From the folder of a run to its scores, tables, curve, gallery and page."""
+"""Write the tables, the curve, the gallery and the page of a run or study."""
 
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from results.tables.csv_text import write_csv
 def summarise(root: Path) -> pd.DataFrame:
     """Score a run or study and write its tables, its curve, its gallery and its page.
 
-    ``scores.csv``, ``results.csv``, ``curve.png``, ``gallery.png`` and ``report.html``. A study
-    with axes has them, but for scores and gallery, over all its points, and each point has its own.
+    The files are ``scores.csv``, ``results.csv``, ``curve.png``, ``gallery.png`` and
+    ``report.html``. A study with axes has them for each point, and over all points the results,
+    the curve and the page.
 
     Parameters
     ----------
     root : Path
-        Folder of a run or study. One that is not finished is summarised as far as it got.
+        Folder of a run or study; it need not be finished.
 
     Returns
     -------

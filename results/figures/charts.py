@@ -22,7 +22,7 @@ _FAR_RIGHT = 0.75  # of the way from the leftmost to the rightmost point
 
 
 class CurveMetric(NamedTuple):
-    """What the curve can show across: a column of the results and how to read it."""
+    """A choice for the horizontal axis of the curve: a column of the results, and its scale."""
 
     column: str
     score: str
@@ -62,10 +62,10 @@ def curve(
     baselines: pd.DataFrame,
     further: Sequence[FurtherMetric] = (),
 ) -> tuple[go.Figure, dict[str, Switch]]:
-    """Build the privacy-utility curve and its switches: metric, upright axis, marker size.
+    """Build the privacy-utility curve and its switches: metric, vertical axis, marker size.
 
-    Every trace gets its x from the metric alone, its y from the upright axis alone and its marker
-    size from the size alone, so the three switches are independent of each other.
+    The metric sets only the x of a trace, the vertical axis only its y, the marker size only its
+    size. So the three switches do not depend on each other.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def curve(
         hoverinfo="skip",
     )
     figure.add_scatter(
-        name="best featureless picture",
+        name="best featureless image",
         mode="lines",
         line={"color": "#009E73", "dash": "dash"},
         hoverinfo="skip",
@@ -137,9 +137,9 @@ def _curve_metric(metric: FurtherMetric) -> CurveMetric:
 
 
 def _with_label_sides(points: pd.DataFrame) -> pd.DataFrame:
-    """Say where each point's label goes: neighbours on the curve take different sides.
+    """Choose the side of each point's label: neighbours on the curve get different sides.
 
-    Labels of the points furthest right are to their left, where a narrow screen still shows them.
+    Labels of the points furthest right are on the left, where a narrow screen still shows them.
     """
     sides = ("bottom", "middle", "top")
     shown = points.assign(mse_median=points["mse_median"].clip(lower=VISIBLE_MSE))
@@ -156,7 +156,7 @@ def _with_label_sides(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def training(history: pd.DataFrame) -> go.Figure:
-    """Test accuracy against the bytes one client has sent: what it takes to reach an accuracy."""
+    """Draw test accuracy against the bytes that one client has sent so far."""
     figure = go.Figure()
     for number, (name, rows) in enumerate(_by_quantizer(history)):
         rounds = rows.groupby("round")[["accuracy", "uplink_bytes", "updates"]].mean()
@@ -176,7 +176,7 @@ def training(history: pd.DataFrame) -> go.Figure:
 
 
 def stages(strongest: pd.DataFrame, baseline: float) -> go.Figure:
-    """Reconstruction error of the strongest attack at every observed round."""
+    """Draw the error of the strongest attack in every observed round."""
     figure = go.Figure()
     for number, (name, rows) in enumerate(_by_quantizer(strongest)):
         of_round = rows.groupby("round")["mse"]
@@ -203,7 +203,7 @@ def stages(strongest: pd.DataFrame, baseline: float) -> go.Figure:
 
 
 def masking(strongest: pd.DataFrame) -> go.Figure:
-    """Attack loss at the reconstruction against attack loss at the truth, one dot per batch."""
+    """Draw attack loss at the reconstruction against attack loss at the truth, per batch."""
     figure = go.Figure()
     batches = strongest.drop_duplicates(["quantizer", "seed", "round", "partition"])
     floor = 1e-12
@@ -231,7 +231,7 @@ def masking(strongest: pd.DataFrame) -> go.Figure:
 
 
 def labels(results: pd.DataFrame) -> go.Figure:
-    """Share of labels recovered, per quantizer."""
+    """Draw the share of recovered labels, per quantizer."""
     shown = results.dropna(subset=["label_accuracy"])
     figure = go.Figure()
     figure.add_bar(
@@ -255,7 +255,7 @@ def labels(results: pd.DataFrame) -> go.Figure:
 
 
 def clients(strongest: pd.DataFrame) -> go.Figure:
-    """Exposure of each client: its median error under the strongest attack, per quantizer."""
+    """Draw each client's median error under the strongest attack, per quantizer."""
     median_of = strongest.groupby(["quantizer", "partition"], sort=False)["mse"].median()
     table = median_of.unstack().sort_index(axis=1)
     table = table.loc[list(dict.fromkeys(strongest["quantizer"]))]
@@ -280,7 +280,7 @@ def _across(
     scores: pd.DataFrame,
     baselines: pd.DataFrame,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what choosing a metric changes."""
+    """Return the changes when a metric is chosen."""
     scale = 100.0 if metric.column == "identified_rate" else 1.0
     least = VISIBLE_MSE if metric.log else -np.inf
 
@@ -306,7 +306,7 @@ def _across(
             *restyle["error_x.arrayminus"],
             np.nan_to_num(low).tolist(),
         ]
-    # Further to the right is more private, whatever the metric.
+    # For every metric, further to the right is more private.
     relayout = {
         "xaxis.title.text": f"{metric.title} (→ less recovered)",
         "xaxis.type": "log" if metric.log else "linear",
@@ -324,7 +324,7 @@ def _up(
     front: pd.DataFrame,
     groups: Sequence[pd.DataFrame],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what choosing the upright axis changes."""
+    """Return the changes when a vertical axis is chosen."""
     accuracy = column == "test_accuracy_mean"
     scale = 100.0 if accuracy else 1.0
 
@@ -355,7 +355,7 @@ def _up(
 def _marker_sizes(
     points: pd.DataFrame, front: pd.DataFrame, groups: Sequence[pd.DataFrame], column: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what choosing the marker size changes: diameters in pixels."""
+    """Return the changes when a marker size is chosen: diameters in pixels."""
     diameters = 1.3 * np.sqrt(marker_areas(points[column]))
     sizes = [diameters[group.index].tolist() for group in groups]
     return {"marker.size": [9, 1, (diameters[front.index] + 9).tolist(), *sizes]}, {}

@@ -1,4 +1,4 @@
-"""The curve: accuracy against what the strongest attack recovers, one point a quantizer."""
+"""The curve: accuracy against the error of the strongest attack, one point per quantizer."""
 
 import io
 import textwrap
@@ -18,7 +18,7 @@ from fl_sim.storage.files import write_bytes
 from results.scores.statistics import CONFIDENCE
 from results.tables.verdicts import server_plans
 
-# Okabe and Ito's colours, told apart by all eyes; a marker's shape says the same again.
+# Colours of Okabe and Ito, safe for colour-blind readers; each has its own marker shape too.
 VERDICT_STYLE = {
     "leaks": ("#D55E00", "o"),
     "partly leaks": ("#E69F00", "s"),
@@ -26,13 +26,13 @@ VERDICT_STYLE = {
     "not established": ("#666666", "^"),
 }
 VISIBLE_MSE = 1e-6
-"""Pictures below this MSE are equal when rounded to 8 bits (whose own rounding makes 1.3e-6)."""
+"""Below this MSE two images are equal in 8 bits; rounding to 8 bits alone gives 1.3e-6."""
 
 _BASELINE_STYLE: dict[str, Any] = {"color": "#009E73", "linestyle": "--", "linewidth": 1.2}
 
-_AREAS = (30.0, 300.0)  # points squared, of the fewest and the most bytes
+_AREAS = (30.0, 300.0)  # points squared, for the fewest and the most bytes
 _NOTE_WIDTH = 36  # letters that fit beside the axes
-_NAIVE_GAP = 1.1  # a shorter arrow would be all head
+_NAIVE_GAP = 1.1  # a shorter arrow would be only its head
 
 
 def draw_curve(results: pd.DataFrame, path: Path) -> None:
@@ -43,10 +43,10 @@ def draw_curve(results: pd.DataFrame, path: Path) -> None:
 def curve_figure(results: pd.DataFrame) -> Figure:
     """Draw test accuracy against the strongest attack's median MSE.
 
-    Error bars are 95 % bootstrap intervals of the median (across) and standard deviations over
-    seeds (up). A hollow point is not established: a better attack may find more. A dotted arrow
-    leads from the attack of the suite that looks the most harmless to the strongest one: the false
-    sense of security. A note says what the server does. Errors below `VISIBLE_MSE` are drawn there.
+    Error bars are 95 % bootstrap intervals of the median (horizontal) and standard deviations over
+    seeds (vertical). A hollow point is not established: a better attack may find more. A dotted
+    arrow leads from the weakest attack of the suite to the strongest. A note names the server plan.
+    Errors below `VISIBLE_MSE` are drawn at `VISIBLE_MSE`.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """Return a figure as png, svg or pdf; without dates, so that equal figures are equal bytes."""
+    """Return a figure as png, svg or pdf, without dates: equal figures give equal bytes."""
     stream = io.BytesIO()
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with rc_context({"svg.hashsalt": "fl_sim"}):
@@ -113,7 +113,7 @@ def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
     errors = points[[*columns, "baseline_mse"]].to_numpy(dtype=np.float64)
     least, most = np.nanmin(errors) / 2, np.nanmax(errors) * 2
     axes.set_xlim(least, most)
-    if most < 100 * least:  # powers of ten alone would say too little, all multiples too much
+    if most < 100 * least:  # powers of ten alone are too few labels, all multiples too many
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -163,7 +163,9 @@ def _draw_labels(axes: Axes, points: pd.DataFrame) -> None:
         for mse, accuracy, name in zip(x, y, points["quantizer"], strict=True)
     ]
     ends = ("mse_median_low", "mse_median_high", "naive_mse_median")
-    bars = [points[column].fillna(points["mse_median"]) for column in ends]  # one victim has none
+    bars = [
+        points[column].fillna(points["mse_median"]) for column in ends
+    ]  # missing with a single victim
     adjust_text(
         texts,
         x=np.concatenate([x, *bars]),
@@ -193,7 +195,7 @@ def _draw_legends(axes: Axes, points: pd.DataFrame) -> None:
     if (points["naive_mse_median"] > _NAIVE_GAP * points["mse_median"]).any():
         label = "from the weakest attack\nto the strongest"
         handles.append(Line2D([], [], marker="x", color="#444444", linestyle=":", label=label))
-    handles.append(Line2D([], [], **_BASELINE_STYLE, label="best featureless picture"))
+    handles.append(Line2D([], [], **_BASELINE_STYLE, label="best featureless image"))
     sizes = points["uplink_bytes_per_update"]
     shown = pd.Series(sorted({sizes.min(), sizes.max()}))
     for size, area in zip(shown, marker_areas(shown), strict=True):

@@ -1,4 +1,4 @@
-"""The gallery: the same random victims, as they are and as each quantizer's attack shows them."""
+"""The gallery: random victims, and what the attack recovers of them under each quantizer."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from torch import Tensor
 from results.figures.curves import VERDICT_STYLE
 from results.tables.verdicts import STAR
 
-_PITCH = 1.27  # inches from row to row, pictures being one inch wide
-_LETTER, _LINE = 0.06, 0.14  # inches, of the note
+_PITCH = 1.27  # inches from row to row; an image is one inch wide
+_LETTER, _LINE = 0.06, 0.14  # inches, in the note
 
 
 class GalleryRow(NamedTuple):
-    """One quantizer's pictures of the victims.
+    """One quantizer's reconstructions of the victims.
 
     Attributes
     ----------
@@ -26,11 +26,11 @@ class GalleryRow(NamedTuple):
     verdict : str
         A key of `results.figures.curves.VERDICT_STYLE`; it colours the label.
     shown : str
-        The verdict as it is written, with a star where it is not established.
+        The verdict as it is written, with a star if it is not established.
     images : Tensor
-        ``(k, C, H, W)``; a picture that is not finite is crossed out.
+        ``(k, C, H, W)``; an image that is not finite is crossed out.
     errors : sequence of float
-        MSE of each picture.
+        MSE of each image.
     """
 
     label: str
@@ -43,20 +43,20 @@ class GalleryRow(NamedTuple):
 def gallery_figure(
     truth: Tensor, captions: Sequence[str], rows: Sequence[GalleryRow], server: str
 ) -> Figure:
-    """Draw a row of truth and a row per quantizer, with the MSE under each picture.
+    """Draw a row of private images and a row per quantizer, with the MSE under each image.
 
-    A note below says what the server does, and what a star means, where there is one.
+    A note below names the server plan and explains the star, if there is one.
 
     Parameters
     ----------
     truth : Tensor
         ``(k, C, H, W)`` victims in [0, 1], drawn by seed.
     captions : sequence of str
-        What stands under each victim, e.g. its round and client.
+        The text under each victim, e.g. its round and client.
     rows : sequence of GalleryRow
-        Pictures of the same victims in the same order.
+        Reconstructions of the same victims in the same order.
     server : str
-        What the server is to its clients, in a sentence: `results.tables.verdicts.server_plans`.
+        A sentence on the server plan: `results.tables.verdicts.server_plans`.
     """
     margin = 0.3 + 0.08 * max(len("not established"), *(len(row.label) for row in rows), 0)
     width = margin + len(truth) + 0.1

@@ -13,7 +13,7 @@ from results.reading.run_reader import RunReader
 from results.scores.rows import VICTIM
 
 BUDGET = 4_000_000
-"""Characters of picture data in one page; more victims than fit are left out, by the seed."""
+"""Characters of image data in one page; it limits the number of random victims."""
 
 _SCORES = ["mse", "psnr", "ssim", "correlation"]
 
@@ -28,7 +28,7 @@ def png(image: Tensor) -> str:
 
 
 def affordable_victims(run: RunReader, budget: int) -> int:
-    """Return how many victims of each quantizer fit the budget, pictures being alike in size."""
+    """Return how many victims of each quantizer fit the budget, if all images are of one size."""
     if run.scores.empty:
         return 0
     size = len(png(run.victim(run.scores.iloc[0]))) * 1.2 + 200
@@ -39,7 +39,7 @@ def affordable_victims(run: RunReader, budget: int) -> int:
 def victim_cards(
     run: RunReader, victims: pd.DataFrame, classes: tuple[str, ...]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return, per quantizer, one card a victim: its picture and what each attack made of it.
+    """Return one card per quantizer and victim: the private image and each reconstruction.
 
     Parameters
     ----------

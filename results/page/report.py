@@ -1,4 +1,4 @@
-"""The page people look at: one self-contained, interactive HTML file on one or several runs."""
+"""The page of one or several runs: a self-contained, interactive HTML file."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """One run on the page; ``prefix`` tells its quantizers from those of other runs."""
+    """One run on the page; ``prefix`` comes before the names of its quantizers."""
 
     run: RunReader
     prefix: str = ""
@@ -56,7 +56,7 @@ class ReportEntry:
 
     @property
     def setting(self) -> str:
-        """One sentence on what was trained and attacked."""
+        """What was trained and attacked, in a sentence."""
         settings = self.run.settings
         data, training, audit = settings.data, settings.training, settings.audit
         steps = f", {training.local_steps} local steps" if training.update == "delta" else ""
@@ -72,18 +72,18 @@ class ReportEntry:
         )
         return (
             f"{', '.join(facts)}. Attacked in rounds {_listed(settings.observed_rounds)} by "
-            f"{_listed(audit.attacks)}. Utility and privacy are measured in this one setting."
+            f"{_listed(audit.attacks)}. Utility and privacy are measured in this same setting."
         )
 
     @property
     def command(self) -> str:
-        """The command that makes the run again from its own settings, and compares."""
+        """The command that repeats the run from its own settings and compares the results."""
         root = self.run.folder.root
         return f"python run_simulation.py reproduce {shlex.quote(str(root))}"
 
     @property
     def sessions(self) -> list[str]:
-        """When, by what code and where the run was made, one sentence a session."""
+        """When, where and by which code the run was made, one sentence per session."""
         return list(map(describe, read_sessions(self.run.folder)))
 
     @property
@@ -180,7 +180,7 @@ def _write(entries: Sequence[ReportEntry], title: str, path: Path) -> None:
 
 
 def sentence(row: "pd.Series", reference: "pd.Series | None") -> str:
-    """Say in plain words what one quantizer costs, saves and hides."""
+    """Return sentences on what one quantizer costs, saves and hides."""
     if pd.isna(row["test_accuracy_mean"]):
         return "Not trained yet."
     text = f"Reaches {100 * row['test_accuracy_mean']:.1f} % test accuracy"
@@ -196,12 +196,12 @@ def sentence(row: "pd.Series", reference: "pd.Series | None") -> str:
         return f"{text} Not attacked yet."
     text += (
         f" The strongest attack recovers {row['success_rate']:.0%} of the victims, identifies "
-        f"{row['identified_rate']:.0%} (chance {percent(row['identified_chance'])}) and knows "
-        f"{row['label_accuracy']:.0%} of the labels (chance {percent(row['label_chance'])}); its "
-        f"median picture has {row['psnr_median']:.1f} dB."
+        f"{row['identified_rate']:.0%} (chance {percent(row['identified_chance'])}) and recovers "
+        f"{row['label_accuracy']:.0%} of the labels (chance {percent(row['label_chance'])}); the "
+        f"median PSNR is {row['psnr_median']:.1f} dB."
     )
     if not row["established"]:
-        text += f" Not established: {row['doubt']}; a better attack may find more."
+        text += f" Not established: {row['doubt']}. A better attack may find more."
     return text
 
 
@@ -226,7 +226,7 @@ def _listed(values: Sequence[object]) -> str:
 
 
 def _cell(value: object) -> Markup:
-    """Return one cell of the table; figures carry their exact value for sorting."""
+    """Return one cell of the table; a number keeps its exact value for sorting."""
     if isinstance(value, str | bool | np.bool_):
         return Markup("<td>{}</td>").format(str(value))
     number = float(value)  # type: ignore[arg-type]
@@ -237,7 +237,7 @@ def _cell(value: object) -> Markup:
 
 
 def _as_script(data: object) -> str:
-    """Return JSON that may stand inside a script element: no tag can end it early."""
+    """Return JSON for a script element; no text in it can end the element."""
     text: str = to_json_plotly(data)
     return text.replace("<", "\\u003c")
 
@@ -245,25 +245,25 @@ def _as_script(data: object) -> str:
 _CAPTIONS = {
     "training": (
         "Bytes to reach an accuracy",
-        "Test accuracy against what one client has sent so far, mean over seeds.",
+        "Test accuracy against the bytes that one client has sent so far, mean over seeds.",
     ),
     "stages": (
         "Stages of training",
         "Error of the strongest attack in each observed round; the dashed line is the best "
-        "featureless picture.",
+        "featureless image.",
     ),
     "masking": (
-        "Did the attacker optimise?",
+        "Did the attack optimise?",
         "Attack loss at the reconstruction against the loss of the same attack at the truth. A "
-        "dot far above the diagonal is a failure of the attacker, and no credit to the quantizer.",
+        "point far above the diagonal is a failure of the attack, not a merit of the quantizer.",
     ),
     "labels": (
         "Labels",
-        "Share of the private labels that the strongest attack knows; the line is chance.",
+        "Share of the private labels that the strongest attack recovers; the line is chance.",
     ),
     "clients": (
         "Clients",
-        "Median error of the strongest attack on each client; dark is exposed.",
+        "Median error of the strongest attack on each client; dark means exposed.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The scores of one attack's reconstructions: computed once, kept below the run, read again."""
+"""The scores of one attack's reconstructions: computed once, stored in the run, reused."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the attacks of a run left, paired with what they attacked and with the private images."""
+"""Reconstructions of a run, with what was attacked and the private images."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from results.scores.gates import Truth
 log = logging.getLogger("fl_sim.results")
 
 PUBLIC_IMAGES = 1000
-"""Public images among which a reconstruction must name its victim, at most."""
+"""Largest number of public images among which a victim is to be identified."""
 
 _SAME_INPUTS = (MadeBy.THIS_CODE, MadeBy.OTHER_CODE)
 

@@ -1,4 +1,4 @@
-"""One run as `results` reads it, finished or not: its tables and the images of its victims."""
+"""Read one run, finished or not: its tables and the images of its victims."""
 
 from functools import cached_property
 from pathlib import Path
@@ -32,14 +32,14 @@ _HISTORY_COLUMNS += ["uplink_bytes", "updates", "dropped"]
 
 
 class RunReader:
-    """What one run wrote, and the private images, which it derives again from the seed.
+    """The tables of one run, and its private images, which are derived from the seed again.
 
     Parameters
     ----------
     root : Path
         Folder of the run.
     keep : bool
-        Whether scores are written below the folder, so that none is computed twice.
+        Whether computed scores are stored in the folder, so that they are reused.
 
     Raises
     ------
@@ -117,7 +117,7 @@ class RunReader:
 
     @cached_property
     def entropy_coded(self) -> dict[str, float]:
-        """Mean bytes of an observed update behind an entropy coder, by quantizer."""
+        """Mean bytes of an observed update after an entropy coder, by quantizer."""
         sizes: dict[str, list[int]] = {}
         for job in self._trained:
             for server_round in self.settings.observed_rounds:

@@ -1,4 +1,4 @@
-"""How far a run or study is: what is trained, attacked and scored, and what is left to do."""
+"""Progress of a run or study: what is trained, attacked and scored, and what is left."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from results.reading.attack_scores import scoring_job
 
 
 class Step(NamedTuple):
-    """Whether one trial, or one attack on one of its rounds, is done by this very code."""
+    """One unit of work, and whether it was done by the current code."""
 
     point: str
     quantizer: str
@@ -23,14 +23,14 @@ class Step(NamedTuple):
 
 
 def progress(root: Path) -> pd.DataFrame:
-    """Count what is done and what there is to do, by point and quantizer.
+    """Count what is done and what is left, by point and quantizer.
 
     Returns
     -------
     DataFrame
         One row for each point and quantizer: ``point``, ``quantizer``, and for each of
-        ``trained``, ``attacked``, ``scored`` how many are done, and behind ``of_`` of how many.
-        Done is what settings and code as they are now would not make again.
+        ``trained``, ``attacked``, ``scored`` the number done, and with ``of_`` before it the total.
+        Done means: a new run with the current settings and code would not repeat it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A run, or a study over all its points, as its reader wants it: tables and pictures."""
+"""The tables and figures of a run, or of all points of a study."""
 
 import io
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def load_run(root: str | Path) -> "StudyReader":
 
 
 class StudyReader:
-    """What a run or a study wrote; one that is not finished is read as far as it got.
+    """What a run or a study wrote so far; it need not be finished.
 
     Parameters
     ----------
@@ -68,17 +68,17 @@ class StudyReader:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """One row per quantizer and point: `RunReader.results` behind the axes."""
+        """One row per quantizer and point: columns of the axes, then `RunReader.results`."""
         return self._over_points(lambda run: run.results)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One row per attack and victim: `RunReader.scores` behind the axes."""
+        """One row per attack and victim: columns of the axes, then `RunReader.scores`."""
         return self._over_points(lambda run: run.scores)
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row per trial and round: accuracy, loss and bytes, behind the axes."""
+        """One row per trial and round: columns of the axes, then accuracy, loss and bytes."""
         return self._over_points(lambda run: run.history)
 
     @property
@@ -89,16 +89,16 @@ class StudyReader:
         return self.results.assign(quantizer=named + self.results["quantizer"].astype("str"))
 
     def curve(self) -> Image.Image:
-        """Return `results.figures.curves.curve_figure`, to be shown by a notebook."""
+        """Return `results.figures.curves.curve_figure` as an image for a notebook."""
         return _picture(curve_figure(self.named_results))
 
     def gallery(self, point: str = "") -> Image.Image:
-        """Return the gallery of one point, to be shown by a notebook; see `run_gallery`.
+        """Return the gallery of one point as an image for a notebook; see `run_gallery`.
 
         Parameters
         ----------
         point : str
-            Name of the point, a key of `runs`; not needed where there are no axes.
+            Name of the point, a key of `runs`; not needed without axes.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class StudyReader:
         return _picture(figure)
 
     def _over_points(self, table: Callable[[RunReader], pd.DataFrame]) -> pd.DataFrame:
-        """Put the tables of all points below each other, the values of their axes in front."""
+        """Concatenate the tables of all points, with one column for each axis in front."""
         frames = []
         for point, run in zip(self.study.points, self.runs.values(), strict=True):
             frame = table(run).drop(columns=list(point.values), errors="ignore")
@@ -123,7 +123,7 @@ class StudyReader:
 
 
 def run_gallery(run: RunReader) -> Figure | None:
-    """Draw the strongest reconstructions of the same random victims; None without any."""
+    """Draw the strongest reconstructions of random victims; None if nothing was attacked."""
     victims = random_victims(run.scores, GALLERY_VICTIMS).sort_index()
     if victims.empty:
         return None

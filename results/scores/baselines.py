@@ -1,4 +1,4 @@
-"""Pictures that show nothing of the victim's update: what an attack must beat to have found any."""
+"""Images made without the update: an attack that is no better has found nothing."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from results.scores.scoring import score_images
 
 
 def mean_colour(true_images: Tensor, public_images: Tensor) -> Tensor:
-    """Return each victim's own mean colour: the best that any constant picture can do."""
+    """Return each victim's own mean colour: the best constant image."""
     del public_images
     return true_images.mean(dim=(2, 3), keepdim=True).expand_as(true_images)
 
@@ -23,14 +23,14 @@ def mid_grey(true_images: Tensor, public_images: Tensor) -> Tensor:
 
 
 def mean_public(true_images: Tensor, public_images: Tensor) -> Tensor:
-    """Return the mean public image, which stands for the mean training image."""
+    """Return the mean public image, an estimate of the mean training image."""
     return public_images.mean(dim=0, keepdim=True).expand_as(true_images)
 
 
 def nearest_public(true_images: Tensor, public_images: Tensor) -> Tensor:
     """Return the public image nearest to the victim in mean squared error.
 
-    Only the truth can pick it: it marks how near a stranger's picture comes by itself.
+    Only the truth can choose it. It shows how close an unrelated image can be.
     """
     distance = torch.cdist(true_images.flatten(1), public_images.flatten(1))
     return public_images[distance.argmin(dim=1)]
@@ -44,7 +44,7 @@ BASELINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 FEATURELESS = ("mean_colour", "mid_grey", "mean_public")
-"""The baselines that are one picture, or one colour; the best of them is the bar for attacks."""
+"""The baselines that are one image or one colour; attacks must beat the best of them."""
 
 
 def score_baselines(

@@ -1,4 +1,4 @@
-"""Gates that an evaluation must pass before a bad reconstruction may count as privacy."""
+"""Gates: checks that must pass before a bad reconstruction counts as privacy."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,26 +18,26 @@ from fl_sim.quantizers import parse_quantizer
 from fl_sim.updates.local_update import flat_model, one_hot
 
 SUCCESS_MSE = 1e-2
-"""A victim below this MSE (above 20 dB) is recovered: recognisable beyond doubt."""
+"""A victim counts as recovered below this MSE (above 20 dB)."""
 
 TOLERANCE = 0.01
-"""An attack got there when it covered 99 % of the way from a grey picture's loss to the truth's."""
+"""An attack succeeded if it closed 99 % of the loss gap between a grey image and the truth."""
 
 CONSISTENCY_TOLERANCE = 1e-5
-"""Largest distance from the cell, over the tensor's largest value, that float rounding explains."""
+"""Largest distance from the cell that rounding explains, relative to the tensor's largest value."""
 
 ALLOWED_FAILURES = 0.1
 """Largest share of a quantizer's victims that may be `unsettled`."""
 
 REQUIRED_SUCCESS = 0.5
-"""Share of the unquantized victims the suite must recover before it may judge a quantizer."""
+"""Share of unquantized victims that the suite must recover before it can judge a quantizer."""
 
 
 _CHUNK = 64  # batches whose updates are computed together; memory holds one update for each
 
 
 class Truth(NamedTuple):
-    """Private batches, one for each observation: ``(B, n, C, H, W)`` and ``(B, n)``."""
+    """Private batches, one per observation: ``(B, n, C, H, W)`` and ``(B, n)``."""
 
     images: Tensor
     labels: Tensor
@@ -46,30 +46,33 @@ class Truth(NamedTuple):
 def examine(
     observations: Sequence[Observation], guesses: Sequence[Reconstruction], truth: Truth
 ) -> pd.DataFrame:
-    """Hold one attack's reconstructions of one round against what the server received.
+    """Compare one attack's reconstructions of one round with what the server received.
 
     Parameters
     ----------
     observations : sequence of Observation
-        Of one trial and round: they share the weights.
+        Of one trial and round, so that they share the weights.
     guesses : sequence of Reconstruction
-        One for each observation, of one attack. An attack over several rounds is examined at
-        the last one.
+        Of one attack, one per observation. An attack over several rounds is examined at the last
+        one.
     truth : Truth
         The private batches.
 
     Returns
     -------
     DataFrame
-        One row per observation: ``yardstick`` (see `YARDSTICK`; infinite where the guess is not
-        finite), ``masked`` (the attack's own loss is lower at the truth, see `falls_short`),
-        ``unexplained`` (so is the yardstick), the losses they rest on, ``loss_at_guess``,
-        ``loss_at_truth``, ``loss_at_grey``, and ``inconsistency``: how far outside its payload's
-        cell the update at the truth lies, as a share of the largest value of the same tensor.
-        Dropout left on, a wrong sign or a forgotten learning rate put it above
-        `CONSISTENCY_TOLERANCE`. It is missing under error feedback, which adds a residual that
-        only the client holds. ``update_rmse`` is the root mean squared error of the decoded
-        update: ``gaussian:sigma=<update_rmse>`` is the control that distorts updates as much.
+        One row per observation:
+
+        - ``yardstick``: see `YARDSTICK`; infinite if the guess is not finite.
+        - ``masked``: the attack's own loss is lower at the truth, see `falls_short`.
+        - ``unexplained``: the yardstick is lower at the truth.
+        - ``loss_at_guess``, ``loss_at_truth``, ``loss_at_grey``: the attack's own loss.
+        - ``inconsistency``: distance of the update at the truth from its payload's cell, relative
+          to the largest value of the same tensor. Dropout left on, a wrong sign or a forgotten
+          learning rate put it above `CONSISTENCY_TOLERANCE`. Missing with error feedback, which
+          adds a residual that only the client knows.
+        - ``update_rmse``: root mean squared error of the decoded update. Its control is
+          ``gaussian:sigma=<update_rmse>``, noise that distorts updates as much.
     """
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
@@ -99,17 +102,18 @@ def examine(
 def falls_short(
     at_guess: NDArray[np.float64], at_truth: NDArray[np.float64], at_grey: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Tell where an attacker failed to optimise: the truth has a lower loss than the guess.
+    """Return where an attack failed to optimise: the truth has a lower loss than the guess.
 
-    A success ends a little above the truth's loss as well (1e-6, say, where the truth's is 0), so
-    the excess is measured against what there was to gain: the loss of a grey picture with the true
-    labels. More than `TOLERANCE` of that is a failure, and so is a loss that is not finite.
+    A successful attack also ends slightly above the truth's loss (for example at 1e-6 instead of
+    0). The excess is therefore compared with the gap between the loss of a grey image, with the
+    true labels, and the loss of the truth. More than `TOLERANCE` of the gap is a failure; so is a
+    loss that is not finite.
     """
     return ~(at_guess <= at_truth + TOLERANCE * np.abs(at_grey - at_truth))
 
 
 def unsettled(strongest: pd.DataFrame) -> "pd.Series[bool]":
-    """Tell of which victims nothing can be said: not recovered, and the attack fell short.
+    """Return which victims say nothing about privacy: not recovered, and the attack failed.
 
     Parameters
     ----------
@@ -123,8 +127,8 @@ def unsettled(strongest: pd.DataFrame) -> "pd.Series[bool]":
 def doubt(strongest: pd.DataFrame, success_on_none: float | None) -> str:
     """Return why a quantizer's privacy figures are not established; empty if they are.
 
-    A leak needs no gate: who was recovered is recovered. Only what stays hidden can be the
-    attacker's failure, so the gates ask about the victims that were not recovered.
+    A recovered victim is a leak, whatever the gates say. The gates concern the other victims,
+    which may be hidden only because the attack failed.
 
     Parameters
     ----------
@@ -153,7 +157,7 @@ def doubt(strongest: pd.DataFrame, success_on_none: float | None) -> str:
 def _inconsistency(
     observations: Sequence[Observation], at_truth: Tensor, cell: Cell
 ) -> NDArray[np.float64]:
-    """Return the largest distance outside the cell over the largest value of its tensor."""
+    """Return the largest distance from the cell, relative to the largest value of its tensor."""
     if parse_quantizer(observations[0].payload.spec).carries_residual:
         return np.full(len(observations), np.nan)
     value = cell.to_code_domain(at_truth)
@@ -176,7 +180,7 @@ def _falls_short(frame: pd.DataFrame, name: str) -> NDArray[np.bool_]:
 
 
 def _evaluate(loss: AttackLoss, images: Tensor, updates: Tensor, cell: Cell) -> NDArray[np.float64]:
-    """Loss per observation, infinite where it is not a number."""
+    """Return the loss per observation; infinite where it is not a number."""
     with torch.no_grad():
         values = loss(images, updates, cell).double()
     return values.nan_to_num(nan=torch.inf, posinf=torch.inf).numpy()

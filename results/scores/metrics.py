@@ -1,4 +1,4 @@
-"""Metrics of other modules: how a score is found by its spec, computed and checked."""
+"""Metrics of other modules: found by their spec, computed, and checked."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ _TAKEN = (
     *("loss_at_guess", "loss_at_truth", "loss_at_grey", "update_rmse"),
     *("identified_chance", "label_chance"),
 )
-"""Columns of the tables that no further metric may replace."""
+"""Columns of ``scores.csv``; no further metric may have such a name."""
 
 
 @dataclass(frozen=True)
 class FurtherMetric:
-    """A metric that a study asks for beside those that every study has.
+    """A metric that a study adds to the built-in ones.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class FurtherMetric:
 
     @property
     def column(self) -> str:
-        """Its column of ``scores.csv``: the spec as far as a name can hold it."""
+        """Its column in ``scores.csv``: the spec without special characters."""
         return folder_name(self.spec) if ":" in self.spec else self.spec
 
     def __call__(self, images: Array, truth: Array) -> Array:
@@ -83,8 +83,10 @@ def further_metrics(specs: Sequence[str]) -> tuple[FurtherMetric, ...]:
         part = resolve("metric", spec)
         better = getattr(getattr(part, "func", part), "higher_is_better", None)
         if not isinstance(better, bool):
-            raise SettingsError("metrics", spec, "must have higher_is_better, True or False")
+            raise SettingsError(
+                "metrics", spec, "must have an attribute higher_is_better, True or False"
+            )
         found.append(FurtherMetric(spec, part, better))
         if found[-1].column in _TAKEN:
-            raise SettingsError("metrics", spec, "every study has this column; another name")
+            raise SettingsError("metrics", spec, "is a column of every study; choose another name")
     return tuple(found)

@@ -1,4 +1,4 @@
-"""LPIPS, a perceptual distance; optional, because its network's weights must be downloaded."""
+"""LPIPS, a perceptual distance; optional, because the weights of its network are a download."""
 
 import logging
 from functools import lru_cache
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fl_sim.results")
 
-_LEAST_SIDE = 64  # pixels; AlexNet has no output for smaller pictures
+_LEAST_SIDE = 64  # pixels; AlexNet has no output for smaller images
 _CHUNK = 64
 
 
 def lpips(images: Tensor, true_images: Tensor) -> NDArray[np.float64] | None:
     """Learned perceptual image patch similarity (Zhang et al. 2018, arXiv 1801.03924) on AlexNet.
 
-    Pictures smaller than 64 pixels are enlarged to that, grey ones repeated in three channels.
+    Images below 64 pixels are enlarged; grey images are repeated in three channels.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def lpips(images: Tensor, true_images: Tensor) -> NDArray[np.float64] | None:
     Returns
     -------
     ndarray or None
-        ``(n,)``, 0 for equal pictures; None where torchmetrics or the weights are not at hand.
+        ``(n,)``, 0 for equal images; None if torchmetrics or the weights are not installed.
     """
     metric = _metric()
     if metric is None:
@@ -46,19 +46,19 @@ def lpips(images: Tensor, true_images: Tensor) -> NDArray[np.float64] | None:
 
 
 def lpips_at_hand() -> bool:
-    """Tell whether `lpips` gives distances here."""
+    """Return whether `lpips` can compute distances here."""
     return _metric() is not None
 
 
 @lru_cache(maxsize=1)
 def _metric() -> "LearnedPerceptualImagePatchSimilarity | None":
-    """Return torchmetrics' metric, or None; that weights are missing is said once."""
+    """Return torchmetrics' metric, or None; log missing weights once."""
     try:
         from torchmetrics.image.lpip import (  # noqa: PLC0415
             LearnedPerceptualImagePatchSimilarity,
         )
     except ImportError:
-        return None  # an extra that nobody asked for
+        return None  # the extra is not installed
     from torchvision.models import AlexNet_Weights  # noqa: PLC0415  takes a second to import
 
     url = AlexNet_Weights.DEFAULT.url
@@ -70,7 +70,7 @@ def _metric() -> "LearnedPerceptualImagePatchSimilarity | None":
 
 
 def _prepared(images: Tensor) -> Tensor:
-    """Return colour pictures that are large enough for the network."""
+    """Return the images in colour and large enough for the network."""
     count, _, height, width = images.shape
     scale = max(1.0, _LEAST_SIDE / min(height, width))
     size = (round(scale * height), round(scale * width))

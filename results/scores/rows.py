@@ -45,10 +45,11 @@ def no_scores(metrics: Sequence[FurtherMetric]) -> pd.DataFrame:
 
 
 def mark_strongest(scores: pd.DataFrame) -> pd.Series:
-    """Tell which rows are of the strongest attack: per batch, the lowest yardstick.
+    """Return which rows belong to the strongest attack: the lowest yardstick for each batch.
 
-    Chosen as a server would, without the truth, by `YARDSTICK` of the attack losses; a tie goes to
-    the first name. The images of a batch come from one reconstruction, so they are chosen together.
+    The choice needs no truth, so a server could make it: by `YARDSTICK` of the attack losses. A
+    tie goes to the first name. The images of a batch come from one reconstruction and are chosen
+    together.
     """
     batch = ["quantizer", *OBSERVATION]
     ordered = scores.sort_values([*batch, "yardstick", "attack"], kind="stable")
@@ -57,9 +58,9 @@ def mark_strongest(scores: pd.DataFrame) -> pd.Series:
 
 
 def random_victims(scores: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Draw victims that all quantizers share, by seed: never by hand, never the best.
+    """Draw at random, by seed, from the victims that all quantizers share.
 
-    If a run is not finished, draw from those that the most quantizers share.
+    In a run that is not finished, draw from those that most quantizers share.
 
     Returns
     -------

@@ -22,20 +22,20 @@ SSIM_WINDOW = 7
 """Side of the uniform SSIM window, in pixels: the largest odd one that fits an 8x8 digit."""
 
 MSE_FLOOR = 1e-15
-"""Mean squared error of a float32 rounding of the pixels; PSNR is capped there, at 150 dB."""
+"""Mean squared error from rounding pixels to float32; it caps the PSNR at 150 dB."""
 
-_SAME = 1e-9  # of a correlation: closer than this is equal
+_SAME = 1e-9  # two correlations closer than this are equal
 
 _SAME_PICTURE = 0.995
-"""Correlation from which two images are one picture, compressed or brightened.
+"""Correlation from which two images count as the same image, compressed or brightened.
 
-What differs is 20 dB below the contrast of the picture itself: a good JPEG, not another picture of
-the same thing (no two of the 1,797 digits reach it). `SUCCESS_MSE` of the gates would be too wide:
-it is absolute, and different pictures lie within it, of the digits one in forty, of dark ones all.
+Their difference is 20 dB below the contrast of the image: a good JPEG, not another image of the
+same object (no two of the 1,797 digits reach it). `SUCCESS_MSE` of the gates would be too wide. It
+is absolute, so it takes different images for the same: one in forty digits, and all dark images.
 """
 
 WORST = {"mse": 1.0, "psnr": 0.0, "ssim": 0.0, "correlation": 0.0, "lpips": 1.0}
-"""Scores of a failed image: the largest error two pictures can have, and no likeness at all."""
+"""Scores of a failed image: the largest error two images can have, and no similarity."""
 
 
 def score_batch(
@@ -61,8 +61,8 @@ def score_batches(
 ) -> pd.DataFrame:
     """Score reconstructed batches; one row per private image, in the truth's order.
 
-    Within a batch the guesses are matched to the truth by `match`, images and labels together, so
-    a perfect but shuffled batch scores an MSE of 0 and hits every label.
+    `match` pairs the guesses of a batch with the truth, images together with labels, so that a
+    perfect but shuffled batch has an MSE of 0 and every label right.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def score_batches(
     -------
     pandas.DataFrame
         ``batch``, ``image`` (index in the private batch), ``guess`` (index of the reconstruction
-        matched to it), the columns of `score_images`, ``label`` (guessed), ``true_label``,
+        paired with it), the columns of `score_images`, ``label`` (guessed), ``true_label``,
         ``label_hit``, ``labels_recovered`` (share of the batch's labels that the guessed labels
         hold, counted with multiplicity and without regard to order).
 
@@ -121,10 +121,9 @@ def score_images(
 ) -> pd.DataFrame:
     """Score images paired with the truth; one row per pair.
 
-    Pixels are clamped to [0, 1] before everything. An image with a NaN or an infinite pixel has
-    ``failed``: it is not repaired, it gets the scores in `WORST` and is never identified, so that
-    no median or rate can silently leave it out. Further metrics, whose worst score nobody knows,
-    are given a plain grey image in its place.
+    Pixels are first clamped to [0, 1]. An image with a NaN or an infinite pixel has ``failed``: it
+    gets the scores in `WORST` and is never identified, so that every median and rate includes it.
+    Further metrics, whose worst score is unknown, score a plain grey image instead.
 
     Parameters
     ----------
@@ -181,8 +180,8 @@ def score_images(
 def match(images: Tensor, true_images: Tensor) -> NDArray[np.intp]:
     """Return ``order`` such that ``images[order[i]]`` is the guess at ``true_images[i]``.
 
-    Optimal assignment on the mean squared error; a failed image costs the most it can, so it
-    takes the place that the finite ones leave.
+    Optimal assignment by the mean squared error. A failed image has the highest cost, so it gets
+    the place that the finite images leave.
     """
     guess, truth = _flat(_unit_range(images)), _flat(_unit_range(true_images))
     cost = cdist(truth, guess, "sqeuclidean") / truth.shape[1]
@@ -192,13 +191,13 @@ def match(images: Tensor, true_images: Tensor) -> NDArray[np.intp]:
 
 
 def labels_recovered(labels: Sequence[int], true_labels: Sequence[int]) -> float:
-    """Return the share of the true labels that were guessed, as counts: order does not matter."""
+    """Return the share of the true labels that were guessed, in any order."""
     shared = Counter(labels) & Counter(true_labels)
     return shared.total() / len(true_labels)
 
 
 def label_chance(true_labels: Sequence[int], classes: int) -> float:
-    """Return what `labels_recovered` is on average for labels drawn blindly, each class alike.
+    """Return the mean of `labels_recovered` for labels drawn uniformly at random.
 
     Of a class that occurs t times among n labels, min(t, hits) are found, and the hits among n
     draws are binomial. One label: 1 / classes.
@@ -226,8 +225,8 @@ def ssim(images: Array, true_images: Array) -> Array:
     """Structural similarity per image (Wang et al. 2004), by scikit-image.
 
     A uniform window of `SSIM_WINDOW` pixels (less where an image is smaller), population
-    covariance, channels averaged: the 11-pixel Gaussian of the paper does not fit an 8x8 digit,
-    and one window for all data sets keeps their figures comparable.
+    covariance, mean over channels. The 11-pixel Gaussian of the paper does not fit an 8x8 digit;
+    one window for all data sets keeps their scores comparable.
     """
     side = min(SSIM_WINDOW, *images.shape[2:])
     window = side - 1 + side % 2
@@ -247,7 +246,7 @@ def ssim(images: Array, true_images: Array) -> Array:
 
 
 def correlation(images: Array, true_images: Array) -> Array:
-    """Pearson correlation of an image's values with the truth's; 0 where either is constant."""
+    """Pearson correlation of an image with the truth over all pixels; 0 if either is constant."""
     products = _standardised(images) * _standardised(true_images)
     return np.asarray(products.sum(axis=1))
 
@@ -271,11 +270,11 @@ def identification_rank(images: Array, true_images: Array, public: Array) -> NDA
 
 
 def _standardised(images: Array) -> Array:
-    """Flat images of mean 0 and norm 1; a constant image becomes 0."""
+    """Return flat images of mean 0 and norm 1; a constant image becomes 0."""
     flat = _flat(images)
     centred = flat - flat.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    # Subtracting the mean of a constant image leaves rounding noise, which must not be scaled up.
+    # A constant image minus its mean is rounding noise, which must not be scaled up.
     constant = norm <= 1e-7 * np.sqrt(flat.shape[1])
     standardised: Array = np.where(constant, 0.0, centred / np.where(constant, 1.0, norm))
     return standardised

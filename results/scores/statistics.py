@@ -1,4 +1,4 @@
-"""Intervals, paired comparisons and Pareto fronts: what a difference is worth."""
+"""Intervals, paired comparisons and Pareto fronts."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """Bounds of a confidence interval; both missing where there is nothing to resample."""
+    """Bounds of a confidence interval; both missing if there is nothing to resample."""
 
     low: float
     high: float
@@ -30,17 +30,17 @@ def median(values: Array, axis: int = -1) -> Array:
 
 
 def mean(values: Array, axis: int = -1) -> Array:
-    """Mean along an axis; of booleans, a rate."""
+    """Mean along an axis; the mean of booleans is a rate."""
     return np.asarray(np.mean(values, axis=axis))
 
 
 def tenth(values: Array, axis: int = -1) -> Array:
-    """10th percentile along an axis: of an error, the most exposed tenth."""
+    """10th percentile along an axis; of an error, the limit of the most exposed tenth."""
     return np.asarray(np.percentile(values, 10, axis=axis))
 
 
 def ninetieth(values: Array, axis: int = -1) -> Array:
-    """90th percentile along an axis: of a likeness, the most exposed tenth."""
+    """90th percentile along an axis; of a similarity, the limit of the most exposed tenth."""
     return np.asarray(np.percentile(values, 90, axis=axis))
 
 
@@ -49,8 +49,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Bootstrap percentile interval of a statistic of pooled values (95 %, 1,000 resamples).
 
-    Clusters are resampled, not values: images of one batch were recovered or lost together, and
-    taking them for independent would draw the interval too narrow.
+    Clusters are resampled, not values: images of one batch are recovered together, so treating
+    them as independent would make the interval too narrow.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def bootstrap_interval(
     Returns
     -------
     Interval
-        Missing bounds for fewer than two clusters: one unit says nothing of the spread.
+        Missing bounds for fewer than two clusters: one unit has no spread.
     """
     values = np.asarray(clusters, dtype=np.float64)
     if len(values) < 2:
@@ -100,11 +100,11 @@ def paired_differences(
     scores : DataFrame
         One row per quantizer and victim, with columns ``quantizer``, ``column`` and ``pair``.
     column : str
-        What is compared, e.g. ``psnr`` (a log scale suits errors that span decades).
+        What is compared, e.g. ``psnr`` (a log scale, for errors that span decades).
     pair : sequence of str
         Columns that name a victim across quantizers, e.g. seed, round, partition, image.
     reference : str
-        Quantizer that all others are compared with.
+        Quantizer with which all others are compared.
     seed : int
         Seed of the bootstrap.
 
@@ -140,7 +140,7 @@ def holm(p_values: Array) -> Array:
 
 
 def pareto_front(gains: Array) -> NDArray[np.bool_]:
-    """Tell which rows of ``(n, k)`` gains no other row beats: as good in all, better in one."""
+    """Return which rows of ``(n, k)`` gains are not dominated by another row."""
     at_least = (gains[:, None, :] >= gains[None, :, :]).all(axis=2)
     better = (gains[:, None, :] > gains[None, :, :]).any(axis=2)
     return np.asarray(~(at_least & better).any(axis=0))

@@ -1,4 +1,4 @@
-"""The rows of ``scores.csv``: one attack's guesses at one round, held against truth and gates."""
+"""Score one attack on one round: metrics against the truth, and gates."""
 
 from collections.abc import Sequence
 
@@ -39,9 +39,9 @@ def score_victims(
     -------
     DataFrame
         ``round``, ``partition`` and ``attack``, the columns of `score_batches`
-        less ``batch``, ``recovered`` (MSE below `SUCCESS_MSE`), those of `examine` (the gates),
+        without ``batch``, ``recovered`` (MSE below `SUCCESS_MSE`), those of `examine` (the gates),
         ``status`` and ``evaluations`` of the attack, and what a blind guess reaches:
-        ``identified_chance``, one among the public images and the true one, and ``label_chance``
+        ``identified_chance`` (one among the public images and the true one) and ``label_chance``
         (`results.scores.scoring.label_chance`).
     """
     images = torch.stack([guess.images for guess in guesses])

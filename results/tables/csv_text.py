@@ -13,14 +13,14 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """Return a table as CSV with six significant digits; no text is a formula to a spreadsheet."""
+    """Return a table as CSV with six significant digits, safe to open in a spreadsheet."""
     texts = frame.select_dtypes(exclude=["number", "bool"]).map(_no_formula)
     plain = frame.assign(**{str(name): texts[name] for name in texts})
     return plain.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _no_formula(cell: object) -> object:
-    """Put an apostrophe before text that a spreadsheet would compute; numbers stay."""
+    """Put an apostrophe before text that a spreadsheet would run as a formula; keep numbers."""
     if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
         return cell
     try:

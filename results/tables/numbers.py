@@ -15,7 +15,7 @@ def number(value: float, pattern: str = "{:.3g}") -> str:
 
 
 def with_interval(row: "pd.Series", name: str, pattern: str, scale: float) -> str:
-    """Return a figure, and its interval where it has one: ``0.18 [0.12, 0.25]``."""
+    """Return a number with its interval, if it has one: ``0.18 [0.12, 0.25]``."""
     text = number(scale * row[name], pattern)
     low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
     if pd.isna(low):
@@ -24,7 +24,7 @@ def with_interval(row: "pd.Series", name: str, pattern: str, scale: float) -> st
 
 
 def with_spread(centre: float, spread: float) -> str:
-    """Return an accuracy in percent, with the standard deviation over seeds where there is one."""
+    """Return an accuracy in percent, with its standard deviation over seeds if it has one."""
     if pd.isna(spread):
         return number(100 * centre, "{:.1f}")
     return f"{100 * centre:.1f} ± {100 * spread:.1f}"

@@ -8,7 +8,7 @@ from results.tables.verdicts import starred
 
 
 def paper_table(results: pd.DataFrame) -> pd.DataFrame:
-    """Lay the results out for a paper, as text: figures with their 95 % bootstrap intervals.
+    """Return the results as text for a paper: numbers with their 95 % bootstrap intervals.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a quantizer. A star at the verdict says that its privacy figures are not
+        One row per quantizer. A star at the verdict means that the privacy figures are not
         established.
     """
 

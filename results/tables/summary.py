@@ -21,7 +21,7 @@ from results.scores.statistics import (
 from results.tables.verdicts import CHANCES, verdict
 
 REFERENCE = "none"
-"""The unquantized row that every other one is compared with."""
+"""The row without quantization; every other row is compared with it."""
 
 SUMMARIES: tuple[tuple[str, str, Statistic], ...] = (
     ("mse_median", "mse", median),
@@ -35,10 +35,10 @@ SUMMARIES: tuple[tuple[str, str, Statistic], ...] = (
     ("success_rate", "recovered", mean),
     ("update_rmse", "update_rmse", median),
 )
-"""Privacy columns: name, the score it sums up, and how."""
+"""Privacy columns: name, score, and the statistic over the victims."""
 
 CONTROL_RATIO = 1.25
-"""Update errors within this ratio count as equal."""
+"""Two update errors within this ratio count as equal."""
 
 COLUMNS = [
     "quantizer",
@@ -59,7 +59,7 @@ COLUMNS = [
     "attack_failed_rate",
     "server",
 ]
-"""The columns of ``results.csv`` that its readers may rely on; more follow them."""
+"""The first columns of ``results.csv``; other programs may rely on them."""
 
 
 def results_table(
@@ -101,14 +101,14 @@ def results_table(
     -------
     DataFrame
         `COLUMNS`, then ``entropy_coded_bytes_per_update``, ``victims``, ``established``,
-        ``doubt`` (why not), ``verdict`` (see `verdict`), ``correlation_median``, ``*_median`` of
-        each further metric,
-        ``success_rate``, ``naive_attack`` and ``naive_mse_median`` (the weakest attack of the
-        suite), ``psnr_difference`` (median of the victims, paired, to ``none``, dB) and
-        ``p_holm``, ``accuracy_difference`` (median of the seeds, paired, to ``none``),
+        ``doubt`` (the reason if not), ``verdict`` (see `verdict`), ``correlation_median``,
+        ``*_median`` of each further metric, ``success_rate``, ``naive_attack`` and
+        ``naive_mse_median`` (the weakest attack of the suite), ``psnr_difference`` (median paired
+        difference to ``none`` over the victims, dB) and ``p_holm``, ``accuracy_difference``
+        (median paired difference to ``none`` over the seeds),
         ``update_rmse``, ``control`` and ``psnr_against_control`` (see `against_control`),
-        ``pareto``, ``*_low`` and ``*_high``, the 95 % bootstrap intervals, and `CHANCES`. A
-        quantizer not yet trained or attacked has missing values.
+        ``pareto``, ``*_low`` and ``*_high`` (the 95 % bootstrap intervals), and `CHANCES`. Values
+        of a quantizer that was not trained or attacked yet are missing.
     """
     strongest = scores[scores["strongest"]]
     baseline = bar(baselines) if len(baselines) else np.nan
@@ -139,20 +139,20 @@ def results_table(
 
 
 def further_medians(results: pd.DataFrame) -> list[str]:
-    """Return the columns of some results that are medians of further metrics."""
+    """Return the columns of some results that hold medians of further metrics."""
     known = {name for name, _, _ in SUMMARIES} | {"naive_mse_median"}
     return [name for name in map(str, results) if name.endswith("_median") and name not in known]
 
 
 def heading_of(median_column: str) -> str:
-    """Return what a table for people calls a column of `further_medians`."""
+    """Return the heading of a column of `further_medians` in a terminal or a paper."""
     return f"{median_column.removesuffix('_median')}, median"
 
 
 def against_control(table: pd.DataFrame, strongest: pd.DataFrame) -> pd.DataFrame:
-    """Compare quantizers with Gaussian noise of the same update error, where the study has it.
+    """Compare each quantizer with Gaussian noise of the same update error, if the study has it.
 
-    A quantizer that hides no more than noise of its own size hides by its size alone.
+    If a quantizer hides no more than such noise, only the size of its error hides anything.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def against_control(table: pd.DataFrame, strongest: pd.DataFrame) -> pd.DataFram
 
 
 def _utility(history: pd.DataFrame, parameters: int, seed: int) -> dict[str, object]:
-    """Accuracy after the last round and bytes per update, over the seeds of one quantizer."""
+    """Sum up accuracy after the last round and bytes per update over one quantizer's seeds."""
     last = history.sort_values("round").groupby("seed")["accuracy"].last()
     low, high = bootstrap_interval(last.to_numpy()[:, None], mean, seed)
     updates = history["updates"].sum()
@@ -205,7 +205,7 @@ def _privacy(
     summaries: Sequence[tuple[str, str, Statistic]],
     seed: int,
 ) -> dict[str, object]:
-    """Sum up what the strongest attack makes of one quantizer's victims."""
+    """Sum up the scores of the strongest attack on one quantizer's victims."""
     reason = doubt(strongest, success_on_none)
     row: dict[str, object] = {
         "victims": len(strongest),
@@ -224,7 +224,7 @@ def _privacy(
 
 
 def _naive(scores: pd.DataFrame) -> dict[str, object]:
-    """Return the attack that looks the most harmless: the highest median error."""
+    """Return the weakest attack: the one with the highest median error."""
     medians = scores.groupby("attack")["mse"].median()
     if medians.empty:
         return {"naive_attack": "", "naive_mse_median": np.nan}
@@ -244,7 +244,7 @@ def _against_none(strongest: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _accuracy_against_none(history: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Compare accuracies seed by seed: the same data, first weights and batches."""
+    """Compare accuracies seed by seed: data, initial weights and batches are the same."""
     last = history.sort_values("round").groupby(["quantizer", "seed"], as_index=False).last()
     table = paired_differences(last, "accuracy", ["seed"], REFERENCE, seed)
     names = {"median_difference": "", "low": "_low", "high": "_high"}
@@ -253,10 +253,10 @@ def _accuracy_against_none(history: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _pareto(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Mark the front in accuracy, exposed-tenth MSE and bytes.
+    """Mark the Pareto front of accuracy, exposed-tenth MSE and bytes.
 
-    Privacy that is not established earns nothing: such a row stands on the front by accuracy and
-    bytes alone.
+    Privacy that is not established counts as none: such a row is on the front only for its
+    accuracy and bytes.
     """
     gains = pd.DataFrame(
         {
@@ -272,6 +272,6 @@ def _pareto(table: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _most_frequent(names: "pd.Series[str]") -> str:
-    """Return the most frequent name, the first in the alphabet of equals; empty of none."""
+    """Return the most frequent name; of several, the first in the alphabet; empty if none."""
     counts = names.value_counts()
     return min(counts.index[counts == counts.max()], default="")

@@ -15,9 +15,10 @@ _LESSER_COLUMNS = ["bits/par.", "SSIM", "label %", "attack"]
 
 
 def print_results(results: pd.DataFrame, console: Console) -> None:
-    """Print the results as wide as the console is, their doubts, and what the verdicts mean.
+    """Print the results, the reasons for each star, and the meaning of the verdicts.
 
-    Those of a study with axes, whose columns come first, are one table for each of its points.
+    The table uses the width of the console. A study with axes (the columns before ``quantizer``)
+    gets one table for each point.
     """
     axes = list(results.columns[: results.columns.get_loc("quantizer")])
     points = results.groupby(axes, sort=False) if axes else [((), results)]
@@ -32,10 +33,11 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
 
 
 def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
-    """Lay the results out for a terminal; below 110 columns without the lesser figures.
+    """Return the results as a table for a terminal.
 
-    Further metrics are shown where the terminal is wide enough. A star marks privacy figures that
-    are not established: a better attack may find more.
+    Below 110 columns of width it leaves out `_LESSER_COLUMNS`. Further metrics are shown if the
+    terminal is wide enough. A star marks privacy figures that are not established: a better attack
+    may find more.
     """
     table = Table(
         caption=_terminal_caption(results),
@@ -62,7 +64,9 @@ def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
             min_width=18 if heading == "quantizer" else None,
         )
     for row in cells.itertuples(index=False):
-        table.add_row(*map(Text, row))  # a spec may hold brackets, which are markup in plain text
+        table.add_row(
+            *map(Text, row)
+        )  # as Text, because brackets in a spec would be read as markup
     return table
 
 
@@ -92,5 +96,5 @@ def _terminal_caption(results: pd.DataFrame) -> str:
     least = number(results["baseline_mse"].iloc[0], "{:.2g}")
     return (
         f"{escape(server_plans(results))}\nPrivacy figures: strongest attack, median over victims; "
-        f"a picture without features has MSE {least}. {chance(results)}"
+        f"an image without features has MSE {least}. {chance(results)}"
     )

@@ -1,4 +1,4 @@
-"""What each row of the results shows, and what its reader must know to judge it."""
+"""The verdict of each row of the results, and the sentences that explain the table."""
 
 import pandas as pd
 
@@ -9,13 +9,13 @@ from results.tables.numbers import percent
 VERDICTS: dict[str, str] = {
     "leaks": "half of the victims or more are recovered "
     f"(MSE below {SUCCESS_MSE:g}), or identified beyond chance",
-    "partly leaks": "the median picture is closer than any featureless one, or more than a tenth "
-    "of the victims are identified beyond chance",
-    "nothing found": "the attack is shown to work, and found nothing",
-    "not established": "nothing was found, but the attack is not shown to work: never read it as "
-    "private",
+    "partly leaks": "the median reconstruction is closer than every featureless image, or more "
+    "than a tenth of the victims are identified beyond chance",
+    "nothing found": "the attack is shown to work and found nothing",
+    "not established": "nothing was found, but the attack is not shown to work: do not read it "
+    "as private",
 }
-"""What each verdict means; every table, page and document takes the words from here."""
+"""What each verdict means. Tables, pages and documents show these texts."""
 
 STAR = "the attack is not shown to work on enough victims: a better one may find more"
 """What a star at a verdict means."""
@@ -25,11 +25,11 @@ CHANCES = ["identified_chance", "label_chance"]
 
 
 def verdict(row: "pd.Series") -> str:
-    """Say in a word of `VERDICTS` what the strongest attack shows.
+    """Return the key of `VERDICTS` that describes what the strongest attack found.
 
-    What was found is found, whatever the gates say; that nothing was found counts only where
-    they are passed. Of a rate of identification counts what is beyond chance: a gallery of one
-    public image names half of the victims to anybody.
+    A leak counts even if a gate fails. Finding nothing counts only if all gates pass. Rates of
+    identification are corrected for chance: with one public image, a blind guess identifies half
+    of the victims.
     """
     identified = _beyond_chance(row["identified_rate"], row["identified_chance"])
     if max(row["success_rate"], identified) >= 0.5:
@@ -40,23 +40,23 @@ def verdict(row: "pd.Series") -> str:
 
 
 def _beyond_chance(rate: float, chance: float) -> float:
-    """Return a rate corrected for guessing: 0 at chance, 1 where all is known."""
+    """Correct a rate for guessing: 0 at chance, 1 if every victim is identified."""
     return (rate - chance) / (1 - chance) if chance != 1 else 0.0
 
 
 def starred(row: "pd.Series") -> str:
-    """Return a row's verdict as it is shown: with a star where the figures are not established."""
+    """Return a row's verdict, with a star if its privacy figures are not established."""
     return str(row["verdict"]) + ("" if row["established"] else "*")
 
 
 def definitions(results: pd.DataFrame) -> dict[str, str]:
-    """Return what the verdicts of some results mean, and the star where one is shown."""
+    """Return the meaning of each verdict in some results, and of the star if one is shown."""
     shown = {word: text for word, text in VERDICTS.items() if word in set(results["verdict"])}
     return shown if results["established"].all() else shown | {"*": STAR}
 
 
 def chance(results: pd.DataFrame) -> str:
-    """Say what a blind guess reaches, in a sentence; nothing where nothing is attacked yet."""
+    """Return a sentence on what a blind guess reaches; empty if nothing was attacked yet."""
     known = results[CHANCES].dropna().drop_duplicates()
     if known.empty:
         return ""
@@ -65,11 +65,11 @@ def chance(results: pd.DataFrame) -> str:
 
 
 def _ends(rates: "pd.Series[float]") -> list[str]:
-    """Return the least and the greatest rate as text, once if they read the same."""
+    """Return the smallest and the largest rate as text, or one text if both are the same."""
     return list(dict.fromkeys(percent(rate) for rate in (rates.min(), rates.max())))
 
 
 def server_plans(results: pd.DataFrame) -> str:
-    """Say what the server is to its clients, in a sentence for each plan of some results."""
+    """Return one sentence for each server plan in some results: its spec and its threat."""
     plans = dict.fromkeys(results["server"])
     return " ".join(f"Server plan: {plan} ({parse_plan(plan).threat})." for plan in plans)

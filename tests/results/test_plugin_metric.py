@@ -143,9 +143,11 @@ def test_a_metric_sees_clamped_images_and_changes_none():
 
 def test_a_metric_must_say_its_direction_and_leave_the_columns_of_others():
     assert further_metrics(["likeness"])[0].higher_is_better
-    with pytest.raises(SettingsError, match="metrics = 'undecided': must have higher_is_better"):
+    with pytest.raises(
+        SettingsError, match="metrics = 'undecided': must have an attribute higher_is"
+    ):
         further_metrics(["undecided"])
-    with pytest.raises(SettingsError, match="metrics = 'mse': every study has this column"):
+    with pytest.raises(SettingsError, match="metrics = 'mse': is a column of every study"):
         further_metrics(["mse"])
 
 

@@ -83,7 +83,7 @@ const showVictims = () => {
   const shown = all.filter((one) => !round.value || String(one.round) === round.value).sort(ORDERS[order.value]);
   byId("victims").replaceChildren(...shown.map(card));
   byId("victim-count").textContent = all.length
-    ? `${shown.length} victims of ${quantizer.value}, drawn by seed, never picked.`
+    ? `${shown.length} victims of ${quantizer.value}, drawn at random by seed.`
     : "Nothing was attacked yet.";
 };
 quantizer.append(...Object.keys(cards).map((name) => option(name)));

@@ -4,7 +4,7 @@ import pytest
 
 from results.figures import charts
 from results.reading.run_reader import RunReader
-from tests.results.test_tables import BASELINES, NONE, SIGN, history, study, table
+from tests.results.tables.table_cases import BASELINES, NONE, SIGN, history, study, table
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_the_curve_starts_with_the_first_option_of_every_switch(made):
     assert list(leaks.x) == [pytest.approx(1e-6)]
     assert list(leaks.y) == [pytest.approx(85)]
     assert list(hidden.x) == [pytest.approx(0.2)]
-    assert list(trace(figure, "best featureless picture").x) == [0.1, 0.1]
+    assert list(trace(figure, "best featureless image").x) == [0.1, 0.1]
     assert figure.layout.xaxis.type == "log"
     assert "MSE" in figure.layout.xaxis.title.text
     assert figure.layout.yaxis.title.text == "test accuracy (%)"
@@ -57,7 +57,7 @@ def test_a_metric_that_rises_with_recovery_runs_the_other_way(made):
     restyle, relayout = options["PSNR (dB), median victim"]
     assert relayout["xaxis.autorange"] == "reversed"
     assert relayout["xaxis.type"] == "linear"
-    assert restyle["x"][1] == [10, 10]  # the best featureless picture by PSNR
+    assert restyle["x"][1] == [10, 10]  # the best featureless image by PSNR
     restyle, _ = options["victims identified (%)"]
     assert restyle["x"][3] == [100]
 

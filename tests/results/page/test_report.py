@@ -166,8 +166,8 @@ REFERENCE = pd.Series(ROW | {"quantizer": "none", "test_accuracy_mean": 0.9}).re
 def test_sentences_say_cost_saving_and_leak():
     assert sentence(pd.Series(ROW), REFERENCE) == (
         "Reaches 88.0 % test accuracy (-2.0 points) and sends 1,000 bytes an update (97% fewer). "
-        "The strongest attack recovers 25% of the victims, identifies 50% (chance 0.69%) and knows "
-        "100% of the labels (chance 10%); its median picture has 10.0 dB."
+        "The strongest attack recovers 25% of the victims, identifies 50% (chance 0.69%) and "
+        "recovers 100% of the labels (chance 10%); the median PSNR is 10.0 dB."
     )
     assert "points" not in sentence(REFERENCE, REFERENCE)
     assert "points" not in sentence(pd.Series(ROW), None)
@@ -175,7 +175,7 @@ def test_sentences_say_cost_saving_and_leak():
     assert "(100% more)" in sentence(heavier, REFERENCE)
     doubted = pd.Series(ROW | {"established": False, "doubt": "why"})
     assert sentence(doubted, REFERENCE).endswith(
-        "Not established: why; a better attack may find more."
+        "Not established: why. A better attack may find more."
     )
     assert sentence(pd.Series(ROW | {"mse_median": np.nan}), None).endswith("Not attacked yet.")
     assert sentence(pd.Series(ROW | {"test_accuracy_mean": np.nan}), None) == "Not trained yet."
