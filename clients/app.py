@@ -1,4 +1,4 @@
-"""The Flower client app: says which partition it holds, and computes updates."""
+"""The Flower client app: it tells which partition it holds, and computes updates."""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -12,7 +12,7 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Answer which partition this node holds."""
+    """Reply with the partition of this node."""
     return partition_reply(int(context.node_config["partition-id"]), message)
 
 

@@ -1,4 +1,4 @@
-"""What a client computes from its private images."""
+"""Compute the update of a client from its private images."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from fl_sim.data import private_batch
 from fl_sim.study.trials import Trial
 from fl_sim.updates.local_update import flat_model, local_update, one_hot
 
-torch.set_num_threads(1)  # many small tensors: parallelism is over clients, not inside them
+torch.set_num_threads(1)  # tensors are small; clients run in parallel instead
 
 
 def compute_update(trial: Trial, partition: int, server_round: int, weights: Tensor) -> Tensor:
-    """Return a client's ``(size,)`` update of one round: a pure function of its arguments."""
+    """Return a client's ``(size,)`` update of one round, which the arguments determine."""
     images, labels = private_batch(trial.federation, trial.work, partition, server_round)
     spec = trial.model_spec
     targets = one_hot(labels, spec.classes)

@@ -1,4 +1,4 @@
-"""Flower mods that turn what a client trained into one packed payload."""
+"""Flower mods that encode the update of a client to one packed payload."""
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -26,19 +26,19 @@ _RESIDUAL = "fl_sim.residual"
 class Quantize:
     """Mod for any app whose clients reply with weights: ``ClientApp(mods=[Quantize("sign")])``.
 
-    The floating-point weights that the client changed are encoded to one payload, tied ones once.
-    BatchNorm's running statistics and arrays of other types are **not** quantized and go as they
-    are; what the client did not change stays what it was, to the bit. The
-    server's strategy is wrapped in `server.Dequantize` or `server.HonestButCurious`.
-    Mods that must see weights, such as those of differential
-    privacy, come after this one in the list.
+    The floating-point weights that the client changed are encoded to one payload; of tied weights,
+    only one is. BatchNorm's running statistics and arrays of other types are **not** quantized and
+    are sent as they are. Unchanged arrays are not sent; the server keeps them bit-identical.
+
+    Wrap the server's strategy in `server.Dequantize` or `server.HonestButCurious`. Mods that must
+    see weights, such as those of differential privacy, come after this one in the list.
 
     Parameters
     ----------
     spec : str
         Quantizer, e.g. ``stochastic:bits=4``.
     seed : int
-        Of randomized quantizers; with it, the round and the partition, every draw is repeatable.
+        Seed of randomized quantizers; seed, round and partition determine every draw.
 
     Raises
     ------
@@ -57,7 +57,7 @@ class Quantize:
         self.seed = seed
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Encode the weights of a reply to a train message; let all others pass."""
+        """Encode the weights of a reply to a train message; pass all other messages on."""
         reply = call_next(message, context)
         if not is_train(message) or reply.has_error():
             return reply
@@ -80,10 +80,10 @@ def quantize_trial_mod(message: Message, context: Context, call_next: ClientAppC
 def _transmit(
     spec: str, seed: int, update: Update, whole: Layout, server_round: int, context: Context
 ) -> Payload:
-    """Encode an update of some of the tensors of a ``whole`` model.
+    """Encode an update of some tensors of a ``whole`` model.
 
-    The residual of error feedback lives in ``context.state``, under the name of its trial, and is
-    forgotten when another trial begins; that of a tensor that is not sent waits.
+    The residual of error feedback is stored in ``context.state`` under the name of its trial, and
+    deleted when another trial begins. A tensor that is not sent keeps its residual.
     """
     trial = trial_name(spec, seed)
     generator = torch_rng(seed, Purpose.QUANTIZER, server_round, _partition(context))
@@ -98,7 +98,7 @@ def _transmit(
 
 
 def _partition(context: Context) -> int:
-    """Return which partition a node holds; its id, where nobody told it."""
+    """Return the partition of a node; its node id, if it was given none."""
     return int(context.node_config.get("partition-id", context.node_id))
 
 

@@ -42,11 +42,11 @@ def build_server_app(settings: Settings, folder: RunFolder, on_round: OnRound) -
 
 
 def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnRound) -> None:
-    """Train the trials that are not finished, one after the other; one that fails stops no other.
+    """Train the unfinished trials one after the other; if one fails, continue with the next.
 
     Training a trial again invalidates its earlier attacks and scores.
     """
-    torch.set_num_threads(1)  # small tensors; and the same sums on every machine
+    torch.set_num_threads(1)  # tensors are small; sums are the same on every machine
     nodes: dict[int, int] = {}
     for job in training_jobs(settings, folder):
         if job.stands():
@@ -66,13 +66,13 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
 
 
 def check_data(settings: Settings) -> None:
-    """Raise `SettingsError` where the data of a trial cannot be loaded and dealt as asked."""
+    """Raise `SettingsError` if the data of a trial cannot be loaded and partitioned as asked."""
     for trial in trials_of(settings):
         _ = trial.federation
 
 
 def write_history(settings: Settings, folder: RunFolder) -> None:
-    """Gather the histories of all finished trials in ``history.csv``."""
+    """Write the histories of all finished trials to ``history.csv``."""
     stream = io.StringIO()
     columns = ["trial", "quantizer", "seed", *HistoryRow.__annotations__]
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
@@ -90,11 +90,11 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Entry point of ``flwr run``: settings come from the run config, by setting name.
+    """Run a study as the app of ``flwr run``, with settings from the run config.
 
-    ``study`` and ``out`` are paths (absolute ones, since Flower runs a copy of the app); every
-    other key is a setting in kebab-case, e.g. ``batch-size``, or one of Flower's own names.
-    A number or boolean is read as its text is. What is raised ends Flower's run as failed.
+    ``study`` and ``out`` are absolute paths, since Flower runs a copy of the app. Every other key
+    is a setting in kebab-case, e.g. ``batch-size``, or one of Flower's own names. Numbers and
+    booleans are parsed as text. An exception marks Flower's run as failed.
     """
     config = {key: str(value) for key, value in context.run_config.items() if value != ""}
     folder = RunFolder(Path(config.pop("out", "runs/flower")))

@@ -1,4 +1,4 @@
-"""A study from the server's side: check it, train its trials on an engine, attack what was seen."""
+"""Run a study on the server's side: check it, train its trials, attack the observations."""
 
 import logging
 from pathlib import Path
@@ -20,17 +20,17 @@ from server.auditing.jobs import check_attacks, run_jobs
 
 log = logging.getLogger("fl_sim.server")
 
-_ENGINES = 4  # that may be started, one after the other, where workers are lost
+_ENGINES = 4  # started one after the other, at most, if workers are lost
 
 
 def check_study(study: Study) -> None:
-    """Refuse, before anything is written, what only the data or the attacks can refuse.
+    """Check what needs the data or the attacks, before anything is written.
 
     Raises
     ------
     SettingsError
-        If an attack does not parse, the data cannot be loaded and dealt as asked, or there is no
-        GPU where one is asked for.
+        If an attack does not parse, the data cannot be loaded and partitioned as asked, or there
+        is no GPU although one is asked for.
     """
     engine = study.points[0].settings.engine
     if engine.device == "cuda" and engine.engine == "local" and not torch.cuda.is_available():
@@ -41,10 +41,10 @@ def check_study(study: Study) -> None:
 
 
 def train(study: Study, root: Path) -> None:
-    """Train the trials that are not finished, then gather ``history.csv`` of each point.
+    """Train the unfinished trials, then write ``history.csv`` of each point.
 
-    On Ray all trials of a point are trained in one server app, so that an engine starts once for
-    it. The in-process engine takes no time to start: there trials are trained side by side.
+    On Ray, one server app trains all trials of a point, so that the engine starts once. The
+    in-process engine starts at once, so trials are trained in parallel, each on its own engine.
     """
     pairs = list(zip(study.points, study.folders(root), strict=True))
     total = sum(len(p.settings.combinations) * p.settings.training.rounds for p in study.points)
@@ -59,14 +59,14 @@ def train(study: Study, root: Path) -> None:
                 advance(job.settings.training.rounds, job.trial.name)
         else:
             for point, folder in pairs:
-                if any(job.folder == folder for job in waiting):  # else no engine need start
+                if any(job.folder == folder for job in waiting):  # else no engine is needed
                     _train_point(point.settings, folder, advance)
     for point, folder in pairs:
         write_history(point.settings, folder)
 
 
 def train_alone(job: TrainingJob) -> None:
-    """Train one trial on an in-process engine of its own."""
+    """Train one trial on its own in-process engine."""
     only = {"quantizers": (job.trial.quantizer,), "seeds": (job.trial.seed,)}
     settings = job.settings.model_copy(update=only)
     server_app = build_server_app(settings, job.folder, lambda _: None)
@@ -74,7 +74,7 @@ def train_alone(job: TrainingJob) -> None:
 
 
 def _train_point(settings: Settings, folder: RunFolder, advance: Advance) -> None:
-    """Train the trials of a point in one server app; in another if its engine loses a worker."""
+    """Train the trials of a point in one server app; start another if its engine loses a worker."""
 
     def on_round(trial: Trial) -> None:
         advance(1, trial.name)
@@ -87,16 +87,16 @@ def _train_point(settings: Settings, folder: RunFolder, advance: Advance) -> Non
         except WorkerLostError as error:
             if not left:
                 raise
-            log.warning("%s; the engine starts again on what is left of it", error)
+            log.warning("%s; the engine starts again to train the remaining trials", error)
 
 
 def unfinished_trainings(settings: Settings, folder: RunFolder) -> list[TrainingJob]:
-    """Return the trainings of a run that are still to be done, or to be done again."""
+    """Return the trainings of a run that are not finished, or no longer stand."""
     return [job for job in training_jobs(settings, folder) if not job.stands()]
 
 
 def attack(study: Study, root: Path) -> None:
-    """Run the attacks that are not finished on what the server of finished trials observed."""
+    """Run the unfinished attacks on the observations of finished trials."""
     jobs: list[AttackJob] = []
     for point, folder in zip(study.points, study.folders(root), strict=True):
         trained = [job for job in training_jobs(point.settings, folder) if job.stands()]

@@ -1,4 +1,4 @@
-"""Training of one trial on a Flower grid, with its history as the result."""
+"""Train one trial on a Flower grid; the result is its history."""
 
 import logging
 import time
@@ -32,11 +32,11 @@ from server.strategies.wrapper import Wrapper
 
 log = logging.getLogger("fl_sim.server")
 
-_NODES_TIMEOUT = 120.0  # seconds for all nodes of an engine to come up
+_NODES_TIMEOUT = 120.0  # seconds in which all nodes of an engine must connect
 
 
 class HistoryRow(TypedDict):
-    """One round of one trial; bytes are of the payloads used in the round."""
+    """One round of one trial; ``uplink_bytes`` counts the payloads that were used."""
 
     round: int
     accuracy: float
@@ -47,12 +47,12 @@ class HistoryRow(TypedDict):
 
 
 def find_nodes(grid: Grid, clients: int, timeout: float = _NODES_TIMEOUT) -> dict[int, int]:
-    """Return the node id of each partition, once ``clients`` nodes are up and have answered.
+    """Wait until ``clients`` nodes have connected; return the node id of each partition.
 
     Raises
     ------
     TimeoutError
-        If fewer nodes come up, or two hold the same partition.
+        If fewer nodes connect in time, or two hold the same partition.
     """
     deadline = time.monotonic() + timeout
     node_ids = list(grid.get_node_ids())
@@ -72,7 +72,7 @@ def find_nodes(grid: Grid, clients: int, timeout: float = _NODES_TIMEOUT) -> dic
 
 
 def initial_weights(trial: Trial) -> torch.Tensor:
-    """Return the ``(size,)`` weights a trial starts from: a pure function of its seed."""
+    """Return the ``(size,)`` initial weights of a trial, which its seed determines."""
     module = build_model(trial.model_spec, trial.seed)
     return Layout.of(module).flatten(dict(module.named_parameters())).detach()
 

@@ -1,1 +1,1 @@
-"""Where work runs: in-process, on Ray, over processes; and how it is interrupted."""
+"""Engines that run the work: in this process, in worker processes, or on Ray; and interrupts."""

@@ -1,9 +1,8 @@
-"""The fork server: it imports what worker processes need, runs none of it, and is forked for each.
+"""Start the fork server, which imports what worker processes need; each worker is its fork.
 
-Workers are never forks of the process they work for, whose torch threads would hang in them; and
-the time and memory of imports are spent once. This module is light to import, so that a fork
-server can start while this process still imports the rest. An interrupt at the keyboard reaches
-every process: workers ignore it, and the process they work for ends them.
+Imports then cost time and memory once. A fork of the main process would hang in its torch threads.
+This module imports little, so that the fork server can start while the main process still imports
+the rest. Ctrl-C reaches every process: workers ignore it, and the main process ends them.
 """
 
 import multiprocessing
@@ -11,13 +10,13 @@ import signal
 from collections.abc import Sequence
 from multiprocessing.context import BaseContext
 
-_LAZY = ("flwr_datasets.partitioner", "sklearn.datasets")  # `fl_sim.data` imports them when used
+_LAZY = ("flwr_datasets.partitioner", "sklearn.datasets")  # what `fl_sim.data` imports on first use
 
 
 def fork_server(modules: Sequence[str]) -> BaseContext:
-    """Return how workers start: from a fork server, where the system has one.
+    """Return how to start workers: from a fork server, on systems that have one.
 
-    It is started unless it runs already, and then imports ``modules``, by name.
+    Unless the fork server runs already, it is started and imports ``modules``, given by name.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -26,7 +25,7 @@ def fork_server(modules: Sequence[str]) -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*modules, *_LAZY])
     resource_tracker.ensure_running()  # it unblocks signals
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # in all it starts
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # its children inherit this
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return context

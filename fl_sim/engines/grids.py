@@ -1,4 +1,4 @@
-"""The same apps on an in-process engine or on Flower's simulation engine on Ray."""
+"""Run the same Flower apps on an in-process engine or on Flower's simulation engine, on Ray."""
 
 import logging
 import time
@@ -23,11 +23,10 @@ _CLIENT_APP_ERROR = 0  # Flower's ErrorCode.UNKNOWN
 _SERVER_NODE = 1  # Flower's SUPERLINK_NODE_ID
 
 
-class _Shift:
-    """Messages that a thread answers in turn.
+class _MessageBatch:
+    """Messages that a thread answers one after the other.
 
-    Its caller hears of it once, at the end: to wake another thread for every reply would cost more
-    than Flower's part of it.
+    It notifies the caller once, at the end: waking another thread for every reply is slow.
     """
 
     def __init__(self, answer: Callable[[Message], Message], messages: Sequence[Message]) -> None:
@@ -40,11 +39,11 @@ class _Shift:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is being answered any more."""
+        """Whether the thread has stopped answering."""
         return self._ended.is_set()
 
     def work(self) -> None:
-        """Answer one message after the other, until one of them was given up."""
+        """Answer the messages; stop if the caller gave one up."""
         try:
             for message in self._messages:
                 reply = self._answer(message)
@@ -53,14 +52,14 @@ class _Shift:
                         break
                     self.replies.append(reply)
                     self._began = time.monotonic()
-        except BaseException as error:  # the caller's to handle, as if it had answered itself
+        except BaseException as error:  # re-raised by `late`, in the caller's thread
             self._error = error
         self._ended.set()
 
     def late(self, timeout: float) -> Message | None:
-        """Wait for all replies; return the message of which one takes longer than ``timeout``.
+        """Wait for all replies; return the message whose reply takes longer than ``timeout``.
 
-        The messages behind it are then left unanswered.
+        The messages after it then stay unanswered.
         """
         while not self._ended.wait(max(0.0, self._began + timeout - time.monotonic())):
             with self._lock:
@@ -73,32 +72,32 @@ class _Shift:
 
 
 class _Worker:
-    """A thread that works shifts in turn; a new one would allocate all its memory afresh.
+    """A thread that answers one batch after the other; a new thread would allocate memory anew.
 
-    It ends with its owner, or, if a shift never does, with the process.
+    It ends when its owner is deleted; if a batch never ends, it ends with the process.
     """
 
     def __init__(self) -> None:
-        self._shifts: SimpleQueue[_Shift | None] = SimpleQueue()
-        Thread(target=self._work, args=(self._shifts,), daemon=True).start()
-        weakref.finalize(self, self._shifts.put, None)
+        self._batches: SimpleQueue[_MessageBatch | None] = SimpleQueue()
+        Thread(target=self._work, args=(self._batches,), daemon=True).start()
+        weakref.finalize(self, self._batches.put, None)
 
-    def start(self, shift: _Shift) -> None:
-        """Have a shift worked next."""
-        self._shifts.put(shift)
+    def start(self, batch: _MessageBatch) -> None:
+        """Queue a batch."""
+        self._batches.put(batch)
 
     @staticmethod
-    def _work(shifts: "SimpleQueue[_Shift | None]") -> None:
-        while (shift := shifts.get()) is not None:
-            shift.work()
-            del shift  # it knows the owner, which could not end while this thread holds it
+    def _work(batches: "SimpleQueue[_MessageBatch | None]") -> None:
+        while (batch := batches.get()) is not None:
+            batch.work()
+            del batch  # it refers to the owner, which could not be deleted otherwise
 
 
 class LocalGrid(Grid):
-    """Flower's Grid in one process: a message is answered when its reply is asked for.
+    """Flower's Grid in one process: it answers a message when the reply is asked for.
 
-    The two private touches of Flower are here: the identity that building a message needs outside
-    a runtime, and the id that a message must carry before it can be replied to.
+    It uses two private parts of Flower: the identity that is needed to build a message outside of
+    a Flower runtime, and the id that a message must have before it can be replied to.
 
     Parameters
     ----------
@@ -107,7 +106,7 @@ class LocalGrid(Grid):
     clients : int
         Number of nodes; node ``i + 2`` holds partition ``i``.
     run_config : UserConfig, optional
-        What ``flwr run`` would give to the clients.
+        Run config of the clients, as of ``flwr run``.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class LocalGrid(Grid):
             for partition in range(clients)
         }
         self._pending: dict[str, Message] = {}
-        self._late: dict[int, _Shift] = {}
+        self._late: dict[int, _MessageBatch] = {}
         self._worker: _Worker | None = None
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = _SERVER_NODE
 
@@ -134,7 +133,7 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Take messages in; none is answered yet."""
+        """Accept messages, without answering them yet."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
@@ -152,8 +151,8 @@ class LocalGrid(Grid):
     ) -> Iterator[Message]:
         """Push messages and yield their replies.
 
-        A client is given ``timeout`` seconds for its reply. One that is late is missing, and is not
-        asked again while it is still at work: nothing can stop it in one process.
+        A client has ``timeout`` seconds for its reply. If it takes longer, its reply is missing,
+        and it is not asked again while it still works: nothing can stop it within one process.
         """
         ids = self.push_messages(messages)
         if timeout is None:
@@ -161,21 +160,21 @@ class LocalGrid(Grid):
             return
         left = [self._pending.pop(message_id) for message_id in ids]
         while left := [message for message in left if not self._busy(message)]:
-            shift = _Shift(self._answer, left)
+            batch = _MessageBatch(self._answer, left)
             self._worker = self._worker or _Worker()
-            self._worker.start(shift)
-            late = shift.late(timeout)
-            yield from shift.replies
+            self._worker.start(batch)
+            late = batch.late(timeout)
+            yield from batch.replies
             if late is None:
                 return
-            self._late[late.metadata.dst_node_id] = shift
+            self._late[late.metadata.dst_node_id] = batch
             self._worker = None
-            left = left[len(shift.replies) + 1 :]
+            left = left[len(batch.replies) + 1 :]
 
     def _busy(self, message: Message) -> bool:
-        """Tell whether a message is for a node that is still at work on one of another round."""
-        shift = self._late.get(message.metadata.dst_node_id)
-        return shift is not None and not shift.ended
+        """Return whether the node of a message still works on one of an earlier round."""
+        batch = self._late.get(message.metadata.dst_node_id)
+        return batch is not None and not batch.ended
 
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
@@ -186,19 +185,19 @@ class LocalGrid(Grid):
             return Message(Error(_CLIENT_APP_ERROR, reason), reply_to=message)
 
     def set_run(self, run: Any) -> None:
-        """Do nothing: an in-process grid serves one run."""
+        """Do nothing: an in-process grid has one run."""
 
     @property
     def run(self) -> Any:
-        """There is no SuperLink that could describe the run."""
+        """Raise: no SuperLink describes the run."""
         raise NotImplementedError("An in-process grid has no run record.")
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Flower deprecates it; build a `Message` instead."""
+        """Raise: Flower deprecates it; build a `Message` instead."""
         raise NotImplementedError("Build a flwr.app.Message instead.")
 
     def get_nodes(self) -> Any:
-        """There is no SuperLink that could describe the nodes."""
+        """Raise: no SuperLink describes the nodes."""
         raise NotImplementedError("An in-process grid knows node ids only.")
 
 
@@ -243,12 +242,12 @@ def _run_ray(server_app: ServerApp, client_app: ClientApp, clients: int, address
 
 
 def start_ray(address: str) -> bool:
-    """Start Ray, or join its cluster, unless that is done; signals do what they did before.
+    """Start Ray or join its cluster, unless that is done; keep the signal handlers.
 
     Returns
     -------
     bool
-        Whether there was anything to do, and hence is to shut down.
+        Whether Ray was started here, so that the caller has to shut it down.
     """
     import ray  # noqa: PLC0415 - Ray takes seconds to import
 

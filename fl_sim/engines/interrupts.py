@@ -12,15 +12,15 @@ from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
 
-KEPT = "what was finished stays, the same command goes on"
-"""What a command that ends early tells its user."""
+KEPT = "finished work is kept; run the same command to continue"
+"""What a command that ends early tells the user."""
 
-_PATIENCE = 1.0  # seconds to unwind in; files are written atomically, so none is waited for
+_PATIENCE = 1.0  # seconds to unwind; no file needs more, as all are written atomically
 _SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
 
 class Interrupted(BaseException):
-    """The process was asked to end.
+    """A signal asked the process to end.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Interrupted(BaseException):
         super().__init__(f"{signal.Signals(signum).name} received")
 
     def announce(self) -> None:
-        """Tell the user in one line, once."""
+        """Print one line for the user, once."""
         word = "interrupted" if self.status == 128 + signal.SIGINT else "terminated"
         if not self._told:
             with suppress(OSError):  # the terminal, or the reader of a pipe, may be gone
@@ -43,16 +43,16 @@ class Interrupted(BaseException):
 
 
 class WorkerLostError(RuntimeError):
-    """An engine lost a worker, and with it results that did not fail."""
+    """An engine lost a worker process; what the worker computed did not fail, but is missing."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise `Interrupted` in the main thread on SIGINT, SIGTERM and SIGHUP.
 
-    Whatever still waits after a second, for a client or a cluster say, is left: the process and
-    all it started then end at once. So they do at a second signal. Under ``nohup`` a SIGHUP stays
-    ignored.
+    If the process has not ended after a second, for example because it waits for a client or a
+    cluster, it is killed with all processes that it started. A second signal kills them at once.
+    Under ``nohup`` SIGHUP stays ignored.
     """
     with keeping_signals():
         for one in _SIGNALS:
@@ -63,25 +63,25 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def keeping_signals() -> Iterator[None]:
-    """Give back, at the end of the block, what signals did before: Ray takes SIGTERM for itself."""
+    """Restore all signal handlers at the end of the block: Ray replaces that of SIGTERM."""
     former = {one: signal.getsignal(one) for one in _SIGNALS}
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():  # no other may set them
+        if threading.current_thread() is threading.main_thread():  # only this one may set them
             for one, handler in former.items():
                 signal.signal(one, handler)
 
 
 def end_workers() -> None:
-    """Terminate the processes that this one started."""
+    """Terminate the worker processes that this process started."""
     for child in multiprocessing.active_children():
         child.terminate()
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
     del frame
-    logging.disable()  # what fails because it ends is no news
+    logging.disable()  # errors that the end itself causes are of no interest
     request = Interrupted(signum)
     for one in _SIGNALS:
         signal.signal(one, lambda *_: _end(request))
@@ -92,11 +92,11 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 
 def _end(request: Interrupted) -> None:
-    """End this process and all it started, a local cluster among it, now."""
+    """Kill this process and all that it started, such as a local Ray cluster."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
-                process.kill()  # that one ends by itself, once it has deleted what is left
+                process.kill()  # the tracker deletes what is left over, then ends by itself
     with suppress(OSError):
         sys.stdout.flush()
     request.announce()

@@ -1,4 +1,4 @@
-"""Independent tasks side by side: in this process, over processes, or over a Ray cluster."""
+"""Run independent tasks in parallel: in worker processes or on a Ray cluster."""
 
 import logging
 import multiprocessing
@@ -30,20 +30,22 @@ def run_tasks(
     engine: EngineSettings,
     device: str = "cpu",
 ) -> Iterator[tuple[Task, Result]]:
-    """Yield each task with its result as it is done; one torch thread a process.
+    """Run the tasks, and yield each with its result once it is done.
 
-    Results must not depend on where a task runs: a task carries all it needs, its seed included.
+    Results must not depend on where a task runs: a task carries all its inputs, the seed too.
+    Each process uses one torch thread.
 
     Parameters
     ----------
     function : callable
-        A function of an importable module.
+        Maps a task to its result; a function of an importable module.
     tasks : sequence
-        What it is called with, one by one; pickled, except in this process.
+        Pickled, unless they run in this process.
     engine : EngineSettings
         ``workers`` processes (0: one per core) on this machine, or the cluster of ``ray``.
     device : str
-        What tasks run on. One process has a GPU to itself, and a cluster gives each task one.
+        What tasks run on. If not ``cpu``, one local process runs all tasks; a cluster gives a GPU
+        to each.
     """
     workers = min(engine.workers or _cores(), len(tasks)) if device == "cpu" else 1
     if engine.engine == "ray" and tasks:
@@ -59,12 +61,12 @@ def run_tasks(
 def _over_processes(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
 ) -> Iterator[tuple[Task, Result]]:
-    """Yield the tasks as they are done; where a worker is killed, go on with one worker less.
+    """Run the tasks in worker processes; if a worker is killed, continue with one worker less.
 
     Raises
     ------
     WorkerLostError
-        If even a worker on its own is killed.
+        If a worker is killed although it is the only one.
     """
     left = dict(enumerate(tasks))
     while left:
@@ -73,12 +75,12 @@ def _over_processes(
                 yield left.pop(number), result
         except BrokenProcessPool as error:
             if workers == 1:
-                raise WorkerLostError(f"{_KILLED} with nothing beside it") from error
+                raise WorkerLostError(f"{_KILLED} although it was the only one") from error
             workers -= 1
-            log.warning("%s; %d task(s) go on with %d worker(s)", _KILLED, len(left), workers)
+            log.warning("%s; continuing %d task(s) with %d worker(s)", _KILLED, len(left), workers)
 
 
-_KILLED = "a worker process was killed, perhaps because memory ran out,"
+_KILLED = "a worker process was killed, perhaps because memory ran out"
 
 
 def _in_pool(
@@ -100,9 +102,9 @@ def _in_pool(
 
 
 def _begin() -> None:
-    """Set a worker up: one torch thread, and an end with the process it works for, if killed.
+    """Set up a worker: it uses one torch thread, and ends when its parent process is killed.
 
-    That process alone answers an interrupt, which a terminal sends to all.
+    It ignores interrupts, which a terminal sends to all processes: its parent handles them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -119,7 +121,7 @@ def _begin() -> None:
 def _logged(
     function: Callable[[Task], Result], task: Task
 ) -> tuple[Result, list[logging.LogRecord]]:
-    """Call a function, and return with its result the events it logged."""
+    """Call a function; return its result and the events it logged."""
     with collected() as events:
         return function(task), events
 
@@ -144,7 +146,7 @@ def _on_ray(
             replay(events)
             yield pending.pop(done), result
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        raise WorkerLostError(f"{_KILLED} whenever Ray tried a task again") from error
+        raise WorkerLostError(f"{_KILLED}, whenever Ray retried its task") from error
     finally:
         if started:
             ray.shutdown()

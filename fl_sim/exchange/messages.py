@@ -1,4 +1,4 @@
-"""Updates and payloads as Flower records: the only place that knows the record layout."""
+"""Updates and payloads as Flower records; no other module knows their layout."""
 
 import secrets
 import sys
@@ -26,7 +26,7 @@ _NONCE, _PARTITION, _FACTS = "nonce", "partition-id", "facts"
 
 
 def pack_weights(weights: Tensor) -> ArrayRecord:
-    """Wrap flat ``(size,)`` weights."""
+    """Return flat ``(size,)`` weights as a record."""
     return _record("weights", _array(weights))
 
 
@@ -36,12 +36,12 @@ def unpack_weights(arrays: ArrayRecord) -> Tensor:
 
 
 def is_flat(arrays: ArrayRecord) -> bool:
-    """Tell whether weights are one flat vector, as those of a study, and not an app's arrays."""
+    """Return whether weights are one flat vector, as in a study, and not the arrays of an app."""
     return [array.stype for array in arrays.values()] == [_VECTOR_TYPE]
 
 
 def train_config(trial: Trial) -> ConfigRecord:
-    """Return what a client must be told of a trial; the strategy adds ``server-round``."""
+    """Return the config that tells a client its trial; the strategy adds ``server-round``."""
     return ConfigRecord({"trial": trial.to_json()})
 
 
@@ -51,13 +51,13 @@ def train_instruction(node_id: int, arrays: ArrayRecord, config: ConfigRecord) -
 
 
 def set_nonce(config: ConfigRecord) -> str:
-    """Put a fresh random word in the config of a round; replies to that round repeat it."""
+    """Put a fresh nonce in the config of a round; replies to that round repeat it."""
     config[_NONCE] = nonce = secrets.token_hex(8)
     return nonce
 
 
 def is_train(message: Message) -> bool:
-    """Tell whether a message asks for training."""
+    """Return whether a message asks for training."""
     return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
 
 
@@ -72,7 +72,7 @@ def read_round(message: Message) -> int:
 
 
 def _config(instruction: Message) -> ConfigRecord:
-    """Return the config of an instruction, whatever an app calls it."""
+    """Return the config of an instruction, under any record name."""
     for record in instruction.content.values():  # Flower's views by type are copies
         if isinstance(record, ConfigRecord) and _NONCE in record:
             return record
@@ -101,19 +101,19 @@ def read_update(reply: Message, layout: Layout) -> Update:
 
 
 def pack_reply(reply: Message, payload: Payload) -> Message:
-    """Put a packed payload in the place of a reply's update: what then crosses the wire."""
+    """Replace the update of a reply by its packed payload, which then crosses the wire."""
     reply.content["arrays"] = _record(PAYLOAD, payload_array(payload))
     return reply
 
 
 def payload_array(payload: Payload) -> Array:
-    """Return a payload as the bytes that travel."""
+    """Return a payload as an array of the bytes that are sent."""
     raw = payload.to_bytes()
     return Array("uint8", (len(raw),), PAYLOAD_TYPE, raw)
 
 
 def add_reply_facts(reply: Message, instruction: Message, partition: int) -> Message:
-    """Add to a reply which round it answers, by its nonce, and which partition it is from."""
+    """Add to a reply the nonce of the round it answers and the partition it comes from."""
     facts = {_NONCE: str(_config(instruction)[_NONCE]), _PARTITION: partition}
     reply.content[_FACTS] = ConfigRecord(facts)  # type: ignore[arg-type]
     return reply
@@ -126,7 +126,7 @@ def nonce_of(reply: Message) -> str | None:
 
 
 def partition_of(reply: Message) -> int | None:
-    """Return the partition a reply says it is from, if it says so with a number from 0 on."""
+    """Return the partition that a reply claims, if it is a number >= 0."""
     value = _facts(reply).get(_PARTITION)
     return value if type(value) is int and value >= 0 else None  # True is an int as well
 
@@ -156,12 +156,12 @@ def read_payload(reply: Message, layout: Layout) -> Payload:
 
 
 def weight_of(reply: Message, key: str = EXAMPLES) -> float:
-    """Return what a reply says it weighs in an average: the metric ``key`` of its one record.
+    """Return the weight in averages that a reply claims: metric ``key`` of its only record.
 
     Raises
     ------
     PayloadError
-        If it is missing or not a positive number, of examples not a whole one.
+        If it is missing or not positive, or if a number of examples is not an integer.
     """
     records = list(reply.content.metric_records.values())
     weight = records[0].get(key) if len(records) == 1 else None
@@ -184,18 +184,18 @@ def partition_reply(partition: int, query: Message) -> Message:
 
 
 def read_partition(reply: Message) -> int:
-    """Return the partition a node said it holds."""
+    """Return the partition in a `partition_reply`."""
     return int(reply.content.config_records[_FACTS][_PARTITION])  # type: ignore[arg-type]
 
 
 def _record(name: str, array: Array) -> ArrayRecord:
     record = ArrayRecord()
-    record[name] = array  # its constructor would make every array twice
+    record[name] = array  # the constructor would copy every array
     return record
 
 
 def _array(vector: Tensor) -> Array:
-    """Wrap raw float32 bytes: Flower's own serialization parses a header every time."""
+    """Wrap raw float32 bytes; Flower's own serialization would parse a header every time."""
     return Array("float32", tuple(vector.shape), _VECTOR_TYPE, vector.numpy().tobytes())
 
 

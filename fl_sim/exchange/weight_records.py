@@ -1,4 +1,4 @@
-"""Named weights of anybody's Flower app as one flat vector, and back: what a mod can quantize."""
+"""Convert the named weights of any Flower app to a flat vector, to be quantized, and back."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ _Values = np.ndarray[tuple[int, ...], Any]
 
 @dataclass(frozen=True)
 class Changes:
-    """What becomes of the arrays that a client changed; all others do not travel at all.
+    """How the arrays that a client changed are sent; unchanged arrays are not sent.
 
     Attributes
     ----------
     quantized : Layout
-        Floating-point arrays, in the payload.
+        Floating-point arrays, which the payload holds.
     same : dict[str, str]
-        Arrays tied to an earlier one: its name by theirs.
+        Tied arrays: maps the name of each to the name of the array that is sent for it.
     exact : tuple[str, ...]
-        BatchNorm's statistics and arrays of other types, which travel as they are.
+        BatchNorm's statistics and arrays of other types, which are sent as they are.
     """
 
     quantized: Layout
@@ -42,12 +42,12 @@ class Changes:
 
 
 def layout_of(arrays: ArrayRecord) -> Layout:
-    """Return the layout of what can be quantized: floating-point arrays, less statistics."""
+    """Return the layout of what can be quantized: floating-point arrays except statistics."""
     return _layout(arrays, [name for name, array in arrays.items() if _is_quantized(name, array)])
 
 
 def floats_of(arrays: ArrayRecord) -> Layout:
-    """Return the layout of all floating-point arrays: what there is to know of a model."""
+    """Return the layout of all floating-point arrays, statistics included."""
     return _layout(arrays, [n for n, array in arrays.items() if array.dtype.startswith("float")])
 
 
@@ -66,7 +66,7 @@ def flatten(arrays: ArrayRecord, layout: Layout) -> Tensor:
 
 
 def with_floats(arrays: ArrayRecord, layout: Layout, vector: Tensor) -> ArrayRecord:
-    """Return the arrays with those of ``layout`` replaced by a flat vector, in their own types."""
+    """Replace the arrays of ``layout`` by the values of a flat vector; types stay the same."""
     new = {
         name: Array(np.asarray(tensor.numpy(), arrays[name].numpy().dtype))
         for name, tensor in layout.unflatten(vector).items()
@@ -75,9 +75,9 @@ def with_floats(arrays: ArrayRecord, layout: Layout, vector: Tensor) -> ArrayRec
 
 
 def weight_change(instruction: Message, reply: Message) -> tuple[Update, Changes]:
-    """Return what a client did to the weights it was sent, as *old minus new*, and to which.
+    """Return the change of the weights by a client, *old minus new*, and which arrays changed.
 
-    Weights that are equal to the bit before and after are tied: they are sent once.
+    Arrays that are bit-identical to each other, before and after, are tied: they are sent once.
     """
     _, sent_weights = only_arrays(instruction.content)
     _, trained = only_arrays(reply.content)
@@ -101,7 +101,7 @@ def weight_change(instruction: Message, reply: Message) -> tuple[Update, Changes
 def pack_changes(
     instruction: Message, reply: Message, payload: Payload, changes: Changes
 ) -> Message:
-    """Put a payload in the place of the trained weights of a reply, and say which they are."""
+    """Replace the trained weights of a reply by a payload and the names of what changed."""
     key, arrays = only_arrays(reply.content)
     place = {name: index for index, name in enumerate(only_arrays(instruction.content)[1])}
     exact = {name: _raw(arrays[name]) for name in changes.exact}
@@ -116,12 +116,12 @@ def pack_changes(
 
 
 def read_changes(reply: Message, sent_weights: ArrayRecord) -> Changes:
-    """Return which of the arrays ``sent_weights`` a reply says were changed.
+    """Return which arrays of ``sent_weights`` the client changed, as its reply says.
 
     Raises
     ------
     PayloadError
-        If it does not say so in terms of ``sent_weights``.
+        If the reply does not say it, or names arrays that ``sent_weights`` lacks.
     """
     _, arrays = only_arrays(reply.content)
     names, exact = list(sent_weights), tuple(name for name in arrays if name != PAYLOAD)
@@ -147,14 +147,14 @@ def read_changes(reply: Message, sent_weights: ArrayRecord) -> Changes:
 def unpack_changes(
     reply: Message, sent_weights: ArrayRecord, changes: Changes, delta: Update
 ) -> RecordDict:
-    """Return the content of a reply as the client's app made it: its weights, named.
+    """Return the content of a reply as the client's app made it, with named weights.
 
     Parameters
     ----------
     reply : Message
         As `pack_changes` made it.
     sent_weights : ArrayRecord
-        The weights the client was sent; those it did not change come back to the bit.
+        The weights the client was sent; unchanged ones are returned bit-identical.
     changes : Changes
         Of `read_changes`.
     delta : Update
@@ -181,7 +181,7 @@ def unpack_changes(
 
 
 def only_arrays(content: RecordDict) -> tuple[str, ArrayRecord]:
-    """Return name and record of the one ArrayRecord of a message; raise `PayloadError` else."""
+    """Return name and record of a message's only ArrayRecord; else raise `PayloadError`."""
     records = list(content.array_records.items())
     if len(records) != 1:
         raise PayloadError(f"one record of arrays is expected, not {len(records)}")
@@ -201,7 +201,7 @@ def _type(array: Array) -> tuple[str, tuple[int, ...]]:
 
 
 def _identity(array: Array) -> tuple[object, ...]:
-    """Return what two arrays that are equal to the bit have in common."""
+    """Return a value that only bit-identical arrays share."""
     values = array.numpy()
     return str(values.dtype), values.shape, sha256(values.tobytes()).digest()
 
@@ -237,7 +237,7 @@ def _raw(array: Array) -> Array:
 
 
 def _from_raw(name: str, array: Array, shape: tuple[int, ...]) -> _Values:
-    """Read an array without trusting the lengths it declares."""
+    """Read an array; check the lengths it declares first."""
     if array.stype != _RAW_TYPE or array.dtype not in _DTYPES or tuple(array.shape) != shape:
         raise PayloadError(f"array {name!r} is not of the model's shape and a plain type")
     dtype = np.dtype(array.dtype)

@@ -17,12 +17,12 @@ log = logging.getLogger("fl_sim.runs")
 
 
 class MadeBy(Enum):
-    """What made the file of a job, as the key in the file tells."""
+    """What made the file of a job, according to the key in the file."""
 
     NOTHING = "the file is missing or cannot be read"
     OTHER_INPUTS = "other settings or data"
     OTHER_CODE = "the same settings and data, but other code"
-    THIS_CODE = "the settings, data and code of now"
+    THIS_CODE = "the current settings, data and code"
 
 
 class Job(ABC):
@@ -36,7 +36,7 @@ class Job(ABC):
     @property
     @abstractmethod
     def key(self) -> str:
-        """Fingerprint of the job's inputs and of the code that would do the job now."""
+        """Fingerprint of the job's inputs and of the current code."""
 
     @abstractmethod
     def written_key(self) -> str:
@@ -52,11 +52,11 @@ class Job(ABC):
         return MadeBy.THIS_CODE if written == self.key else MadeBy.OTHER_CODE
 
     def stands(self) -> bool:
-        """Return whether the file would come out the same, so that the job is done."""
+        """Return whether the current settings, data and code made the file."""
         return self.made_by() is MadeBy.THIS_CODE
 
     def _key_of_inputs(self) -> str:
-        """Return a key of the inputs as they lie on disk now, be it from other code."""
+        """Return a key of the inputs on disk, which other code may have made."""
         return self.key
 
 
@@ -111,7 +111,7 @@ class AttackJob(Job):
     attack : str
         Name of the attack in the study.
     rounds : tuple of int
-        Attacked in one go, see `attack_groups`.
+        Rounds that are attacked together, see `attack_groups`.
     """
 
     training: TrainingJob
@@ -130,7 +130,7 @@ class AttackJob(Job):
 
     @property
     def spec(self) -> str:
-        """What the attack is built from: what it was tuned to, or its name."""
+        """Spec of the attack: the tuned one, if there is one."""
         return self.training.settings.audit.spec(self.attack, self.trial.quantizer)
 
     @property
@@ -170,7 +170,7 @@ class ScoringJob(Job):
     attack : AttackJob
         What made the reconstructions.
     installed : str
-        Names the optional metrics that are installed here; `results` knows them.
+        Names the optional metrics that are installed here, for the key.
     """
 
     attack: AttackJob
@@ -185,7 +185,7 @@ class ScoringJob(Job):
 
     @property
     def key(self) -> str:
-        """See `score_key`; it is of the reconstructions on disk, be they from other code."""
+        """See `score_key`; made from the key of the reconstructions on disk."""
         metrics = self.attack.training.settings.audit.metrics
         return score_key(self.attack.written_key(), metrics) + self.installed
 
@@ -198,10 +198,10 @@ class ScoringJob(Job):
         try:
             return str(pd.read_parquet(self.target, columns=[]).attrs.get("key", ""))
         except (OSError, ValueError) as error:
-            log.warning("%s cannot be read, it is made again: %s", self.target, error)
+            log.warning("%s cannot be read and is made again: %s", self.target, error)
             return ""
 
 
 def training_jobs(settings: Settings, folder: RunFolder) -> list[TrainingJob]:
-    """Return the training of every trial of a run; `TrainingJob.attacks` are the jobs after it."""
+    """Return one training job for each trial of a run."""
     return [TrainingJob(trial, settings, folder) for trial in trials_of(settings)]

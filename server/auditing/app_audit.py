@@ -1,4 +1,4 @@
-"""Audit of somebody else's Flower app: attack what `HonestButCurious` kept of it."""
+"""Audit any Flower app: attack the observations that `HonestButCurious` stored."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -19,14 +19,14 @@ from fl_sim.updates.local_update import LocalWork
 
 
 class Audit(list[Reconstruction]):
-    """What the attacks of an audit made, by round and partition.
+    """The reconstructions of an audit, by round and partition.
 
     Attributes
     ----------
     observations : list of Observation
-        What they were made from; `results.print_audit` reports both.
+        What was attacked; `results.print_audit` reports both.
     unreadable : list of str
-        What could not be read and was left out, and why; there is a warning as well.
+        Observations that could not be read, each with the reason; a warning names them too.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ def audit(
     classes : int
         Number of labels.
     work : LocalWork, optional
-        What a client does in a round; may be left out where `HonestButCurious` was told.
+        What a client does in a round; not needed if `HonestButCurious` was given it.
     trial : str
         Sub-folder of the training.
     attacks : sequence of str
         Presets, optionally edited; see ``run_simulation.py attacks``.
     public : PublicImages, optional
-        Images like the private ones that anyone can have, for learned attacks.
+        Public images like the private ones, for learned attacks.
     seed : int
         Of the attacks' random starts.
     device : str
@@ -161,7 +161,7 @@ def _spec(model: Callable[[], nn.Module], shape: tuple[int, int, int], classes: 
 def _load(
     folder: Path, spec: ModelSpec, work: LocalWork | None, unreadable: list[str]
 ) -> list[Observation]:
-    """Read every round; note what is ``unreadable``, and raise where that is all there is."""
+    """Read every round; note what is ``unreadable``, and raise if nothing can be read."""
     paths = sorted(folder.glob("round-*.safetensors"))
     if not paths:
         raise StoreError(f"There are no observations in {folder}.")

@@ -1,4 +1,4 @@
-"""Attack what a run observed, from the store, and store what the attacks reconstruct."""
+"""Attack the stored observations of a run, and store the reconstructions."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +19,13 @@ log = logging.getLogger("fl_sim.audit")
 
 
 def check_attacks(audit: AuditSettings) -> None:
-    """Raise `SettingsError` if an attack, or what one was tuned to, does not parse."""
+    """Raise `SettingsError` if an attack or its tuned spec does not parse."""
     check_specs("attacks", audit.attacks)
     check_specs("tuned", (spec for specs in audit.tuned.values() for spec in specs.values()))
 
 
 def check_specs(setting: str, specs: Iterable[str]) -> None:
-    """Raise `SettingsError` of ``setting`` if one of its attacks does not parse."""
+    """Raise `SettingsError` about ``setting`` if one of its attacks does not parse."""
     for spec in specs:
         try:
             build_attack(spec)
@@ -36,9 +36,9 @@ def check_specs(setting: str, specs: Iterable[str]) -> None:
 def run_jobs(
     jobs: Sequence[AttackJob], engine: EngineSettings, done: Callable[[AttackJob], None]
 ) -> None:
-    """Run the jobs that are not finished, side by side, and store what each reconstructs.
+    """Run the unfinished jobs in parallel, and store the reconstructions of each.
 
-    Results do not depend on the number of workers: every job draws from its own seeds.
+    Results do not depend on the number of workers: every job has its own seeds.
     """
     waiting = []
     for job in jobs:
@@ -53,7 +53,7 @@ def run_jobs(
 
 
 def _log_outcome(job: AttackJob, made: Sequence[Reconstruction]) -> None:
-    """Log that an attack is done, and where it fell short."""
+    """Log that an attack is done, and on how many clients it stalled or diverged."""
     facts = {"trial": job.trial.name, "attack": job.attack, "rounds": job.rounds}
     facts["folder"] = str(job.folder.root)
     log.info("attacked %s", job.target, extra=facts | {"event": "attacked"})
@@ -83,7 +83,7 @@ def run_attack(job: AttackJob) -> list[Reconstruction]:
 
 
 def _one_for_each_batch(made: Sequence[Reconstruction], trial: Trial) -> list[Reconstruction]:
-    """Return one guess for each private batch, in order: the last one, where rounds share it."""
+    """Return one guess for each private batch, in order; the last, if rounds share the batch."""
     found: dict[tuple[int, int], Reconstruction] = {}
     for one in sorted(made, key=lambda one: (one.round, one.partition)):
         found[0 if trial.work.fixed_batch else one.round, one.partition] = one
@@ -91,7 +91,7 @@ def _one_for_each_batch(made: Sequence[Reconstruction], trial: Trial) -> list[Re
 
 
 def _public_images(trial: Trial) -> PublicImages:
-    """Load what anyone can have; the private images of the same data set stay out of reach."""
+    """Load the public images of a data set, without the private ones."""
     public = load_splits(trial.data, trial.seed).public
     return PublicImages(public.pixels(), public.labels)
 
@@ -106,9 +106,9 @@ def _observations(job: AttackJob, server_round: int) -> list[Observation]:
 def choose_victims(
     observations: Sequence[Observation], victims: int, seed: int, draw: int
 ) -> list[Observation]:
-    """Return at most ``victims`` observations, drawn by seed: never by hand, never the best.
+    """Return at most ``victims`` observations, chosen at random by seed.
 
-    The same ``draw`` chooses the same clients, where the same clients were observed.
+    The same ``draw`` chooses the same clients, if the same clients were observed.
     """
     if victims >= len(observations):
         return list(observations)

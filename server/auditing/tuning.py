@@ -1,4 +1,4 @@
-"""Tune attacks on held-out victims: public images, sent and attacked as a client's are."""
+"""Tune attacks on held-out victims: public images, encoded and attacked as a client's are."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,12 +47,12 @@ class TuningJob:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Public images, split in the victims of tuning and what is left to learned attacks.
+    """Public images, split into the victims of tuning and those left to learned attacks.
 
     Attributes
     ----------
     images : Tensor
-        ``(victims, n, C, H, W)``, one private batch a victim.
+        ``(victims, n, C, H, W)``, one private batch for each victim.
     labels : Tensor
         ``(victims, n)``.
     public : PublicImages
@@ -65,12 +65,12 @@ class HeldOut:
 
 
 def hold_out(trial: Trial, victims: int) -> HeldOut:
-    """Draw victims by seed from the public images, which no client and no test ever sees.
+    """Draw victims by seed from the public images, which no client and no test set holds.
 
     Raises
     ------
     SettingsError
-        If the public images are too few to leave any.
+        If the victims would take all public images.
     """
     public, count = trial.federation.splits.public, victims * trial.work.images
     if count >= len(public):
@@ -87,14 +87,14 @@ def hold_out(trial: Trial, victims: int) -> HeldOut:
 
 
 def variants(attack: str, sweep: Sweep) -> list[str]:
-    """Return the spec itself, then with every combination of the values swept."""
+    """Return the spec as it is, and with every combination of the swept values."""
     joint = "," if ":" in attack else ":"
     edits = (",".join(map("=".join, zip(sweep, v, strict=True))) for v in product(*sweep.values()))
     return list(dict.fromkeys([attack, *(attack + joint + edit for edit in edits if edit)]))
 
 
 def parse_sweep(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Read values to try, each such as ``tv=1e-4,1e-3``.
+    """Parse the values to try from texts such as ``tv=1e-4,1e-3``.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def tune(settings: Settings, folder: RunFolder, sweep: Sweep, score: Scorer) -> 
     """Sweep the attacks of a study over held-out victims and write the winners for each quantizer.
 
     A winner has the highest mean PSNR over victims, rounds and seeds; the attack as it is competes
-    too. ``tuned.toml`` in the run's folder holds the winners, in the form the setting ``tuned``
+    too. The winners are written to ``tuned.toml`` in the run's folder, which the setting ``tuned``
     reads.
 
     Parameters
@@ -122,11 +122,11 @@ def tune(settings: Settings, folder: RunFolder, sweep: Sweep, score: Scorer) -> 
     settings : Settings
         Of the run; ``audit.attacks`` are swept, on ``audit.victims`` held-out victims a round.
     folder : RunFolder
-        Of the run, whose observations give the weights of each round.
+        Of the run; its observations hold the weights of each round.
     sweep : Sweep
-        What is tried.
+        Values to try.
     score : Scorer
-        Scores a batch; tuning knows its victims.
+        Scores a batch against its truth, which tuning knows.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[Tun
 
 
 def run_tuning(job: TuningJob) -> list[Reconstruction]:
-    """Attack the held-out victims of a job; nothing where the attack does not apply."""
+    """Attack the held-out victims of a job; return nothing if the attack does not apply."""
     held_out, attack = job.held_out, build_attack(job.spec)
     observations = list(observe(job, held_out))
     if not attack.applies(observations):
@@ -181,10 +181,10 @@ def run_tuning(job: TuningJob) -> list[Reconstruction]:
 
 
 def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
-    """Yield what the server would have seen, had clients with the held-out images taken part.
+    """Yield what the server would see of clients that hold the held-out images.
 
-    Weights are those of the rounds observed; victims are the partitions, from 0 on. The residual
-    of error feedback starts at nothing, and is carried on where rounds show the same images.
+    The weights are those of the observed rounds; victims are numbered as partitions, from 0. The
+    residual of error feedback starts at zero; it is carried over if rounds share their images.
     """
     residuals: dict[int, Tensor | None] = {}
     trial = job.planned.trial

@@ -1,4 +1,4 @@
-"""The strategy of a study: averaging of quantized updates."""
+"""The strategy of a study: it averages quantized updates."""
 
 import logging
 import math
@@ -24,9 +24,8 @@ log = logging.getLogger("fl_sim.server")
 def server_optimizer(weights: Tensor, settings: TrainingSettings) -> torch.optim.Optimizer:
     """Return the optimizer that applies mean updates to ``weights`` in place.
 
-    A mean ``delta`` is a step already taken by the clients, so with learning rate 1 and no
-    momentum this is FedAvg; a mean ``gradient`` makes it FedSGD (McMahan et al. 2017); with
-    momentum or Adam it is the FedOpt family (Reddi et al. 2021).
+    With learning rate 1 and no momentum, mean ``delta`` updates give FedAvg and mean ``gradient``
+    updates FedSGD (McMahan et al. 2017); momentum or Adam give FedOpt (Reddi et al. 2021).
     """
     if settings.server_optimizer == "adam":
         return torch.optim.Adam([weights], lr=settings.server_learning_rate)
@@ -66,7 +65,7 @@ class QuantizedAveraging(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask this round's sample of partitions, drawn by seed, for their updates."""
+        """Ask the partitions of this round, sampled by seed, for their updates."""
         del grid
         config["server-round"] = server_round
         whole = Changes(self.layout, {}, ())
@@ -77,7 +76,7 @@ class QuantizedAveraging(Strategy):
         )
 
     def sample(self, server_round: int) -> list[int]:
-        """Return the partitions of a round, ascending."""
+        """Return the sampled partitions of a round, in ascending order."""
         count = math.ceil(self.settings.fraction_train * len(self.nodes))
         rng = numpy_rng(self.trial.seed, Purpose.CLIENT_SAMPLING, server_round)
         return sorted(int(p) for p in rng.choice(len(self.nodes), size=count, replace=False))
@@ -85,7 +84,7 @@ class QuantizedAveraging(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """Average what arrived and step the weights; raise if nothing usable arrived.
+        """Average the usable updates and step the weights.
 
         Raises
         ------
@@ -110,7 +109,7 @@ class QuantizedAveraging(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask nobody: accuracy is measured on the server's test set."""
+        """Ask no client: the server measures accuracy on its test set."""
         del server_round, arrays, config, grid
         return []
 
@@ -119,5 +118,5 @@ class QuantizedAveraging(Strategy):
         del server_round, replies
 
     def summary(self) -> None:
-        """Log what this strategy is made of."""
+        """Log the settings."""
         log.debug("trial %s: %s", self.trial.name, self.settings)

@@ -1,4 +1,4 @@
-"""The honest-but-curious server: a wrapper around any strategy that keeps what it sees."""
+"""The honest-but-curious server: it wraps any strategy and stores what the server sees."""
 
 import logging
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ log = logging.getLogger("fl_sim.server")
 
 
 class HonestButCurious(Wrapper):
-    """A strategy that follows the protocol to the letter, and keeps what it sees.
+    """Wraps a strategy, follows the protocol, and stores what the server sees.
 
     It delegates everything to the strategy it wraps. After an observed round it writes the weights
     that were sent and the payloads that were received below ``store``, readable by their owner
@@ -36,13 +36,13 @@ class HonestButCurious(Wrapper):
     trial : str
         Sub-folder of this training.
     model : ModelSpec, optional
-        The architecture, where it is one of ours; else given to the audit.
+        The architecture, if it is one of this project; else pass the model to `server.audit`.
     work : LocalWork, optional
-        Public facts of what clients do in a round; can be given to the audit as well.
+        What clients do in a round, which is public; it can be passed to `server.audit` instead.
     rounds : iterable of int, optional
         1-based rounds to keep; all if absent.
     plan : str
-        Spec of the plan that the server carries out; kept with what is observed.
+        Spec of the plan that the server carries out; stored with the observations.
 
     Examples
     --------
@@ -79,7 +79,7 @@ class HonestButCurious(Wrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegate, and keep what was received on the way."""
+        """Delegate; at an observed round, store what was received."""
         aggregated = super().aggregate_train(server_round, replies)
         if self.reception.received and (self.rounds is None or server_round in self.rounds):
             self._save(server_round)
@@ -96,7 +96,7 @@ class HonestButCurious(Wrapper):
         save_round(*facts, weights, payloads, tensors, changes, self.plan)
 
     def _warn_of_buffers(self, names: set[str]) -> None:
-        """Warn once, in the first observed round, that what is kept cannot be attacked."""
+        """Warn once, in the first observed round, that the observations cannot be attacked."""
         if names and not self._warned:
             self._warned = True
             log.warning(

@@ -27,11 +27,12 @@ class Dequantize(Wrapper):
     strategy : Strategy
         Any that averages weights: FedAvg, FedAdam, FedProx, those of differential privacy, ...
     quantizer : str, optional
-        The quantizer that was agreed; any of ours if absent.
+        The agreed quantizer; any if absent.
     examples : range, optional
-        Numbers of examples a client may claim; what the strategy weights by, if something else.
+        Numbers of examples that a client may claim, or values of the metric that the strategy
+        weights replies by, if it is another.
     partitions : dict[int, int], optional
-        Partition of each node id; if absent, the first one that a node claims is its own.
+        Partition of each node id; if absent, a node keeps the first partition that it claims.
 
     Examples
     --------
@@ -66,7 +67,7 @@ class Dequantize(Wrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Replace payloads by the weights they stand for, and delegate.
+        """Replace each payload by the weights that it encodes, and delegate.
 
         Raises
         ------
@@ -86,7 +87,7 @@ class Dequantize(Wrapper):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Delegate what can be averaged, and what says that its client failed."""
+        """Delegate the replies that can be averaged, and those of clients that failed."""
         replies = list(replies)
         answered = [reply for reply in replies if not reply.has_error()]
         failed = [reply for reply in replies if reply.has_error()]
@@ -95,7 +96,7 @@ class Dequantize(Wrapper):
         )
 
     def _alike(self, server_round: int, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies that can be averaged with most others, and report the rest."""
+        """Yield the replies of the most frequent form, and report the others."""
         formed = []
         for reply in replies:
             with self.reception.refusing(server_round, reply):
@@ -109,9 +110,10 @@ class Dequantize(Wrapper):
 
 
 def _form(reply: Message, weighted_by: str) -> tuple[object, ...]:
-    """Return all that replies must have in common to be averaged: what they call their records.
+    """Return what replies must have in common to be averaged.
 
-    And name and length of their metrics, where the length of one number is None.
+    These are the names of their records, and the name and length of each metric; the length of a
+    single number is None.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A worker that an engine lost is no client that failed: its trial is trained again."""
+"""Retrain a trial when Ray loses a worker; do not count its clients as failed."""
 
 import time
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ _NOTICE = 90.0  # seconds for Ray to notice a dead node: its health checks take 
 
 
 class StopOnLostWorker(Wrapper):
-    """Stops the training it wraps as soon as a worker of Flower's Ray engine is lost.
+    """Stops the training as soon as Flower's Ray engine loses a worker.
 
-    That engine answers for a worker on a node that died with errors, in this and in every later
-    round. To drop these replies would change results.
+    When a Ray node dies, that engine replies with errors in place of the node's workers, in every
+    later round too. Dropping these replies would change the results.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -32,8 +32,8 @@ class StopOnLostWorker(Wrapper):
         Raises
         ------
         WorkerLostError
-            If one does; raised once Ray knows that a node is gone, so that no engine that is
-            started next counts on it.
+            If a worker was lost. It is raised after Ray has noticed that the node is gone, so
+            that the next engine does not use it.
         """
         replies = list(replies)
         if any(_is_lost(reply) for reply in replies):

@@ -1,4 +1,4 @@
-"""A strategy that carries out a server plan around any strategy."""
+"""Carry out a server plan around any strategy."""
 
 from collections.abc import Iterable
 
@@ -16,9 +16,9 @@ from server.strategies.wrapper import Wrapper
 
 
 class Planned(Wrapper):
-    """Hands out the weights that a server plan makes, and trains as the strategy it wraps does.
+    """Sends clients the weights that a server plan makes; trains as the strategy it wraps.
 
-    Put it around `HonestButCurious`, which keeps the weights that were handed out.
+    Wrap `HonestButCurious` in it, which stores the weights that were sent.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Planned(Wrapper):
     plan : ServerPlan
         What the server does to the weights.
     model : ModelSpec
-        The model that clients were given.
+        The model that clients train.
     public : Tensor
         ``(N, C, H, W)`` public images in [0, 1].
 
@@ -54,7 +54,7 @@ class Planned(Wrapper):
         self.public = public
 
     def plant(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return what the plan makes of weights: those of a study, or the arrays of an app."""
+        """Return the planted weights, given those of a study or the arrays of an app."""
         if is_flat(arrays):
             return pack_weights(self.plan.weights(self.model, unpack_weights(arrays), self.public))
         layout = flat_model(self.model).layout
@@ -70,6 +70,6 @@ class Planned(Wrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegate, and plant in the result: the model that is tested is the one handed out."""
+        """Delegate, then plant in the result, so that the server tests the model that it sends."""
         arrays, metrics = super().aggregate_train(server_round, replies)
         return None if arrays is None else self.plant(arrays), metrics

@@ -25,7 +25,7 @@ log = logging.getLogger("fl_sim.server")
 
 
 class RoundFailedError(RuntimeError):
-    """A round in which no client sent an update that could be used."""
+    """No client of a round sent a usable update."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Received:
     changes : Changes
         Which tensors of the model the reply changes.
     weight : float
-        What the client's update weighs in an average.
+        Weight of the update in an average.
     """
 
     partition: int
@@ -61,15 +61,15 @@ class Reception:
     Parameters
     ----------
     name : str
-        Of the trial or app, for reports.
+        Of the trial or app, for the log.
     quantizer : str, optional
-        Spec that was agreed; any if absent.
+        The agreed spec; any if absent.
     examples : range, optional
-        Numbers of examples a client may claim; they are what averages are weighted by.
+        Weights that a client may claim in averages.
     partitions : dict[int, int], optional
-        Partition of each node id. If absent, the first one that a node claims is its own.
+        Partition of each node id; if absent, a node keeps the first partition that it claims.
     weighted_by : str
-        Metric of a reply that averages are weighted by, where it is not the number of examples.
+        Metric of a reply that is its weight in averages; by default its number of examples.
 
     Attributes
     ----------
@@ -102,10 +102,10 @@ class Reception:
     def announce(
         self, config: ConfigRecord, arrays: ArrayRecord, changes: Callable[[Message], Changes]
     ) -> None:
-        """Begin a round: put a fresh nonce in its ``config``, for replies to repeat.
+        """Begin a round: put a fresh nonce in its ``config``, which replies must repeat.
 
-        ``arrays`` are the weights that clients are sent; ``changes`` reads from a reply which
-        tensors it changes.
+        ``arrays`` are the weights that are sent to clients; ``changes`` returns which tensors a
+        reply changes.
         """
         self._nonce, self.sent_weights, self._changes = set_nonce(config), arrays, changes
 
@@ -121,12 +121,12 @@ class Reception:
         return len(self._asked)
 
     def parse(self, reply: Message) -> Received:
-        """Return what a reply holds; its payload is not decoded yet, and no state changes.
+        """Return what a reply holds, without decoding the payload and without side effects.
 
         Raises
         ------
         PayloadError
-            If it is refused.
+            If the reply is refused.
         """
         if reply.metadata.src_node_id not in self._asked:
             raise PayloadError("its node was not asked")
@@ -151,8 +151,8 @@ class Reception:
     ) -> Iterator[tuple[Message, Received, Update]]:
         """Open and decode every reply once; yield the usable ones and report the others.
 
-        Replies come in the order of their partitions. What the caller reads of them beyond this,
-        it reads within `refusing`.
+        Replies are yielded in the order of their partitions. A caller that reads more of them
+        does so within `refusing`.
         """
         self.received = {}
         replies = sorted(replies, key=self._order)  # sums must not depend on arrival
@@ -178,7 +178,7 @@ class Reception:
 
     @contextmanager
     def refusing(self, server_round: int, reply: Message) -> Iterator[None]:
-        """Refuse and report a reply if reading it fails in any way: a client chose its bytes."""
+        """Refuse and report a reply if reading it raises anything: a client chose its bytes."""
         try:
             yield
         except PayloadError as error:
@@ -187,7 +187,7 @@ class Reception:
             self.report(server_round, reply, f"it cannot be read ({type(error).__name__}: {error})")
 
     def _decode(self, payload: Payload) -> Update:
-        """Decode a payload; raise `PayloadError` if that gives anything but finite numbers."""
+        """Decode a payload; raise `PayloadError` if a value is not finite."""
         try:
             quantizer = self.quantizer or parse_quantizer(payload.spec)
         except ValueError as error:
@@ -211,14 +211,14 @@ class Reception:
         log.warning(text, self.name, server_round, *values, extra=extra)
 
     def failure(self, server_round: int) -> RoundFailedError:
-        """Return the error of a round in which nothing was usable."""
+        """Return the error of a round without a usable reply."""
         return RoundFailedError(
             f"Round {server_round} of trial {self.name}: none of {self.expected} clients "
             "sent a usable update; see the warnings above."
         )
 
     def _own_partition(self, reply: Message) -> int:
-        """Return the partition that a reply claims, if it is its node's own or still free."""
+        """Return the partition that a reply claims, if it is its node's own or unclaimed."""
         node = reply.metadata.src_node_id
         claimed = partition_of(reply)
         if claimed is None:
@@ -237,7 +237,7 @@ class Reception:
 
 
 def find_reception(strategy: Strategy) -> Reception | None:
-    """Return the reception of a strategy or of one that it wraps, however deep; None without."""
+    """Return the reception of a strategy, or of one that it wraps at any depth, if there is one."""
     reception, inner = getattr(strategy, "reception", None), getattr(strategy, "strategy", None)
     if isinstance(reception, Reception):
         return reception

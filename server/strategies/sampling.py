@@ -1,4 +1,4 @@
-"""Client sampling that is repeated with the seed, for any of Flower's strategies."""
+"""Repeatable client sampling for any of Flower's strategies."""
 
 import random
 from collections.abc import Iterable, Mapping
@@ -15,20 +15,20 @@ _TRAIN, _EVALUATE = 0, 1
 
 
 class SampleBySeed(Wrapper):
-    """Lets the strategy it wraps sample the same partitions in every run with this seed.
+    """Makes the strategy it wraps sample the same partitions in every run with this seed.
 
-    Flower samples node ids, which are random, in the order they came up. Here the strategy sees
-    them in the order of their partitions, and Python's generator, which it draws from, is
-    seeded for each round and left as it was.
+    Flower's node ids are random, and so is the order in which nodes connect. This wrapper lists
+    nodes in the order of their partitions; it seeds Python's generator, which strategies draw
+    from, for each round, and restores its state afterwards.
 
     Parameters
     ----------
     strategy : Strategy
-        Samples with the functions of Flower's own strategies.
+        Any that samples as Flower's own strategies do.
     nodes : Mapping[int, int]
-        Node id of each partition, as of `server.training.find_nodes`.
+        Node id of each partition, see `server.training.find_nodes`.
     seed : int
-        With the round it determines who is asked.
+        Determines, with the round, which clients are sampled.
 
     Examples
     --------
@@ -75,7 +75,7 @@ class _Ordered:
 
 
 class _Seeded:
-    """Seeds Python's generator for a while."""
+    """Seeds Python's generator within a block, then restores its state."""
 
     def __init__(self, seed: int, *keys: int) -> None:
         self._seed = int(numpy_rng(seed, Purpose.CLIENT_SAMPLING, *keys).integers(2**63))

@@ -1,4 +1,4 @@
-"""A strategy around a strategy: what features that can be put on any Flower strategy start from."""
+"""Base class for strategies that wrap another strategy."""
 
 from collections.abc import Iterable
 

@@ -219,7 +219,7 @@ def test_a_full_disk_keeps_what_was_finished(finished, tmp_path):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, done.stderr
     assert "No space left on device" in errors[0]
-    assert "the same command goes on" in errors[0]
+    assert "run the same command to continue" in errors[0]
     assert "Traceback" not in done.stderr
     assert [line for line in done.stdout.splitlines() if "status" in line] == [
         "status 1",
@@ -247,5 +247,6 @@ def test_workers_that_are_lost_for_good_are_one_line(tmp_path, monkeypatch, caps
     monkeypatch.setattr("server.study.train", lost)
     assert command(*SMALL, "--out", tmp_path / "run", "--quiet") == 1
     assert capsys.readouterr().err == (
-        "error: a worker was lost in round 1; what was finished stays, the same command goes on\n"
+        "error: a worker was lost in round 1; "
+        "finished work is kept; run the same command to continue\n"
     )

@@ -91,8 +91,8 @@ def test_an_interrupted_study_ends_and_goes_on(engine, phase, request_, whole, t
     os.kill(running.pid, request_)
     _, said = running.communicate(timeout=60)
     assert running.returncode == status
-    assert [line for line in said.splitlines() if "same command goes on" in line] == [
-        f"{word}; what was finished stays, the same command goes on"
+    assert [line for line in said.splitlines() if "run the same command" in line] == [
+        f"{word}; finished work is kept; run the same command to continue"
     ]
     assert "Traceback" not in said
     assert "ERROR" not in said
