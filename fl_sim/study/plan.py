@@ -1,5 +1,6 @@
 """The plan of a run: its jobs, the file that each job writes, and whether that file stands."""
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -7,8 +8,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from fl_sim.observed.observations import round_path
 from fl_sim.observed.reconstructions import reconstruction_key, reconstruction_path
-from fl_sim.storage.files import StoreError
+from fl_sim.storage.files import StoreError, read_facts
 from fl_sim.study.runs import RunFolder, attack_key, same_inputs, score_key, training_key
 from fl_sim.study.settings import Settings
 from fl_sim.study.trials import Trial, attack_groups, trials_of
@@ -79,13 +81,31 @@ class TrainingJob(Job):
         return training_key(self.trial, self.settings)
 
     def written_key(self) -> str:
-        """Return the key beside the history."""
-        key, _ = self.folder.trained(self.trial) or ("", [])
-        return key
+        """Return the key beside the history; log a file that cannot be read."""
+        return self._read()[0]
 
     def history(self) -> list[Any] | None:
         """Return the history if the training stands, else None."""
-        return self.folder.finished(self.trial, self.settings)
+        key, history = self._read()
+        if key != self.key:
+            return None
+        for server_round in self.settings.observed_rounds:
+            try:
+                read_facts(round_path(self.folder.observations, self.trial.name, server_round))
+            except StoreError as error:
+                log.warning("%s; the trial has to be trained again", error)
+                return None
+        return history
+
+    def _read(self) -> tuple[str, list[Any]]:
+        if not self.target.exists():
+            return "", []
+        try:
+            record = json.loads(self.target.read_text())
+            return record["key"], record["history"]
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s cannot be read; the trial is trained again", self.target)
+            return "", []
 
     def stands(self) -> bool:
         """Return whether the history stands and every observed round can be read."""

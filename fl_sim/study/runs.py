@@ -1,7 +1,5 @@
-"""The folder of a run: where each output lies, and whether it still stands."""
+"""The folder of a run: where each output lies, and the keys of what determines it."""
 
-import json
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +8,13 @@ from typing import Any
 
 from fl_sim.data import load_splits
 from fl_sim.floors import ATTACK_CODE, SCORING_CODE, TRAINING_CODE
-from fl_sim.observed.observations import round_path
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.registry import module_of
 from fl_sim.specs import Spec
-from fl_sim.storage.files import StoreError, read_facts, write_text
+from fl_sim.storage.files import write_text
 from fl_sim.storage.fingerprint import code_version, fingerprint
 from fl_sim.study.settings import Settings, SettingsError, dump_settings, load_settings
 from fl_sim.study.trials import Trial, attack_groups
-
-log = logging.getLogger("fl_sim.runs")
 
 
 @dataclass(frozen=True)
@@ -76,34 +71,6 @@ class RunFolder:
     def trial_file(self, trial: Trial) -> Path:
         """Return the history of one finished trial; it is written last, so it marks the end."""
         return self.root / "training" / f"{trial.name}.json"
-
-    def trained(self, trial: Trial) -> tuple[str, list[Any]] | None:
-        """Return key and history of a finished trial; None if it is missing or cannot be read."""
-        path = self.trial_file(trial)
-        if not path.exists():
-            return None
-        try:
-            record = json.loads(path.read_text())
-            return record["key"], record["history"]
-        except (ValueError, KeyError, TypeError):
-            log.warning("%s cannot be read; the trial is trained again", path)
-            return None
-
-    def finished(self, trial: Trial, settings: Settings) -> list[Any] | None:
-        """Return the history of a trial that is finished and still stands, else None.
-
-        It stands if the same settings and code made it, and what was observed is there whole.
-        """
-        key, history = self.trained(trial) or ("", [])
-        if key != training_key(trial, settings):
-            return None
-        for server_round in settings.observed_rounds:
-            try:
-                read_facts(round_path(self.observations, trial.name, server_round))
-            except StoreError as error:
-                log.warning("%s; the trial has to be trained again", error)
-                return None
-        return history
 
     def delete_outputs(self) -> None:
         """Delete what was trained, attacked and scored, so that all of it is made again."""
