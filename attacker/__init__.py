@@ -1,8 +1,10 @@
 """Attacks that reconstruct private batches from observations, and from nothing else.
 
-What others import stands in ``__init__.pyi`` and is loaded when first used.
+What others import is loaded when first used; ``__init__.pyi`` has the same names for editors.
 """
 
-from lazy_loader import attach_stub
+from lazy_loader import attach
 
-__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(
+    __name__, submod_attrs={"presets": ["build_attack", "suite"]}
+)

@@ -4,7 +4,7 @@ import ast
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import distribution, packages_distributions
 from importlib.util import find_spec, resolve_name
@@ -74,7 +74,7 @@ def modules_of(entries: Iterable[str]) -> set[str]:
 def _imports(module: str) -> frozenset[str]:
     """Return what a module imports; ``from a import b`` is ``a`` and ``a.b``, which may be one.
 
-    What a package loads when first used is found in the stub that `lazy_loader` reads.
+    What a package loads when first used is found in what it gives `lazy_loader`.
     """
     path = _source(module)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -91,16 +91,15 @@ def _imports(module: str) -> frozenset[str]:
 
 @cache
 def _lazy(package: str) -> Mapping[str, str]:
-    """Return the module of each name in the stub of a package."""
+    """Return the module of each name that a package loads with `lazy_loader.attach`."""
     path = _file(package)
-    stub = path and path.with_suffix(".pyi")
-    nodes = ast.parse(stub.read_bytes()).body if stub and stub.is_file() else []
-    return {
-        alias.name: f"{package}.{node.module or alias.name}"
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and node.level == 1
-        for alias in node.names
-    }
+    if path is None or path.name != "__init__.py":
+        return {}
+    modules: dict[str, Sequence[str]] = {}
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.keyword) and node.arg == "submod_attrs":
+            modules |= ast.literal_eval(node.value)
+    return {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 
 
 def _top(module: str) -> str:

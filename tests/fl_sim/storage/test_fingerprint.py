@@ -64,7 +64,8 @@ def test_what_is_imported_counts_and_nothing_else(version):
 
 
 def test_what_a_package_loads_when_first_used_counts_for_who_uses_it(version, tmp_path):
-    (tmp_path / "pkg" / "__init__.pyi").write_text("from .unused import thing as thing\n")
+    lazy = 'attach(__name__, submod_attrs={"unused": ["thing"]})'
+    (tmp_path / "pkg" / "__init__.py").write_text(lazy)
     direct, through_package = version("import pkg.unused"), version("from pkg import thing")
     assert version("from pkg import other") not in {direct, through_package}
     version("thing = 1\n", "unused")
