@@ -431,17 +431,23 @@ def quantizers(as_json: Json = False) -> None:
 
 
 @command("attacks --json")
-def attacks(as_json: Json = False) -> None:
+def attacks(
+    plugin: Annotated[str, typer.Option(help="Modules or files of attacks of your own.")] = "",
+    as_json: Json = False,
+) -> None:
     """List the attacks: what each does, and every value it uses; edit one as in cell:tv=1e-4."""
     from attacker.presets import catalogue  # noqa: PLC0415
 
+    if plugin:
+        load_settings(None, {"plugin": plugin})
     if as_json:
         _print_json(catalogue())
         return
     for entry in catalogue():
         print(f"{entry['name']}: {entry['summary']}")
         values = ",".join(f"{key}={value}" for key, value in entry["values"].items())
-        print("   ", f"{entry['name']}:{values}" if values else ", ".join(entry["members"]))
+        spec = f"{entry['name']}:{values}" if values else entry["name"]
+        print("   ", ", ".join(entry["members"]) if "members" in entry else spec)
 
 
 def _print_json(facts: object) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attacker.matching.attack import Attack, Progress
+from attacker.attack import Attack, Progress
 from attacker.matching.problems import Bundle, Problems, alike, bundles, repeats_images
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.attack_loss import YARDSTICK
@@ -39,9 +39,14 @@ class Suite:
     members: tuple[Attack, ...]
 
     @property
+    def needs_public(self) -> bool:
+        """Whether no member can be run without public images."""
+        return all(member.needs_public for member in self.members)
+
+    @property
     def uses_public(self) -> bool:
         """Whether public images make a difference: without, members that need some are left out."""
-        return any(member.needs_public for member in self.members)
+        return any(member.uses_public for member in self.members)
 
     def applies(self, observations: Sequence[Observation]) -> bool:
         """Tell whether any member applies."""

@@ -5,13 +5,17 @@ from dataclasses import fields
 from itertools import chain
 from typing import Any, NamedTuple
 
+from attacker.attack import Attack
 from attacker.choice import Suite
-from attacker.matching.attack import Attack
+from attacker.matching.attack import Matching
 from attacker.matching.labels import LABEL_STRATEGIES
 from attacker.matching.optimizers import LBFGS, SignedAdam
 from attacker.matching.problems import ROUNDS
 from attacker.matching.starts import STARTS
+from attacker.plugins import plugin_attack, plugin_entries
 from fl_sim.observed.attack_loss import OBJECTIVES, AttackLoss
+from fl_sim.registry import module_of, names
+from fl_sim.specs import Spec
 from fl_sim.suggestions import one_of
 
 # Published as L-BFGS without line search from N(0, 1): `dlg:start=normal,warmup=0,restarts=0`.
@@ -163,8 +167,13 @@ _OWN = {
 }
 
 
-def build_attack(spec: str) -> Attack | Suite:
-    """Build an attack from a preset, optionally edited, e.g. ``cell:restarts=4,tv=1e-4``.
+def build_attack(spec: str) -> Attack:
+    """Build an attack by its name, optionally edited, e.g. ``cell:restarts=4,tv=1e-4``.
+
+    Parameters
+    ----------
+    spec : str
+        A preset, ``suite``, or an attack that another module registered; with parameters.
 
     Raises
     ------
@@ -177,14 +186,29 @@ def build_attack(spec: str) -> Attack | Suite:
     >>> build_attack("cell:restarts=4,tv=1e-4").restarts
     4
     """
-    name, _, edits = spec.partition(":")
-    if name not in ATTACK_NAMES:
-        raise ValueError(f"no attack {name!r}; {one_of(name, ATTACK_NAMES)}")
-    if name == "suite":
-        if edits:
-            raise ValueError(f"suite takes no parameters, but {edits!r} was given.")
+    parsed = Spec.parse(spec)
+    known = _known()
+    if parsed.name not in known:
+        raise ValueError(f"no attack {parsed.name!r}; {one_of(parsed.name, known)}")
+    if parsed.name not in ATTACK_NAMES:
+        return plugin_attack(spec.strip())
+    if parsed.inner is not None:
+        raise ValueError("it wraps no other part.")
+    if parsed.name == "suite":
+        if parsed.parameters:
+            raise ValueError(f"suite takes no parameters, but {parsed.parameters!r} was given.")
         return suite()
-    return _build(name, edits)
+    return _build(parsed.name, parsed.parameters)
+
+
+def _known() -> tuple[str, ...]:
+    """Return the name of every attack, those of this project first."""
+    others = names("attack")
+    for name in others:
+        if name in ATTACK_NAMES:
+            module = module_of("attack", name)
+            raise ValueError(f"the attack {name!r} of {module!r} has the name of a preset")
+    return (*ATTACK_NAMES, *others)
 
 
 def suite(*specs: str, name: str = "suite") -> Suite:
@@ -213,7 +237,7 @@ def suite(*specs: str, name: str = "suite") -> Suite:
     return Suite(name, tuple(chain.from_iterable(members)))
 
 
-def _build(name: str, edits: str) -> Attack:
+def _build(name: str, edits: str) -> Matching:
     texts = dict(edit.partition("=")[::2] for edit in edits.split(",") if edit)
     chosen = dict(PRESETS[name].values)
     if "optimizer" in texts:
@@ -227,7 +251,12 @@ def _build(name: str, edits: str) -> Attack:
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Return of every attack ``name``, ``summary``, ``values``; of the suite also ``members``."""
+    """Return the facts of every attack: those of `preset_entries`, then other people's."""
+    return [*preset_entries(), *plugin_entries()]
+
+
+def preset_entries() -> list[dict[str, Any]]:
+    """Return of every preset ``name``, ``summary``, ``values``; of the suite also ``members``."""
     single = [
         {"name": name, "summary": preset.summary, "values": settings(preset.values)}
         for name, preset in PRESETS.items()
@@ -242,9 +271,9 @@ def settings(preset: Mapping[str, Any]) -> dict[str, Any]:
     return {**_LOSS, **_OWN, "optimizer": optimizer, **own, **preset}
 
 
-def _assemble(name: str, values: Mapping[str, Any]) -> Attack:
+def _assemble(name: str, values: Mapping[str, Any]) -> Matching:
     optimizer = _OPTIMIZERS[values["optimizer"]]
-    return Attack(
+    return Matching(
         name,
         loss=AttackLoss(**{key: values[key] for key in _LOSS}),
         optimizer=optimizer(**{field.name: values[field.name] for field in fields(optimizer)}),

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from attacker.matching.attack import Attack
+from attacker.attack import Attack
 from attacker.presets import build_attack
 from benchmarks.attack_table import SPEC, Trial, observe
 from benchmarks.provenance import commit

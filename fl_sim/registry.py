@@ -7,7 +7,7 @@ setting ``plugin``), or because an installed package names it in the entry-point
 
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -176,6 +176,7 @@ def _import_built_in(kind: str) -> None:
         import_module(_BUILT_IN[kind], __package__)
 
 
+@lru_cache
 def _entry_points(kind: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"fl_sim.{kind}")}
 

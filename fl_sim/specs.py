@@ -80,6 +80,11 @@ def print_parameters(part: object) -> str:
     return ",".join(f"{p.name}={show(value)}" for p, value in given if value != p.default)
 
 
+def default_parameters(part: Any) -> dict[str, Any]:
+    """Return the parameters of a part that have a default, with it."""
+    return {p.name: p.default for p in _parameters(part) if p.default is not MISSING}
+
+
 def parse_parameters(part: Any, text: str, inner: str | None = None) -> dict[str, Any]:
     """Parse ``name=value,...`` to keyword arguments of a part.
 

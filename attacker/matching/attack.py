@@ -1,7 +1,7 @@
 """An attack: objective x prior x label strategy x start x optimizer x restarts."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from math import inf, prod
@@ -9,6 +9,7 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
+from attacker.attack import Progress
 from attacker.matching.labels import LabelStrategy, recover_labels
 from attacker.matching.layers import find_head
 from attacker.matching.optimizers import LBFGS, Minimum, Objective, Optimizer
@@ -31,8 +32,6 @@ from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction, Status
 from fl_sim.updates.local_update import convolutions_for, one_hot
 
-Progress = Callable[[int, int], None]
-
 # A payload counts as explained when the candidate's update lies this close to its cell (root mean
 # square), in steps no finer than 1 % of the tensor's rms: an unquantized update is met to 0.1 %.
 _EXPLAINED = 0.1**2
@@ -45,8 +44,8 @@ _GPU_BATCHES = 16  # batches of a CPU that are one on a GPU, which has hardly be
 
 
 @dataclass(frozen=True)
-class Attack:
-    """A reconstruction attack of a server that sees observations only.
+class Matching:
+    """An attack that searches images whose update matches the payload.
 
     Attributes
     ----------
@@ -356,7 +355,7 @@ class _Solution:
             spent,
         )
 
-    def reconstruction(self, attack: Attack, source: Observation, row: int) -> Reconstruction:
+    def reconstruction(self, attack: Matching, source: Observation, row: int) -> Reconstruction:
         status: Status = "converged" if bool(self.explained[row]) else "stalled"
         if not bool(self.losses[row].isfinite()):
             status = "diverged"
@@ -374,7 +373,7 @@ class _Solution:
         )
 
 
-def _nothing(attack: Attack, source: Observation) -> Reconstruction:
+def _nothing(attack: Matching, source: Observation) -> Reconstruction:
     """Return the grey images of an attack that broke down."""
     return Reconstruction(
         source.trial,

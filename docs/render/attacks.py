@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from attacker.presets import catalogue
+from attacker.presets import preset_entries
 from docs.render.sections import Section
 
 
@@ -14,7 +14,7 @@ def sections() -> Iterator[Section]:
 def presets_table() -> str:
     """Return what every attack does, and every value it uses, as Markdown."""
     lines = ["| attack | what it does | every value it uses |", "|---|---|---|"]
-    for entry in catalogue():
+    for entry in preset_entries():
         members = (f"`{member}`" for member in entry.get("members", ()))
         values = (f"{key}={value}" for key, value in entry["values"].items())
         uses = ", ".join(members) or f"`{' '.join(values)}`"

@@ -97,22 +97,24 @@ def load_reconstructions(path: Path) -> tuple[list[Reconstruction], str]:
             for number, entry in enumerate(facts["reconstructions"])
         ]
         for one in made:
-            _check(one)
+            check_types(one)
         return made, str(facts["key"])
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path.name} in {path.parent} holds no reconstructions") from error
 
 
-def _check(made: Reconstruction) -> None:
-    """Raise `TypeError` unless what was read is of the types that are written."""
+def check_types(made: Reconstruction) -> None:
+    """Raise `TypeError` unless a reconstruction is of the types that a file holds."""
     for name, kind in _KINDS.items():
         if type(getattr(made, name)) is not kind:
             raise TypeError(f"{name} is not of type {kind.__name__}")
     images, labels = made.images, made.labels
     if images.dtype != torch.float32 or images.dim() != 4 or labels.dtype != torch.int64:
         raise TypeError(f"images are {images.dtype}, labels {labels.dtype}")
-    if labels.shape != images.shape[:1] or made.status not in get_args(Status):
-        raise TypeError(f"{tuple(labels.shape)} labels, status {made.status!r}")
+    if labels.shape != images.shape[:1]:
+        raise TypeError(f"images are {tuple(images.shape)}, labels {tuple(labels.shape)}")
+    if made.status not in get_args(Status):
+        raise TypeError(f"status is {made.status!r}, not one of {', '.join(get_args(Status))}")
 
 
 def reconstruction_key(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from fl_sim.data import load_splits
 from fl_sim.floors import ATTACK_CODE, SCORING_CODE, TRAINING_CODE
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.registry import module_of
+from fl_sim.registry import module_of, names
 from fl_sim.specs import Spec
 from fl_sim.storage.files import write_text
 from fl_sim.storage.fingerprint import code_version, fingerprint
@@ -131,15 +131,19 @@ def _parts_of(trial: Trial) -> tuple[str, ...]:
 def attack_key(trial: Trial, settings: Settings, attack: str, training: str = "") -> str:
     """Fingerprint all that determines an attack's reconstructions of a trial.
 
-    ``training`` is the key of what is attacked, where other code than this may have made it.
+    ``training`` is the key of what is attacked, where other code than this may have made it. The
+    code of every preset is in `ATTACK_CODE`; that of an attack of another module is added.
     """
+    spec = settings.audit.spec(attack, trial.quantizer)
+    name = Spec.parse(spec).name
+    modules = (module_of("attack", name),) if name in names("attack") else ()
     inputs = {
         "training": training or training_key(trial, settings),
-        "attack": settings.audit.spec(attack, trial.quantizer),
+        "attack": spec,
         "victims": settings.audit.victims,
         "together": attack_groups(trial, settings),
     }
-    return _key(inputs, code_version(ATTACK_CODE))
+    return _key(inputs, code_version((*ATTACK_CODE, *modules)))
 
 
 def score_key(attack: str, metrics: Sequence[str] = ()) -> str:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attacker.matching.attack import Attack
+from attacker.attack import Attack
+from attacker.choice import Suite
+from attacker.matching.attack import Matching
+from attacker.plugins import PluginAttack
 from attacker.presets import build_attack
 from results.scores.scoring import score_batch
 from tests.attacker.observing import digits, observe
@@ -102,7 +105,8 @@ def test_the_mse_is_that_of_the_pixels_neither_absolute_nor_the_loss_of_the_atta
 
 def test_the_truth_is_not_among_the_arguments():
     allowed = {"self", "observations", "seed", "public", "progress", "device"}
-    assert set(inspect.signature(Attack.reconstruct).parameters) == allowed
+    for kind in (Attack, Matching, PluginAttack, Suite):
+        assert set(inspect.signature(kind.reconstruct).parameters) == allowed
 
 
 def test_the_noise_of_a_randomized_quantizer_is_not_redrawn_while_attacking():
