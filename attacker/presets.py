@@ -1,21 +1,18 @@
 """Attacks by name, as data; any of their values can be edited in a spec string."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from attacker.attack import Attack
 from attacker.choice import Suite
 from attacker.matching.attack import Matching
-from attacker.matching.labels import LABEL_STRATEGIES
 from attacker.matching.optimizers import LBFGS, SignedAdam
-from attacker.matching.problems import ROUNDS
-from attacker.matching.starts import STARTS
 from attacker.plugins import plugin_attack, plugin_entries
-from fl_sim.observed.attack_loss import OBJECTIVES, AttackLoss
+from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.registry import module_of, names
-from fl_sim.specs import Spec
+from fl_sim.specs import Spec, default_parameters, parse_parameters, split_parameters
 from fl_sim.suggestions import one_of
 
 # Published as L-BFGS without line search from N(0, 1): `dlg:start=normal,warmup=0,restarts=0`.
@@ -149,22 +146,13 @@ _OPTIMIZERS: Mapping[str, type[LBFGS] | type[SignedAdam]] = {
     "lbfgs": LBFGS,
     "signed_adam": SignedAdam,
 }
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "objective": OBJECTIVES,
-    "labels": LABEL_STRATEGIES,
-    "start": tuple(STARTS),
-    "optimizer": tuple(_OPTIMIZERS),
-    "rounds": ROUNDS,
-}
-_LOSS = {field.name: field.default for field in fields(AttackLoss)}
-_OWN = {
-    "labels": "analytic",
-    "start": "grey",
-    "warmup": 0,
-    "restarts": 0,
-    "rounds": "single",
-    "batch": 64,
-}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The parameter that chooses the optimizer, which brings parameters of its own."""
+
+    optimizer: Literal["lbfgs", "signed_adam"] = "lbfgs"
 
 
 def build_attack(spec: str) -> Attack:
@@ -192,13 +180,10 @@ def build_attack(spec: str) -> Attack:
         raise ValueError(f"no attack {parsed.name!r}; {one_of(parsed.name, known)}")
     if parsed.name not in ATTACK_NAMES:
         return plugin_attack(spec.strip())
-    if parsed.inner is not None:
-        raise ValueError("it wraps no other part.")
     if parsed.name == "suite":
-        if parsed.parameters:
-            raise ValueError(f"suite takes no parameters, but {parsed.parameters!r} was given.")
+        parse_parameters((), parsed.parameters, parsed.inner)  # it takes none
         return suite()
-    return _build(parsed.name, parsed.parameters)
+    return _build(parsed)
 
 
 def _known() -> tuple[str, ...]:
@@ -237,17 +222,13 @@ def suite(*specs: str, name: str = "suite") -> Suite:
     return Suite(name, tuple(chain.from_iterable(members)))
 
 
-def _build(name: str, edits: str) -> Matching:
-    texts = dict(edit.partition("=")[::2] for edit in edits.split(",") if edit)
-    chosen = dict(PRESETS[name].values)
-    if "optimizer" in texts:
-        chosen["optimizer"] = _parse("optimizer", texts["optimizer"], "")
-    values = settings(chosen)
-    for key, text in texts.items():
-        if key not in values:
-            raise ValueError(f"no parameter {key!r}; {one_of(key, values)}")
-        values[key] = _parse(key, text, values[key])
-    return _assemble(name, values)
+def _build(spec: Spec) -> Matching:
+    preset = dict(PRESETS[spec.name].values)
+    given = split_parameters(spec.parameters)
+    if "optimizer" in given:
+        preset["optimizer"] = given["optimizer"]
+    edits = parse_parameters(_parts(preset), spec.parameters, spec.inner)
+    return _assemble(spec.name, settings(preset) | edits)
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -266,32 +247,24 @@ def preset_entries() -> list[dict[str, Any]]:
 
 def settings(preset: Mapping[str, Any]) -> dict[str, Any]:
     """Return every value an attack uses: those of the preset over the defaults."""
-    optimizer = preset.get("optimizer", "lbfgs")
-    own = {field.name: field.default for field in fields(_OPTIMIZERS[optimizer])}
-    return {**_LOSS, **_OWN, "optimizer": optimizer, **own, **preset}
+    defaults = default_parameters(_parts(preset))
+    return defaults | {name: value for name, value in preset.items() if name in defaults}
+
+
+def _parts(preset: Mapping[str, Any]) -> tuple[type, ...]:
+    """Return the classes whose fields are the parameters of an attack."""
+    optimizer = _OPTIMIZERS.get(preset.get("optimizer", _Choice.optimizer), LBFGS)
+    return AttackLoss, Matching, _Choice, optimizer
 
 
 def _assemble(name: str, values: Mapping[str, Any]) -> Matching:
+    def of(part: type) -> dict[str, Any]:
+        return {key: values[key] for key in default_parameters(part)}
+
     optimizer = _OPTIMIZERS[values["optimizer"]]
     return Matching(
         name,
-        loss=AttackLoss(**{key: values[key] for key in _LOSS}),
-        optimizer=optimizer(**{field.name: values[field.name] for field in fields(optimizer)}),
-        **{key: values[key] for key in _OWN},
+        loss=AttackLoss(**of(AttackLoss)),
+        optimizer=optimizer(**of(optimizer)),
+        **of(Matching),
     )
-
-
-def _parse(key: str, text: str, default: Any) -> Any:
-    """Read a value of the type of its default."""
-    if key in _CHOICES:
-        if text not in _CHOICES[key]:
-            raise ValueError(f"{key}={text} is not allowed; {one_of(text, _CHOICES[key])}")
-        return text
-    try:
-        value = type(default)(text)
-    except ValueError:
-        kind = "a whole number" if isinstance(default, int) else "a number"
-        raise ValueError(f"{key}={text!r} must be {kind}.") from None
-    if not value >= 0:
-        raise ValueError(f"{key}={text!r} must not be negative.")
-    return value

@@ -1,7 +1,7 @@
 """Spec strings: how a part is named with its parameters, and the values these may have."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from inspect import signature
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -24,6 +24,11 @@ def positive(name: str, value: float) -> None:
     if not _SMALLEST <= value <= _LARGEST:
         allowed = f"a number above 0, from {show(_SMALLEST)} to {show(_LARGEST)}"
         raise ValueError(f"{name}={show(value)} is not allowed; give {allowed}.")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Refuse a number below zero, or that float32 cannot reckon with."""
+    within(name, value, 0, _LARGEST)
 
 
 def show(value: object) -> str:
@@ -66,6 +71,15 @@ class Spec:
         name, _, parameters = outer.partition(":")
         return cls(name, parameters, rest.removesuffix(")") if opening else None)
 
+    def __str__(self) -> str:
+        parameters = f":{self.parameters}" if self.parameters else ""
+        return self.name + parameters + ("" if self.inner is None else f"({self.inner})")
+
+    def edited(self, values: Mapping[str, str]) -> "Spec":
+        """Return the spec with other values of some parameters."""
+        every = {**split_parameters(self.parameters), **values}
+        return replace(self, parameters=",".join(map("=".join, every.items())))
+
 
 @dataclass(frozen=True)
 class _Parameter:
@@ -80,6 +94,25 @@ def print_parameters(part: object) -> str:
     return ",".join(f"{p.name}={show(value)}" for p, value in given if value != p.default)
 
 
+def split_parameters(text: str) -> dict[str, str]:
+    """Split ``name=value,...`` into names and the texts of their values.
+
+    Raises
+    ------
+    ValueError
+        If an item has another form, or a name is given twice.
+    """
+    values: dict[str, str] = {}
+    for item in text.split(",") if text else []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{item!r} is not of the form name=value.")
+        if name in values:
+            raise ValueError(f"{name} is given twice.")
+        values[name] = value
+    return values
+
+
 def default_parameters(part: Any) -> dict[str, Any]:
     """Return the parameters of a part that have a default, with it."""
     return {p.name: p.default for p in _parameters(part) if p.default is not MISSING}
@@ -90,9 +123,10 @@ def parse_parameters(part: Any, text: str, inner: str | None = None) -> dict[str
 
     Parameters
     ----------
-    part : type or callable
+    part : type, callable or tuple of these
         A dataclass, whose fields are its parameters, or a callable, whose keyword-only arguments
-        are. Annotations tell their types: int, float, str or a Literal of strings.
+        are. Annotations tell their types: int, float, str or a Literal of strings. The parameters
+        of several parts are taken together.
     text : str
         The part of a spec after its colon.
     inner : str, optional
@@ -109,14 +143,9 @@ def parse_parameters(part: Any, text: str, inner: str | None = None) -> dict[str
         fault = "a spec in parentheses is missing" if wraps else "it wraps no other part"
         raise ValueError(f"{fault}.")
     values: dict[str, Any] = {} if inner is None else {INNER: inner}
-    for item in text.split(",") if text else []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"{item!r} is not of the form name=value.")
+    for name, value in split_parameters(text).items():
         if name not in known:
             raise ValueError(f"no parameter {name!r}; {one_of(name, known)}")
-        if name in values:
-            raise ValueError(f"{name} is given twice.")
         values[name] = _convert(name, value, known[name].kind)
     for parameter in known.values():
         if parameter.default is MISSING and parameter.name not in values:
@@ -125,6 +154,8 @@ def parse_parameters(part: Any, text: str, inner: str | None = None) -> dict[str
 
 
 def _parameters(part: Any) -> list[_Parameter]:
+    if isinstance(part, tuple):
+        return [parameter for one in part for parameter in _parameters(one)]
     if is_dataclass(part):
         kinds = get_type_hints(part)
         own = [field for field in fields(part) if field.metadata.get("parameter", True)]

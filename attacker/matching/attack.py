@@ -24,12 +24,13 @@ from attacker.matching.problems import (
     unexplained,
     varied,
 )
-from attacker.matching.starts import STARTS, Seed, label_logits, start_images
+from attacker.matching.starts import STARTS, Seed, StartName, label_logits, start_images
 from fl_sim.coding.cell import Cell
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.attack_loss import AttackLoss, floored
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction, Status
+from fl_sim.specs import NOT_A_PARAMETER, not_negative, positive
 from fl_sim.updates.local_update import convolutions_for, one_hot
 
 # A payload counts as explained when the candidate's update lies this close to its cell (root mean
@@ -74,15 +75,20 @@ class Matching:
         Most problems solved together; bounds the memory.
     """
 
-    name: str
-    loss: AttackLoss = field(default_factory=AttackLoss)
+    name: str = field(metadata=NOT_A_PARAMETER)
+    loss: AttackLoss = field(default_factory=AttackLoss, metadata=NOT_A_PARAMETER)
     labels: LabelStrategy = "analytic"
-    start: str = "grey"
-    optimizer: Optimizer = field(default_factory=LBFGS)
+    start: StartName = "grey"
+    optimizer: Optimizer = field(default_factory=LBFGS, metadata=NOT_A_PARAMETER)
     warmup: int = 0
     restarts: int = 0
     rounds: Rounds = "single"
     batch: int = 64
+
+    def __post_init__(self) -> None:
+        not_negative("warmup", self.warmup)
+        not_negative("restarts", self.restarts)
+        positive("batch", self.batch)
 
     def applies(self, observations: Sequence[Observation]) -> bool:
         """Tell whether the attack can be run on these observations."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import log, pi
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from attacker.readers.synthetic import synthetic_images
 from fl_sim.coding.cell import Cell, Transform
 
 LabelStrategy = Literal["joint", "analytic"]
-LABEL_STRATEGIES: tuple[str, ...] = get_args(LabelStrategy)
 
 _FEWEST_EXAMPLES, _MOST_EXAMPLES = 8, 64
 _LEAST_VARIANCE = 1e-3  # of the average element's: examples do not differ in every way

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fl_sim.specs import not_negative, positive
+
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps points ``(b, D)`` of the problems ``(b,)`` to losses ``(b,)`` and gradients ``(b, D)``.
 
@@ -74,6 +76,10 @@ class SignedAdam:
     iterations: int = 4800
     rate: float = 0.1
 
+    def __post_init__(self) -> None:
+        not_negative("iterations", self.iterations)
+        not_negative("rate", self.rate)
+
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
         """Minimise each row of ``start`` on its own; see `Optimizer`."""
         best = _Best(start)
@@ -122,6 +128,11 @@ class LBFGS:
     target: float = 0.0
     patience: int = 60
     progress: float = 1e-3
+
+    def __post_init__(self) -> None:
+        positive("history", self.history)
+        for name in ("iterations", "target", "patience", "progress"):
+            not_negative(name, getattr(self, name))
 
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
         """Minimise each row of ``start`` on its own; see `Optimizer`."""

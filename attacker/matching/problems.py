@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ Bundle = Sequence[Observation]
 """One client's observations that are attacked together, the last round last."""
 
 Rounds = Literal["single", "averaged", "joint"]
-ROUNDS: tuple[str, ...] = get_args(Rounds)
 
 
 @dataclass(frozen=True, eq=False)

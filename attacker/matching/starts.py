@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,18 @@ from attacker.readers.learned import (
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.observations import Observation
 from fl_sim.seeding import Purpose, torch_rng
+
+StartName = Literal[
+    "normal",
+    "grey",
+    "linear_layer",
+    "recursive",
+    "imprint",
+    "synthetic",
+    "synthetic_network",
+    "public",
+    "public_network",
+]
 
 Invert = Callable[[Problems, Tensor, int], Tensor]
 """Maps problems, example images ``(N, C, H, W)`` and a seed to images ``(B, 1, C, H, W)``."""
@@ -62,7 +75,7 @@ class Start:
     random: bool = True
 
 
-def start_images(name: str, problems: Problems, seed: Seed) -> Tensor:
+def start_images(name: StartName, problems: Problems, seed: Seed) -> Tensor:
     """Return the images ``(B, n, C, H, W)`` an attempt starts from.
 
     Raises
@@ -125,7 +138,7 @@ def _unquantized(observation: Observation) -> bool:
     return observation.payload.spec == "none" and _single_image(observation)
 
 
-STARTS: dict[str, Start] = {
+STARTS: dict[StartName, Start] = {
     "normal": Start(_normal),
     "grey": Start(_grey),
     "linear_layer": Start(

@@ -1,12 +1,13 @@
 """The loss an attack minimises: how badly a candidate explains a payload, and how odd it looks."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fl_sim.coding.cell import Cell
+from fl_sim.specs import Spec, not_negative, parse_parameters, print_parameters
 from fl_sim.suggestions import one_of
 
 Objective = Literal["squared", "cosine", "scaled", "cell"]
@@ -49,18 +50,13 @@ class AttackLoss:
             known = one_of(self.objective, OBJECTIVES)
             raise ValueError(f"objective={self.objective} is not allowed; {known}")
         for name in ("tv", "box", "floor"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must not be negative.")
+            not_negative(name, getattr(self, name))
 
     @property
     def spec(self) -> str:
-        """Spec string that parses back to an equal loss, e.g. ``cell:tv=0.0001,box=1.0``."""
-        weights = [
-            f"{field.name}={getattr(self, field.name)}"
-            for field in fields(self)[1:]
-            if getattr(self, field.name) != field.default
-        ]
-        return self.objective + (":" + ",".join(weights) if weights else "")
+        """Spec string that parses back to an equal loss, e.g. ``cell:tv=0.0001,box=1``."""
+        weights = print_parameters(replace(self, objective=AttackLoss.objective))
+        return str(Spec(self.objective, weights, None))
 
     @classmethod
     def parse(cls, spec: str) -> "AttackLoss":
@@ -71,12 +67,9 @@ class AttackLoss:
         ValueError
             If the objective or a weight is unknown or not a number.
         """
-        objective, _, rest = spec.partition(":")
-        weights = dict(item.partition("=")[::2] for item in rest.split(",") if item)
-        if unknown := set(weights) - {field.name for field in fields(cls)[1:]}:
-            raise ValueError(f"Attack loss {spec!r} has no weight {min(unknown)!r}.")
-        values = {name: float(value) for name, value in weights.items()}
-        return cls(objective, **values)  # type: ignore[arg-type]
+        parsed = Spec.parse(spec)
+        every = f"objective={parsed.name},{parsed.parameters}".removesuffix(",")
+        return cls(**parse_parameters(cls, every, parsed.inner))
 
     def __call__(self, images: Tensor, candidate: Tensor, cell: Cell) -> Tensor:
         """Return the loss of each problem.

@@ -16,6 +16,7 @@ from fl_sim.observed.observations import Observation, load_observations, round_p
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, numpy_rng, torch_rng
+from fl_sim.specs import Spec
 from fl_sim.storage.files import write_text
 from fl_sim.storage.progress import progress_bar
 from fl_sim.study.plan import AttackJob, training_jobs
@@ -88,9 +89,9 @@ def hold_out(trial: Trial, victims: int) -> HeldOut:
 
 def variants(attack: str, sweep: Sweep) -> list[str]:
     """Return the spec as it is, and with every combination of the swept values."""
-    joint = "," if ":" in attack else ":"
-    edits = (",".join(map("=".join, zip(sweep, v, strict=True))) for v in product(*sweep.values()))
-    return list(dict.fromkeys([attack, *(attack + joint + edit for edit in edits if edit)]))
+    spec = Spec.parse(attack)
+    edits = (dict(zip(sweep, values, strict=True)) for values in product(*sweep.values()))
+    return list(dict.fromkeys([attack, *(str(spec.edited(edit)) for edit in edits if edit)]))
 
 
 def parse_sweep(texts: Iterable[str]) -> dict[str, list[str]]:
@@ -155,8 +156,9 @@ def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[Tun
     Raises
     ------
     SettingsError
-        If a variant does not parse, or there are too few public images.
+        If an attack or a variant does not parse, or there are too few public images.
     """
+    check_specs("attacks", settings.audit.attacks)
     specs = {attack: variants(attack, sweep) for attack in settings.audit.attacks}
     for tried in specs.values():
         check_specs("sweep", tried)

@@ -1,6 +1,9 @@
+from typing import get_args
+
 import pytest
 
 from attacker.matching.optimizers import LBFGS, SignedAdam
+from attacker.matching.starts import STARTS, StartName
 from attacker.presets import ATTACK_NAMES, SUITE, build_attack, suite
 
 
@@ -26,16 +29,31 @@ def test_the_optimizer_can_be_exchanged_and_brings_its_own_parameters():
     [
         ("dgl", r"no attack 'dgl'; one of dlg, .*; did you mean 'dlg'\?"),
         ("cell:restart=3", r"'restart'; one of .*restarts.*; did you mean 'restarts'\?"),
-        ("cell:restarts=many", r"restarts='many' must be a whole number"),
-        ("cell:tv=-1", r"tv='-1' must not be negative"),
+        ("cell:restarts=many", "restarts=many is not a whole number"),
+        ("cell:tv=-1", r"tv=-1 is not allowed; give 0 to 1e30\."),
         ("cell:objective=cosin", r"cosin is not allowed; one of .*; did you mean 'cosine'\?"),
-        ("cell:rate=0.1", r"'rate'"),
+        ("cell:rate=0.1", r"no parameter 'rate'; one of objective, .*, history"),
+        ("dlg:optimizer=signed_adam,history=3", "no parameter 'history'; one of .*, rate"),
+        ("cell:optimizer=adam", r"optimizer=adam is not allowed; .*did you mean 'signed_adam'\?"),
+        ("cell:start=gray", r"start=gray is not allowed; one of normal, .*; did you mean 'grey'\?"),
+        ("cell:tv=nan", "tv=nan is not allowed; give 0 to"),
+        ("cell:restarts=-1", "restarts=-1 is not allowed; give 0 to"),
+        ("cell:batch=0", "batch=0 is not allowed; give a number above 0"),
+        ("cell:history=0", "history=0 is not allowed; give a number above 0"),
+        ("cell:tv=1,tv=2", "tv is given twice"),
+        ("cell:tv", "'tv' is not of the form name=value"),
+        ("cell(sign)", "it wraps no other part"),
+        ("suite:tv=1", "no parameter 'tv'; it takes none"),
     ],
 )
 def test_bad_specs_are_refused_in_one_line(spec, message):
     with pytest.raises(ValueError, match=message) as caught:
         build_attack(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_every_start_can_be_named():
+    assert tuple(STARTS) == get_args(StartName)
 
 
 def test_a_suite_is_built_of_any_specs_and_other_suites():

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fl_sim.registry import find, names, register, resolve
-from fl_sim.specs import Spec, parse_parameters
+from fl_sim.specs import Spec, default_parameters, parse_parameters
 
 
 def test_a_spec_is_split_in_name_parameters_and_what_it_wraps():
@@ -16,6 +16,24 @@ def test_a_spec_is_split_in_name_parameters_and_what_it_wraps():
     for text in ("a(b", "a)b", "a(b)c", "a(b))"):
         with pytest.raises(ValueError, match="parentheses"):
             Spec.parse(text)
+
+
+def test_a_spec_is_printed_and_edited():
+    for text in ("a", "a:x=1,y=2", "a(b)", "a:x=1(b:y=2(c))"):
+        assert str(Spec.parse(text)) == text
+    assert str(Spec.parse("a:x=1,y=2(b)").edited({"y": "3", "z": "4"})) == "a:x=1,y=3,z=4(b)"
+    assert str(Spec.parse("a").edited({})) == "a"
+
+
+def test_parameters_of_several_parts_are_taken_together():
+    def one(*, count: int = 1): ...
+
+    def other(*, share: float = 0.5): ...
+
+    assert parse_parameters((one, other), "share=1,count=2") == {"count": 2, "share": 1.0}
+    assert default_parameters((one, other)) == {"count": 1, "share": 0.5}
+    with pytest.raises(ValueError, match="one of count, share"):
+        parse_parameters((one, other), "size=1")
 
 
 def test_keyword_only_arguments_of_a_function_are_its_parameters():

@@ -98,7 +98,18 @@ def test_spec_round_trip(loss):
     assert AttackLoss.parse(loss.spec) == loss
 
 
-@pytest.mark.parametrize("spec", ["nonsense", "cell:tv=x", "cell:volume=1", "cell:tv=-1"])
-def test_a_bad_spec_is_refused(spec):
-    with pytest.raises(ValueError, match=r"."):
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        ("cel", r"objective=cel is not allowed; one of .*; did you mean 'cell'\?"),
+        ("cell:tv=x", "tv=x is not a number"),
+        ("cell:volume=1", "no parameter 'volume'; one of .*tv"),
+        ("cell:tv=-1", "tv=-1 is not allowed; give 0 to"),
+        ("cell:tv=1,tv=2", "tv is given twice"),
+        ("cell:objective=cosine", "objective is given twice"),
+        ("cell(sign)", "it wraps no other part"),
+    ],
+)
+def test_a_bad_spec_is_refused(spec, fault):
+    with pytest.raises(ValueError, match=fault):
         AttackLoss.parse(spec)

@@ -59,6 +59,7 @@ def test_variants_are_the_attack_itself_and_every_combination():
     ]
     assert tuning.variants("cell:box=0", {"tv": ["1"]}) == ["cell:box=0", "cell:box=0,tv=1"]
     assert tuning.variants("cell", {}) == ["cell"]
+    assert tuning.variants("cell:tv=0", {"tv": ["1"]}) == ["cell:tv=0", "cell:tv=1"]
 
 
 @pytest.mark.parametrize("text", ["tv", "tv="])
@@ -71,6 +72,14 @@ def test_an_unknown_parameter_is_refused_before_any_work(run):
     with pytest.raises(SettingsError, match=r"sweep = .*tvv"):
         tuning.tune(*run, {"tvv": ["1"]}, score_batch)
     assert not run[1].tuned_file.exists()
+
+
+def test_an_attack_that_does_not_parse_is_refused_as_such(run):
+    settings, folder = run
+    audit = settings.audit.model_copy(update={"attacks": ("cell:tv",)})
+    wrong = settings.model_copy(update={"audit": audit})
+    with pytest.raises(SettingsError, match=r"attacks = 'cell:tv': .*name=value"):
+        tuning.tune(wrong, folder, {"tv": ["1"]}, score_batch)
 
 
 def test_victims_are_observed_at_the_weights_of_the_round(run):
@@ -88,7 +97,7 @@ def test_the_best_variant_wins_and_is_what_the_audit_then_runs(run, tmp_path):
     tried = tuning.tune(settings, folder, {"iterations": ["1", "60"]}, score_batch)
     assert len(tried) == 6
     on_none = tried[tried["quantizer"] == "none"].set_index("spec")
-    best = ATTACK + ",iterations=60"
+    best = ATTACK.replace("=8", "=60")
     assert on_none["psnr"].idxmax() == best
     assert on_none["chosen"].to_dict() == {spec: spec == best for spec in on_none.index}
 
@@ -118,5 +127,5 @@ def test_the_command_line_prints_and_writes_the_winners(run, monkeypatch, capsys
     words = ["tune", str(run[1].root), "--sweep", "iterations=2", "--victims", "2"]
     monkeypatch.setattr("sys.argv", ["run_simulation.py", *words, "--workers", "1"])
     run_simulation.main()
-    assert f"{ATTACK},iterations=2" in capsys.readouterr().out
+    assert ATTACK.replace("=8", "=2") in capsys.readouterr().out
     assert run[1].tuned_file.exists()
