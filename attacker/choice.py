@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from attacker.attack import Attack, Progress
-from attacker.matching.problems import Bundle, Problems, alike, bundles, repeats_images
+from attacker.matching.problems import (
+    ClientGroup,
+    Problems,
+    batchable,
+    client_groups,
+    repeats_images,
+)
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.attack_loss import YARDSTICK
 from fl_sim.observed.observations import Observation
@@ -77,8 +83,8 @@ class Suite:
                 progress(done * len(observations), len(members) * len(observations))
         found: dict[_Key, Reconstruction] = {}
         together = all(map(repeats_images, observations))
-        sources = bundles(observations, "joint" if together else "single")
-        for group in alike(sources):
+        sources = client_groups(observations, "joint" if together else "single")
+        for group in batchable(sources):
             members_of_group = [sources[index] for index in group]
             chosen = self._strongest(members_of_group, tried)
             for source, one in zip(members_of_group, chosen, strict=True):
@@ -92,7 +98,7 @@ class Suite:
         return member.applies(observations) and (public is not None or not member.needs_public)
 
     def _strongest(
-        self, sources: Sequence[Bundle], tried: dict[_Key, list[Reconstruction]]
+        self, sources: Sequence[ClientGroup], tried: dict[_Key, list[Reconstruction]]
     ) -> list[Reconstruction]:
         """Return the best guess at the images behind each of the sources.
 

@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 from attacker.attack import Attack
 from attacker.choice import Suite
-from attacker.matching.attack import Matching
+from attacker.matching.matching import Matching
 from attacker.matching.optimizers import LBFGS, SignedAdam
 from attacker.plugins import plugin_attack, plugin_entries
+from attacker.readers.reading import Reading
 from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.registry import module_of, names
 from fl_sim.specs import Spec, default_parameters, parse_parameters, split_parameters
@@ -28,10 +29,11 @@ _CELL = {"objective": "cell", "tv": 1e-3, "box": 1.0, "iterations": 400}
 
 
 class Preset(NamedTuple):
-    """An attack as data: what it does, and where it departs from the defaults."""
+    """An attack as data: what it does, where it departs from the defaults, and its kind."""
 
     summary: str
     values: Mapping[str, Any]
+    kind: type[Matching] | type[Reading] = Matching
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -59,15 +61,18 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "analytic": Preset(
         "Reads the image off the gradient of the first linear layer.",
-        {"start": "linear_layer", "iterations": 1},
+        {"start": "linear_layer"},
+        Reading,
     ),
     "active_imprint": Preset(
         "Reads images off a layer that the server planted (the active threat model).",
-        {"start": "imprint", "iterations": 1},
+        {"start": "imprint"},
+        Reading,
     ),
     "learned": Preset(
         "Predicts the image by a regression fitted on public images.",
-        {"start": "public", "iterations": 1},
+        {"start": "public"},
+        Reading,
     ),
     "learned_cell": Preset(
         "As learned, then a short search inside the quantizer's cell.",
@@ -75,7 +80,8 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "inversion_network": Preset(
         "Predicts the image by a network trained on public images.",
-        {"start": "public_network", "iterations": 1},
+        {"start": "public_network"},
+        Reading,
     ),
     "inversion_network_cell": Preset(
         "As inversion_network, then a short search inside the quantizer's cell.",
@@ -83,7 +89,8 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "synthetic": Preset(
         "Predicts the image by a regression fitted on random textures, without any data.",
-        {"start": "synthetic", "iterations": 1},
+        {"start": "synthetic"},
+        Reading,
     ),
     "synthetic_cell": Preset(
         "As synthetic, then a short search inside the quantizer's cell.",
@@ -93,7 +100,7 @@ PRESETS: Mapping[str, Preset] = {
         "Averages a client's payloads for the same weights, then matches the mean.",
         {
             "objective": "scaled",
-            "rounds": "averaged",
+            "grouping": "averaged",
             "tv": 1.0,
             "box": 1.0,
             "warmup": 50,
@@ -114,11 +121,11 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "joint": Preset(
         "As cell, on all payloads of a client that repeats its images.",
-        {**_CELL, "warmup": 50, "restarts": 1, "rounds": "joint"},
+        {**_CELL, "warmup": 50, "restarts": 1, "grouping": "joint"},
     ),
     "synthetic_joint": Preset(
         "As joint, from the prediction of synthetic.",
-        {**_CELL, "start": "synthetic", "iterations": 100, "rounds": "joint"},
+        {**_CELL, "start": "synthetic", "iterations": 100, "grouping": "joint"},
     ),
 }
 
@@ -136,7 +143,10 @@ SUITE = (
     "synthetic_cell",
     "learned_cell",
 )
-"""What ``suite`` is made of; `inverting_gradients` is dear, and almost nowhere the strongest."""
+"""What ``suite`` is made of.
+
+`inverting_gradients` is left out: it is slow and rarely the strongest.
+"""
 
 _SUITE = "Runs several attacks and keeps, for each victim, what explains its payload best."
 
@@ -222,13 +232,13 @@ def suite(*specs: str, name: str = "suite") -> Suite:
     return Suite(name, tuple(chain.from_iterable(members)))
 
 
-def _build(spec: Spec) -> Matching:
-    preset = dict(PRESETS[spec.name].values)
+def _build(spec: Spec) -> Attack:
+    preset = PRESETS[spec.name]
     given = split_parameters(spec.parameters)
-    if "optimizer" in given:
-        preset["optimizer"] = given["optimizer"]
+    if preset.kind is Matching and "optimizer" in given:
+        preset = preset._replace(values={**preset.values, "optimizer": given["optimizer"]})
     edits = parse_parameters(_parts(preset), spec.parameters, spec.inner)
-    return _assemble(spec.name, settings(preset) | edits)
+    return _assemble(spec.name, preset, _values(preset) | edits)
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -239,28 +249,32 @@ def catalogue() -> list[dict[str, Any]]:
 def preset_entries() -> list[dict[str, Any]]:
     """Return of every preset ``name``, ``summary``, ``values``; of the suite also ``members``."""
     single = [
-        {"name": name, "summary": preset.summary, "values": settings(preset.values)}
+        {"name": name, "summary": preset.summary, "values": _values(preset)}
         for name, preset in PRESETS.items()
     ]
     return [*single, {"name": "suite", "summary": _SUITE, "values": {}, "members": list(SUITE)}]
 
 
-def settings(preset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every value an attack uses: those of the preset over the defaults."""
+def _values(preset: Preset) -> dict[str, Any]:
+    """Return every value a preset uses: its own over the defaults."""
     defaults = default_parameters(_parts(preset))
-    return defaults | {name: value for name, value in preset.items() if name in defaults}
+    return defaults | {name: value for name, value in preset.values.items() if name in defaults}
 
 
-def _parts(preset: Mapping[str, Any]) -> tuple[type, ...]:
-    """Return the classes whose fields are the parameters of an attack."""
-    optimizer = _OPTIMIZERS.get(preset.get("optimizer", _Choice.optimizer), LBFGS)
+def _parts(preset: Preset) -> tuple[type, ...]:
+    """Return the classes whose fields are the parameters of a preset."""
+    if preset.kind is Reading:
+        return (Reading,)
+    optimizer = _OPTIMIZERS.get(preset.values.get("optimizer", _Choice.optimizer), LBFGS)
     return AttackLoss, Matching, _Choice, optimizer
 
 
-def _assemble(name: str, values: Mapping[str, Any]) -> Matching:
+def _assemble(name: str, preset: Preset, values: Mapping[str, Any]) -> Attack:
     def of(part: type) -> dict[str, Any]:
         return {key: values[key] for key in default_parameters(part)}
 
+    if preset.kind is Reading:
+        return Reading(name, **values)
     optimizer = _OPTIMIZERS[values["optimizer"]]
     return Matching(
         name,

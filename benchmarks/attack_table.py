@@ -131,7 +131,7 @@ def rows(
         yield head | {"attack": BASELINE} | figures
     for name in trial.attacks:
         attack = build_attack(name)
-        if trial.rounds > 1 and getattr(attack, "rounds", "single") == "single":
+        if trial.rounds > 1 and getattr(attack, "grouping", "single") == "single":
             chosen = [o for o in seen if o.round == 1]  # a residual spoils all later rounds
         else:
             chosen = seen

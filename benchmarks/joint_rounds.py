@@ -35,7 +35,7 @@ def main() -> None:
         for quantizer in arguments.quantizers:
             seen = list(observe(quantizer, arguments.observe, images, labels, arguments.seed))
             for name in arguments.attacks:
-                joint = getattr(build_attack(name), "rounds", "single") == "joint"
+                joint = getattr(build_attack(name), "grouping", "single") == "joint"
                 rounds = arguments.observe if joint else arguments.observe[:1]
                 chosen = [o for o in seen if o.round in rounds]
                 head = {"quantizer": quantizer, "rounds": ", ".join(map(str, rounds))}

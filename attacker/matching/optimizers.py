@@ -50,7 +50,7 @@ class _Best:
         self.losses = torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
         self.evaluations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
 
-    def see(self, problems: Tensor, points: Tensor, losses: Tensor) -> None:
+    def offer(self, problems: Tensor, points: Tensor, losses: Tensor) -> None:
         """Offer the points at which ``losses`` were just measured; NaN and infinity never win."""
         self.evaluations[problems] += 1
         better = losses < self.losses[problems]
@@ -90,12 +90,12 @@ class SignedAdam:
         schedule = torch.optim.lr_scheduler.MultiStepLR(adam, drops, gamma=0.1)
         for _ in range(self.iterations):
             losses, gradients = objective(points.detach(), problems)
-            best.see(problems, points.detach(), losses)
+            best.offer(problems, points.detach(), losses)
             points.grad = gradients.nan_to_num(0.0, 0.0, 0.0).sign()
             adam.step()
             schedule.step()
         losses, _ = objective(points.detach(), problems)
-        best.see(problems, points.detach(), losses)
+        best.offer(problems, points.detach(), losses)
         return best.minimum()
 
 
@@ -139,17 +139,17 @@ class LBFGS:
         best = _Best(start)
         problems = torch.arange(len(start), device=start.device)
         losses, gradients = objective(start, problems)
-        best.see(problems, start, losses)
+        best.offer(problems, start, losses)
         state = _State.at(problems, start, losses, gradients, self.history)
         for evaluation in range(1, self.iterations):
             state = state.select(self._unfinished(state, evaluation))
             if not len(state.problem):
                 break
-            trial = state.point + state.t[:, None] * state.direction
-            losses, gradients = objective(trial, state.problem)
-            best.see(state.problem, trial, losses)
+            step_point = state.point + state.t[:, None] * state.direction
+            losses, gradients = objective(step_point, state.problem)
+            best.offer(state.problem, step_point, losses)
             state.note_progress(losses, evaluation, self.progress)
-            state.advance(trial, losses, gradients)
+            state.advance(step_point, losses, gradients)
         return best.minimum()
 
     def _unfinished(self, state: "_State", evaluation: int) -> Tensor:
@@ -234,7 +234,7 @@ class _State:
         self.milestone = torch.where(fell, losses, self.milestone)
         self.last_progress = torch.where(fell, evaluation, self.last_progress)
 
-    def advance(self, trial: Tensor, losses: Tensor, gradients: Tensor) -> None:
+    def advance(self, step_point: Tensor, losses: Tensor, gradients: Tensor) -> None:
         """Move every line search on by the trial just evaluated."""
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)
         slopes = torch.where(finite, (gradients * self.direction).sum(dim=1), 0.0)
@@ -257,9 +257,11 @@ class _State:
         self.zooming = self.zooming | too_high | rising
 
         self.t = _next_trial(expanding, previous, seen, self.low, self.high)
-        self._settle(accepted, trial, losses, gradients)
+        self._settle(accepted, step_point, losses, gradients)
 
-    def _settle(self, accepted: Tensor, trial: Tensor, losses: Tensor, gradients: Tensor) -> None:
+    def _settle(
+        self, accepted: Tensor, step_point: Tensor, losses: Tensor, gradients: Tensor
+    ) -> None:
         """Take the accepted points, and the low end of searches that took too long."""
         width = (self.high[:, 0] - self.low[:, 0]).abs()
         tiny = width * self.direction.abs().amax(dim=1) < 1e-9
@@ -268,7 +270,7 @@ class _State:
         arrived = accepted | moved
         if not bool((arrived | over).any()):
             return
-        point = _where(accepted, trial, self.point + self.low[:, :1] * self.direction)
+        point = _where(accepted, step_point, self.point + self.low[:, :1] * self.direction)
         gradient = _where(accepted, gradients, self.low_gradient)
         step, change = point - self.point, gradient - self.gradient
         self.point = _where(arrived, point, self.point)

@@ -25,10 +25,10 @@ from fl_sim.updates.local_update import (
 
 Item = TypeVar("Item")
 
-Bundle = Sequence[Observation]
+ClientGroup = Sequence[Observation]
 """One client's observations that are attacked together, the last round last."""
 
-Rounds = Literal["single", "averaged", "joint"]
+Grouping = Literal["single", "averaged", "joint"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,27 +62,27 @@ class Problems:
     earlier: tuple["Problems", ...] = ()
 
     @classmethod
-    def of(cls, bundles: Sequence[Bundle]) -> "Problems":
-        """Make one problem of each bundle; a bundle is one client's observations, last round last.
+    def of(cls, groups: Sequence[ClientGroup]) -> "Problems":
+        """Make one problem of each group; a group is one client's observations, last round last.
 
         All share model, work and quantizer. Payloads for the same weights are merged to one cell;
         those for other weights are `earlier` problems.
         """
-        *earlier, latest = zip(*(by_weights(bundle) for bundle in bundles), strict=True)
+        *earlier, latest = zip(*(by_weights(group) for group in groups), strict=True)
         problems = cls._of_one_round(latest)
         return replace(problems, earlier=tuple(cls._of_one_round(one) for one in earlier))
 
     @classmethod
-    def _of_one_round(cls, bundles: Sequence[Bundle]) -> "Problems":
-        first = bundles[0][0]
+    def _of_one_round(cls, groups: Sequence[ClientGroup]) -> "Problems":
+        first = groups[0][0]
         quantizer = parse_quantizer(first.payload.spec)
         return cls(
             first.model,
             first.work,
-            _unified([bundle[0].weights for bundle in bundles]),
+            _unified([group[0].weights for group in groups]),
             quantizer,
-            tuple(merged_cell(quantizer, bundle) for bundle in bundles),
-            tuple((bundle[-1].round, bundle[-1].partition) for bundle in bundles),
+            tuple(merged_cell(quantizer, group) for group in groups),
+            tuple((group[-1].round, group[-1].partition) for group in groups),
         )
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class Problems:
 
     def by_weights(self, solve: Callable[["Problems"], Tensor]) -> Tensor:
         """Solve the problems of each weights by themselves; return the results in order."""
-        rows = [torch.tensor(group) for group in _grouped(self.given, operator.is_)]
+        rows = [torch.tensor(same) for same in _grouped(self.given, operator.is_)]
         results = torch.cat([solve(self.select(own)) for own in rows])
         return results[torch.cat(rows).argsort()]
 
@@ -162,12 +162,12 @@ class Problems:
         return piece
 
 
-def varied(bundle: Bundle) -> bool:
-    """Tell whether later payloads of a bundle add to the first."""
-    return any(o.payload.body != bundle[0].payload.body for o in bundle[1:])
+def varied(group: ClientGroup) -> bool:
+    """Tell whether later payloads of a group add to the first."""
+    return any(o.payload.body != group[0].payload.body for o in group[1:])
 
 
-def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
+def merged_cell(quantizer: Quantizer, group: ClientGroup) -> Cell:
     """Return what one client's payloads of the same update tell together.
 
     Independent rounding errors average out with the root of their number. With error feedback the
@@ -175,13 +175,13 @@ def merged_cell(quantizer: Quantizer, bundle: Bundle) -> Cell:
     the mean falls with the number itself. A plain sign carries no scale in which to sum; its first
     payload, free of residuals, tells all there is.
     """
-    cells = [quantizer.cell(o.payload) for o in bundle]
-    if cells[0].scale_free or not varied(bundle):
+    cells = [quantizer.cell(o.payload) for o in group]
+    if cells[0].scale_free or not varied(group):
         return cells[0]
     if cells[0].transform is not None:
-        centers = [quantizer.decode(o.payload).vector for o in bundle]
+        centers = [quantizer.decode(o.payload).vector for o in group]
         step = torch.stack([cell.step.square().mean() for cell in cells]).mean().sqrt()
-        steps, sizes = step.expand_as(centers[0]), bundle[0].payload.layout.sizes
+        steps, sizes = step.expand_as(centers[0]), group[0].payload.layout.sizes
     else:
         centers = [cell.center for cell in cells]
         steps = torch.stack([cell.step for cell in cells]).square().mean(dim=0).sqrt()
@@ -206,30 +206,30 @@ def unexplained(candidate: Tensor, cell: Cell) -> Tensor:
     return (distance.square().mean(dim=-1) - expected).relu()
 
 
-def alike(sources: Sequence[Bundle]) -> list[list[int]]:
-    """Return the indices of bundles that can be solved as one batch, in order of arrival."""
-    return _grouped(sources, _alike)
+def batchable(groups: Sequence[ClientGroup]) -> list[list[int]]:
+    """Return the indices of groups that can be solved as one batch, in order of arrival."""
+    return _grouped(groups, _solved_alike)
 
 
-def bundles(observations: Sequence[Observation], rounds: Rounds) -> list[Bundle]:
+def client_groups(observations: Sequence[Observation], grouping: Grouping) -> list[ClientGroup]:
     """Return what is attacked together, rounds in order.
 
     Parameters
     ----------
     observations : sequence of Observation
         Of any trials, clients and rounds.
-    rounds : "single", "averaged" or "joint"
+    grouping : "single", "averaged" or "joint"
         Every observation alone; those of one trial, client and weights; or those of one trial and
         client, where clients use the same images in every round.
     """
-    if rounds == "single":
+    if grouping == "single":
         return [[observation] for observation in observations]
     clients: dict[tuple[str, int], list[Observation]] = {}
     for observation in sorted(observations, key=lambda o: o.round):
         clients.setdefault((observation.trial, observation.partition), []).append(observation)
-    if rounds == "joint":
+    if grouping == "joint":
         return list(clients.values())
-    return [bundle for client in clients.values() for bundle in by_weights(client)]
+    return [group for client in clients.values() for group in by_weights(client)]
 
 
 def repeats_images(observation: Observation) -> bool:
@@ -241,13 +241,13 @@ def repeats_images(observation: Observation) -> bool:
     return observation.work.fixed_batch and not quantizer.carries_residual
 
 
-def by_weights(bundle: Bundle) -> list[Bundle]:
-    """Part a bundle where its weights differ."""
-    groups = _grouped([one.weights for one in bundle], _equal)
-    return [[bundle[index] for index in group] for group in groups]
+def by_weights(group: ClientGroup) -> list[ClientGroup]:
+    """Split a group by the weights that the client was given."""
+    same = _grouped([one.weights for one in group], _equal)
+    return [[group[index] for index in members] for members in same]
 
 
-def _alike(one: Bundle, other: Bundle) -> bool:
+def _solved_alike(one: ClientGroup, other: ClientGroup) -> bool:
     return len(one) == len(other) and all(map(_same_setting, one, other))
 
 
@@ -265,7 +265,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _unified(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the weights with one tensor in the place of all that equal it."""
-    first = {index: group[0] for group in _grouped(weights, _equal) for index in group}
+    first = {index: same[0] for same in _grouped(weights, _equal) for index in same}
     return tuple(weights[first[index]] for index in range(len(weights)))
 
 

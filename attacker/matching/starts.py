@@ -25,9 +25,7 @@ from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.observations import Observation
 from fl_sim.seeding import Purpose, torch_rng
 
-StartName = Literal[
-    "normal",
-    "grey",
+ReadingName = Literal[
     "linear_layer",
     "recursive",
     "imprint",
@@ -36,6 +34,9 @@ StartName = Literal[
     "public",
     "public_network",
 ]
+"""Starts that read the images off the payload."""
+
+StartName = Literal["normal", "grey", ReadingName]
 
 Invert = Callable[[Problems, Tensor, int], Tensor]
 """Maps problems, example images ``(N, C, H, W)`` and a seed to images ``(B, 1, C, H, W)``."""
@@ -45,8 +46,18 @@ _IMAGES, _LABELS = 0, 1
 
 
 @dataclass(frozen=True)
-class Seed:
-    """Where the random numbers of one attempt come from, and what else the attacker owns."""
+class StartContext:
+    """What a start is a function of, beside the problems.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of the attack.
+    attempt : int
+        Number of the attempt, from 0.
+    public : PublicImages or None
+        Images that anyone has.
+    """
 
     seed: int
     attempt: int
@@ -60,7 +71,7 @@ class Start:
     Attributes
     ----------
     images : callable
-        Maps problems that share weights, and the seed, to images ``(B, n, C, H, W)``.
+        Maps problems that share weights, and the context, to images ``(B, n, C, H, W)``.
     applies : callable
         Tells of an observation whether the start can be made from it.
     needs_public : bool
@@ -69,13 +80,13 @@ class Start:
         Whether another attempt starts elsewhere; later attempts of the others start grey.
     """
 
-    images: Callable[[Problems, Seed], Tensor]
+    images: Callable[[Problems, StartContext], Tensor]
     applies: Callable[[Observation], bool] = lambda _: True
     needs_public: bool = False
     random: bool = True
 
 
-def start_images(name: StartName, problems: Problems, seed: Seed) -> Tensor:
+def start_images(name: StartName, problems: Problems, context: StartContext) -> Tensor:
     """Return the images ``(B, n, C, H, W)`` an attempt starts from.
 
     Raises
@@ -84,48 +95,50 @@ def start_images(name: StartName, problems: Problems, seed: Seed) -> Tensor:
         If public images are needed and none are there.
     """
     start = STARTS[name]
-    if seed.attempt and not start.random:
-        return _grey(problems, seed)
-    if start.needs_public and seed.public is None:
+    if context.attempt and not start.random:
+        return _grey(problems, context)
+    if start.needs_public and context.public is None:
         raise ValueError(f"start={name} needs public images.")
-    return problems.by_weights(lambda sharing: start.images(sharing, seed))
+    return problems.by_weights(lambda sharing: start.images(sharing, context))
 
 
-def label_logits(problems: Problems, seed: Seed) -> Tensor:
+def label_logits(problems: Problems, context: StartContext) -> Tensor:
     """Draw free label logits ``(B, n, classes)`` from N(0, 1)."""
     shape = (problems.work.images, problems.model.classes)
-    return _draw(problems, seed, _LABELS, shape)
+    return _draw(problems, context, _LABELS, shape)
 
 
-def _normal(problems: Problems, seed: Seed) -> Tensor:
-    return _draw(problems, seed, _IMAGES, problems.image_shape)
+def _normal(problems: Problems, context: StartContext) -> Tensor:
+    return _draw(problems, context, _IMAGES, problems.image_shape)
 
 
-def _grey(problems: Problems, seed: Seed) -> Tensor:
-    return 0.5 + 0.1 * _normal(problems, seed)
+def _grey(problems: Problems, context: StartContext) -> Tensor:
+    return 0.5 + 0.1 * _normal(problems, context)
 
 
-def _public(invert: Invert) -> Callable[[Problems, Seed], Tensor]:
-    def images(problems: Problems, seed: Seed) -> Tensor:
-        assert seed.public is not None
-        return invert(problems, public_examples(seed.public), seed.seed)
-
-    return images
-
-
-def _synthetic(invert: Invert) -> Callable[[Problems, Seed], Tensor]:
-    def images(problems: Problems, seed: Seed) -> Tensor:
-        return invert(problems, synthetic_examples(problems.model.shape, seed.seed), seed.seed)
+def _public(invert: Invert) -> Callable[[Problems, StartContext], Tensor]:
+    def images(problems: Problems, context: StartContext) -> Tensor:
+        assert context.public is not None
+        return invert(problems, public_examples(context.public), context.seed)
 
     return images
 
 
-def _draw(problems: Problems, seed: Seed, stream: int, shape: tuple[int, ...]) -> Tensor:
+def _synthetic(invert: Invert) -> Callable[[Problems, StartContext], Tensor]:
+    def images(problems: Problems, context: StartContext) -> Tensor:
+        return invert(
+            problems, synthetic_examples(problems.model.shape, context.seed), context.seed
+        )
+
+    return images
+
+
+def _draw(problems: Problems, context: StartContext, stream: int, shape: tuple[int, ...]) -> Tensor:
     """Draw N(0, 1) for each problem from a stream of its own, whatever batch it is in."""
     draws = []
     for round_, partition in problems.keys:
-        keys = (round_, partition, seed.attempt, stream)
-        generator = torch_rng(seed.seed, Purpose.ATTACK, *keys)
+        keys = (round_, partition, context.attempt, stream)
+        generator = torch_rng(context.seed, Purpose.ATTACK, *keys)
         draws.append(torch.randn(shape, generator=generator))
     return torch.stack(draws)
 

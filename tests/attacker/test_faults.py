@@ -9,7 +9,7 @@ import torch
 
 from attacker.attack import Attack
 from attacker.choice import Suite
-from attacker.matching.attack import Matching
+from attacker.matching.matching import Matching
 from attacker.plugins import PluginAttack
 from attacker.presets import build_attack
 from results.scores.scoring import score_batch
@@ -20,7 +20,7 @@ SHORT = "cell:iterations=40,warmup=0,restarts=0"
 TESTS = Path(__file__).parent.parent
 FAULTS = {
     "joint labels: the random start is returned": (
-        "attacker/matching/test_attack.py",
+        "attacker/matching/test_matching.py",
         "test_the_joint_attack_returns_the_label_it_optimised_not_the_one_it_started_from",
     ),
     "best iterate off by one: the loss before a step, the picture after it": (
@@ -28,7 +28,7 @@ FAULTS = {
         "test_the_loss_returned_is_that_of_the_point_returned",
     ),
     "restarts chosen by distance to the truth": (
-        "attacker/matching/test_attack.py",
+        "attacker/matching/test_matching.py",
         "test_restarts_are_chosen_by_attack_loss",
     ),
     "assignment applied in the wrong direction": (
@@ -36,7 +36,7 @@ FAULTS = {
         "test_a_perfect_batch_in_another_order_scores_zero_and_hits_every_label",
     ),
     "converged reported for a large loss": (
-        "attacker/matching/test_attack.py",
+        "attacker/matching/test_matching.py",
         "test_a_poor_run_is_stalled_never_converged",
     ),
     "mean over runs that diverged": (
@@ -80,7 +80,7 @@ FAULTS = {
         "test_the_image_moves_from_its_start",
     ),
     "exceptions swallowed": (
-        "attacker/matching/test_attack.py",
+        "attacker/matching/test_matching.py",
         "test_one_broken_payload_does_not_lose_the_others",
     ),
 }

@@ -43,6 +43,8 @@ def test_the_optimizer_can_be_exchanged_and_brings_its_own_parameters():
         ("cell:tv=1,tv=2", "tv is given twice"),
         ("cell:tv", "'tv' is not of the form name=value"),
         ("cell(sign)", "it wraps no other part"),
+        ("analytic:iterations=2", r"no parameter 'iterations'; one of start, batch"),
+        ("learned:start=grey", r"start=grey is not allowed; one of linear_layer, "),
         ("suite:tv=1", "no parameter 'tv'; it takes none"),
     ],
 )

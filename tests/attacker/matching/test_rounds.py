@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attacker.choice import Suite
-from attacker.matching.problems import Problems, bundles
+from attacker.matching.problems import Problems, client_groups
 from attacker.presets import build_attack
 from fl_sim.models import build_model
 from fl_sim.quantizers import parse_quantizer
@@ -41,7 +41,7 @@ def test_the_error_of_the_merged_cell_falls_with_the_root_of_the_rounds():
     truth = parse_quantizer("none").decode(observe(images, labels)[0].payload).vector
     for rounds in (4, 64):
         seen = observe(images, labels, "stochastic:bits=3", rounds=rounds)
-        cell = Problems.of(bundles(seen, "averaged")).cell
+        cell = Problems.of(client_groups(seen, "averaged")).cell
         normalised = ((cell.center[0] - truth) / cell.step[0]).square().mean().sqrt()
         assert 0.5 < normalised < 1.2
 
@@ -52,7 +52,7 @@ def test_error_feedback_is_undone_by_summing():
     errors = []
     for rounds in (1, 8, 64):
         seen = observe(images, labels, "error_feedback(scaled_sign)", rounds=rounds)
-        cell = Problems.of(bundles(seen, "averaged")).cell
+        cell = Problems.of(client_groups(seen, "averaged")).cell
         errors.append(float((cell.center[0] - truth).norm() / truth.norm()))
     assert errors[1] < errors[0]
     assert errors[2] < errors[1] / 3
@@ -93,7 +93,7 @@ def test_a_joint_problem_has_a_cell_for_every_weights_it_was_seen_at():
     seen = moving(images, labels, "uniform:bits=2") + [
         replace(one, round=9) for one in moving(images, labels, "uniform:bits=2", rounds=1)
     ]
-    problems = Problems.of(bundles(seen, "joint"))
+    problems = Problems.of(client_groups(seen, "joint"))
     assert [one.keys for one in problems.rounds] == [
         ((9, 0), (9, 1)),
         ((2, 0), (2, 1)),
@@ -111,7 +111,7 @@ def test_the_loss_of_a_joint_problem_is_the_mean_over_its_weights():
     seen = moving(images, labels, "uniform:bits=2")
     spec = "cell:iterations=1,restarts=0,warmup=0,tv=0,box=0,floor=0"
     alone = [build_attack(spec).reconstruct([o], seed=0)[0] for o in seen]
-    joint = build_attack(spec + ",rounds=joint").reconstruct(seen, seed=0)[0]
+    joint = build_attack(spec + ",grouping=joint").reconstruct(seen, seed=0)[0]
     start = joint.images
     targets = one_hot(joint.labels[None], SPEC.classes)
     losses = [

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attacker.matching.attack import _Candidates, _objective
-from attacker.matching.problems import Problems, alike
-from attacker.matching.starts import Seed, start_images
+from attacker.matching.matching import _Candidates, _objective
+from attacker.matching.problems import Problems, batchable
+from attacker.matching.starts import StartContext, start_images
 from attacker.presets import build_attack
 from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.quantizers import parse_quantizer
@@ -125,7 +125,7 @@ def at_two_weights(images, labels, work=None):
 def test_observations_of_other_weights_are_one_batch_in_their_order():
     images, labels = digits(4)
     mixed = at_two_weights(images, labels)
-    assert alike([[o] for o in mixed]) == [[0, 1, 2, 3]]
+    assert batchable([[o] for o in mixed]) == [[0, 1, 2, 3]]
     found = build_attack("idlg").reconstruct(mixed, seed=0)
     assert [(r.round, r.partition) for r in found] == [(2, 0), (1, 0), (2, 1), (1, 1)]
     assert errors(found, images[[2, 0, 3, 1], None]).max() < 1e-3
@@ -221,7 +221,7 @@ def test_labels_of_batches_are_recovered_as_counts():
 
 def test_the_batch_follows_a_memory_budget(monkeypatch):
     images, labels = digits(4)
-    monkeypatch.setattr("attacker.matching.attack._BUDGET", 1)
+    monkeypatch.setattr("attacker.batches._BUDGET", 1)
     calls = []
     build_attack(QUICK).reconstruct(
         observe(images, labels), seed=0, progress=lambda done, total: calls.append((done, total))
@@ -252,7 +252,7 @@ def test_all_that_an_evaluation_needs_moves_to_a_device(quantizer):
     # Fake tensors of a device that is not there have no values, but refuse to meet those of others.
     images, labels = digits(2)
     problems = Problems.of([[o] for o in observe(images, labels, quantizer)])
-    seeds = [Seed(0, 0)]
+    seeds = [StartContext(0, 0)]
     for strategy, objective in (("joint", "squared"), ("analytic", "cell")):
         candidates = _Candidates.of(strategy, problems, seeds)
         points = candidates.join(start_images("grey", problems, seeds[0]))

@@ -1,0 +1,268 @@
+"""Attacks that search images whose update matches the payload."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from attacker.attack import Progress
+from attacker.batches import Batches
+from attacker.matching.labels import LabelStrategy, recover_labels
+from attacker.matching.layers import find_head
+from attacker.matching.optimizers import LBFGS, Minimum, Objective, Optimizer
+from attacker.matching.problems import (
+    ClientGroup,
+    Grouping,
+    Problems,
+    by_weights,
+    client_groups,
+    repeats_images,
+    varied,
+)
+from attacker.matching.starts import STARTS, StartContext, StartName, label_logits, start_images
+from attacker.solutions import Solution, mean_misfit
+from fl_sim.coding.cell import Cell
+from fl_sim.data.public_images import PublicImages
+from fl_sim.observed.attack_loss import AttackLoss, floored
+from fl_sim.observed.observations import Observation
+from fl_sim.observed.reconstructions import Reconstruction
+from fl_sim.specs import NOT_A_PARAMETER, not_negative, positive
+from fl_sim.updates.local_update import convolutions_for, one_hot
+
+
+@dataclass(frozen=True)
+class Matching:
+    """An attack that searches images whose update matches the payload.
+
+    Attributes
+    ----------
+    name : str
+        Name of the preset it was built from.
+    loss : AttackLoss
+        What is minimised: objective and priors.
+    labels : {"joint", "analytic"}
+        Labels are optimised with the images, or read from the head's gradient first; where no
+        layer's output is the logits they cannot be read, and are optimised.
+    start : str
+        A key of `attacker.matching.starts.STARTS`.
+    optimizer : Optimizer
+        Minimises all problems of a batch at once.
+    warmup : int
+        Evaluations of L-BFGS before the optimizer starts, on the same loss but with every
+        candidate update rescaled to the size of the one observed: at trained weights that of a
+        well-classified image is a thousand times smaller than that of the start.
+    restarts : int
+        Most further starts for a problem whose payload is not yet explained.
+    grouping : "single", "averaged" or "joint"
+        Whether each payload is a problem; or a client's payloads for the same weights are one: the
+        same update, rounded anew each time; or all payloads of a client that uses the same images
+        in every round are one, whose loss is the mean over the weights it was given.
+    batch : int
+        Most problems solved together; bounds the memory.
+    """
+
+    name: str = field(metadata=NOT_A_PARAMETER)
+    loss: AttackLoss = field(default_factory=AttackLoss, metadata=NOT_A_PARAMETER)
+    labels: LabelStrategy = "analytic"
+    start: StartName = "grey"
+    optimizer: Optimizer = field(default_factory=LBFGS, metadata=NOT_A_PARAMETER)
+    warmup: int = 0
+    restarts: int = 0
+    grouping: Grouping = "single"
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        not_negative("warmup", self.warmup)
+        not_negative("restarts", self.restarts)
+        positive("batch", self.batch)
+
+    def applies(self, observations: Sequence[Observation]) -> bool:
+        """Tell whether the attack can be run on these observations."""
+        if self.grouping != "single" and not all(o.work.fixed_batch for o in observations):
+            return False
+        if self.grouping == "joint" and not all(map(repeats_images, observations)):
+            return False
+        groups = client_groups(observations, self.grouping)
+        if self.grouping != "single" and not any(map(_more_than_one_tells, groups)):
+            return False
+        return all(STARTS[self.start].applies(o) for o in observations)
+
+    @property
+    def needs_public(self) -> bool:
+        """Whether the attack needs public images."""
+        return STARTS[self.start].needs_public
+
+    @property
+    def uses_public(self) -> bool:
+        """Whether public images make a difference."""
+        return self.needs_public
+
+    def reconstruct(
+        self,
+        observations: Sequence[Observation],
+        *,
+        seed: int,
+        public: PublicImages | None = None,
+        progress: Progress | None = None,
+        device: str = "cpu",
+    ) -> list[Reconstruction]:
+        """Reconstruct the private batch behind every observation.
+
+        Parameters
+        ----------
+        observations : sequence of Observation
+            Those that can be computed together are solved as one batch.
+        seed : int
+            Every random start is a function of it and of the observation's round and partition.
+        public : PublicImages, optional
+            Auxiliary images of learned attacks.
+        progress : callable, optional
+            Called with the observations done and their total.
+        device : str
+            Where problems are optimised, ``cuda`` in larger batches; results do not depend on it
+            but for float tolerance.
+
+        Returns
+        -------
+        list of Reconstruction
+            One per observation, in their order; one per partition and weights if ``averaged``, one
+            per partition if ``joint``, with the last of their rounds.
+        """
+        context = StartContext(seed, 0, public)
+        batches = Batches(self.batch, device)
+
+        def solve(groups: Sequence[ClientGroup]) -> Solution:
+            return self._attempt_all(groups, context, batches)
+
+        groups = client_groups(observations, self.grouping)
+        return batches.solve(groups, solve, self.name, self.loss.spec, progress)
+
+    def _attempt_all(
+        self, groups: Sequence[ClientGroup], context: StartContext, batches: Batches
+    ) -> Solution:
+        """Solve all problems, then again those that failed: as often at once as fits a batch."""
+        problems = Problems.of(groups)
+        (best,) = self._attempt(problems, [context], batches.device)
+        attempts, most = 1, batches.size(groups[0])
+        while attempts <= self.restarts and not bool(best.explained.all()):
+            failed = (~best.explained).nonzero().squeeze(1)
+            further = min(max(1, most // len(failed)), self.restarts + 1 - attempts)
+            contexts = [replace(context, attempt=attempts + number) for number in range(further)]
+            for again in self._attempt(problems.select(failed), contexts, batches.device):
+                best = best.improved(failed, again)
+            attempts += further
+        return best
+
+    def _attempt(
+        self, problems: Problems, contexts: Sequence[StartContext], device: str
+    ) -> list[Solution]:
+        """Solve all problems once in each context, from starts that are found on the CPU."""
+        candidates = _Candidates.of(self.labels, problems, contexts).to(device)
+        starts = [start_images(self.start, problems, context) for context in contexts]
+        points, problems = candidates.join(torch.cat(starts).to(device)), candidates.problems
+        if self.warmup:
+            resized = _objective(self.loss, problems, candidates, resize=True)
+            points = LBFGS(self.warmup).minimize(resized, points).points
+        minimum = self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
+        solutions = _solution(minimum, problems, candidates, self.warmup).to("cpu")
+        return solutions.parts(len(contexts))
+
+
+def _more_than_one_tells(group: ClientGroup) -> bool:
+    return len(by_weights(group)) > 1 or varied(group)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """How the points of an optimizer are read as images and targets of the problems.
+
+    With known labels a point is the images; otherwise the free label logits follow them.
+    """
+
+    problems: Problems
+    targets: Tensor | None  # (B, n, classes) known one-hot labels
+    logits: Tensor | None  # (B, n, classes) where free labels start
+
+    @classmethod
+    def of(
+        cls, strategy: LabelStrategy, problems: Problems, contexts: Sequence[StartContext]
+    ) -> "_Candidates":
+        """Return candidates for all problems in the first context, then in the next."""
+        repeated = problems.select(torch.arange(len(problems)).repeat(len(contexts)))
+        if strategy == "joint" or find_head(problems.model) is None:
+            logits = torch.cat([label_logits(problems, context) for context in contexts])
+            return cls(repeated, None, logits)
+        targets = one_hot(recover_labels(problems), problems.model.classes)
+        return cls(repeated, targets.repeat(len(contexts), 1, 1), None)
+
+    def to(self, device: str) -> "_Candidates":
+        targets, logits = (None if t is None else t.to(device) for t in (self.targets, self.logits))
+        return _Candidates(self.problems.to(device), targets, logits)
+
+    def join(self, images: Tensor) -> Tensor:
+        parts = [images.flatten(1)]
+        if self.logits is not None:
+            parts.append(self.logits.flatten(1))
+        return torch.cat(parts, dim=1)
+
+    def split(self, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images ``(b, n, C, H, W)`` and targets ``(b, n, classes)``."""
+        shape = self.problems.image_shape
+        pixels = prod(shape)
+        images = points[:, :pixels].reshape(-1, *shape)
+        if self.targets is not None:
+            return images, self.targets[index]
+        free = points[:, pixels:].reshape(-1, shape[0], self.problems.model.classes)
+        return images, free.softmax(dim=-1)
+
+
+def _objective(
+    loss: AttackLoss, problems: Problems, candidates: _Candidates, *, resize: bool = False
+) -> Objective:
+    """Return what the optimizer minimises: losses and gradients of points."""
+    # The problems still in the batch and their cells, made anew only when one has left.
+    left, cells = problems, _floored_cells(problems, loss)
+    on_floored = replace(loss, floor=0.0)
+
+    def evaluate(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal left, cells
+        if len(index) != len(left):
+            left = problems.select(index)
+            cells = _floored_cells(left, loss)
+        points = points.detach().requires_grad_()
+        images, targets = candidates.split(points, index)
+        losses = on_floored.prior(images)
+        with convolutions_for(images):
+            for one, cell in zip(left.rounds, cells, strict=True):
+                updates = one.candidate(images, targets)
+                match = on_floored.match(_resized(updates, cell) if resize else updates, cell)
+                losses = losses + match / len(cells)
+            (gradients,) = torch.autograd.grad(losses.sum(), points)
+        return losses.detach(), gradients
+
+    return evaluate
+
+
+def _floored_cells(problems: Problems, loss: AttackLoss) -> list[Cell]:
+    return [floored(one.cell, loss.floor) for one in problems.rounds]
+
+
+def _resized(updates: Tensor, cell: Cell) -> Tensor:
+    """Scale updates ``(b, size)`` to the norm of the decoded one, which nearly all maps keep."""
+    tiny = torch.finfo(updates.dtype).tiny
+    size = updates.norm(dim=1, keepdim=True).clamp_min(tiny)
+    factor: Tensor = cell.center.norm(dim=1, keepdim=True) / size
+    return updates * factor
+
+
+def _solution(
+    minimum: Minimum, problems: Problems, candidates: _Candidates, spent: int
+) -> Solution:
+    """Return what an optimizer found after ``spent`` evaluations of a warm-up."""
+    everyone = torch.arange(len(problems), device=minimum.points.device)
+    images, targets = candidates.split(minimum.points, everyone)
+    misfits = mean_misfit(problems, images, targets)
+    evaluations = minimum.evaluations + spent
+    return Solution(images, targets.argmax(dim=-1), minimum.losses, misfits, evaluations)
