@@ -218,7 +218,7 @@ def _study_file(study: Path) -> Path:
 @command("attack runs/default --attacks suite")
 def attack(
     run: RunArgument,
-    attacks: Annotated[str, typer.Option(help="Attacks to add, by preset name.")] = "",
+    attacks: Annotated[str, typer.Option(help="Attacks to add, by name.")] = "",
     tuned: Annotated[str, typer.Option(help="File that `tune` wrote.")] = "",
     plugin: Annotated[str, typer.Option(help="Modules or files of attacks of your own.")] = "",
     workers: Annotated[

@@ -1,4 +1,4 @@
-"""A suite of attacks: per observation, the reconstruction that explains the payload best."""
+"""A suite of attacks keeps, per observation, the reconstruction that explains the payload best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,20 +25,19 @@ _Key = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Suite:
-    """Attacks of which the strongest counts, chosen without the truth.
+    """Several attacks; for each victim the strongest counts, chosen without the truth.
 
-    The losses of different attacks are in different units; what they are compared by is
-    `YARDSTICK` of `fl_sim.observed.attack_loss`, which asks for consistency with the payload and,
-    among pictures that are equally consistent, for the natural one. Where clients use the same
-    images in every round, a guess from one round counts for all, and is held against the payloads
-    of all.
+    The losses of different attacks are in different units. Attacks are therefore compared by
+    `YARDSTICK` of `fl_sim.observed.attack_loss`: by consistency with the payload, and among equally
+    consistent images by how natural they look. Where clients use the same images in every round, a
+    guess from one round counts for all, and is compared with the payloads of all.
 
     Attributes
     ----------
     name : str
         Name of the suite.
     members : tuple[Attack, ...]
-        Those that do not apply are left out.
+        Members that do not apply are left out.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Suite:
 
     @property
     def uses_public(self) -> bool:
-        """Whether public images make a difference: without, members that need some are left out."""
+        """Whether public images make a difference to any member."""
         return any(member.uses_public for member in self.members)
 
     def applies(self, observations: Sequence[Observation]) -> bool:

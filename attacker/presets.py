@@ -38,7 +38,7 @@ class Preset(NamedTuple):
 
 PRESETS: Mapping[str, Preset] = {
     "dlg": Preset(
-        "Searches images and labels together whose update matches the payload.",
+        "Searches for images and labels whose update matches the payload.",
         {**_DLG, "labels": "joint"},
     ),
     "idlg": Preset(
@@ -46,7 +46,7 @@ PRESETS: Mapping[str, Preset] = {
         {**_DLG, "labels": "analytic"},
     ),
     "inverting_gradients": Preset(
-        "Matches the direction of the update alone, among smooth images.",
+        "Matches the direction of the update only, and prefers smooth images.",
         {
             "objective": "cosine",
             "tv": 0.01,
@@ -112,11 +112,11 @@ PRESETS: Mapping[str, Preset] = {
         {"objective": "scaled", "tv": 0.1, "box": 1.0, "warmup": 50, "restarts": 1},
     ),
     "cell": Preset(
-        "Accepts every update that quantizes to the payload, and seeks a smooth image among those.",
+        "Accepts every update that quantizes to the payload, and prefers smooth images.",
         {**_CELL, "warmup": 50, "restarts": 1},
     ),
     "free_labels": Preset(
-        "As cell, with the labels searched along with the images, should they be misread.",
+        "As cell, but searches for the labels too, in case they are misread.",
         {**_CELL, "labels": "joint", "warmup": 50, "restarts": 1},
     ),
     "joint": Preset(
@@ -148,7 +148,9 @@ SUITE = (
 `inverting_gradients` is left out: it is slow and rarely the strongest.
 """
 
-_SUITE = "Runs several attacks and keeps, for each victim, what explains its payload best."
+_SUITE = (
+    "Runs several attacks and keeps, for each victim, the images that explain its payload best."
+)
 
 ATTACK_NAMES: tuple[str, ...] = (*PRESETS, "suite")
 

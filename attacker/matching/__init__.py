@@ -1,1 +1,1 @@
-"""Attacks that search images whose update matches the payload."""
+"""Attacks that search for images whose update matches the payload."""

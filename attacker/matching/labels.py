@@ -18,8 +18,10 @@ from fl_sim.coding.cell import Cell, Transform
 LabelStrategy = Literal["joint", "analytic"]
 
 _FEWEST_EXAMPLES, _MOST_EXAMPLES = 8, 64
-_LEAST_VARIANCE = 1e-3  # of the average element's: examples do not differ in every way
-_NARROW = 1e-3  # deviations
+_LEAST_VARIANCE = (
+    1e-3  # relative to the mean variance, for elements in which the examples do not differ
+)
+_NARROW = 1e-3  # in standard deviations
 _MOST_ELEMENTS = 4096  # of an update
 _MOST_FLOATS = 2**26  # of updates held at once
 
@@ -32,8 +34,8 @@ def recover_labels(problems: Problems) -> Tensor:
     true class can be negative (iDLG, Zhao et al. 2020). For larger batches p is guessed as the mean
     prediction at synthetic images, and labels are handed out one by one to the class with the
     largest remaining count (after Geng et al. 2021). Where the quantizer is too coarse to tell n
-    labels from n + 1 in this bias, or where no bias tells, the whole payload is asked: the counts
-    are exchanged one label at a time while it becomes more likely.
+    labels from n + 1 in this bias, or where there is no bias, the whole payload decides: one label
+    at a time is exchanged for another as long as that makes the payload more likely.
 
     Returns
     -------
@@ -78,9 +80,9 @@ def _errors(problems: Problems, head: Layer) -> Tensor:
 def _rows_told(problems: Problems, rows: Tensor, weight: str) -> Tensor:
     """Read the errors, up to a scale, from the head's weight gradient ``(B, classes, F)``.
 
-    Each row is an error times the features. One image leaves one direction of features, the first
-    singular vector, with the sign for which one class alone has a negative error. Where that does
-    not tell, and for more images, the direction is that of synthetic images.
+    Each row is an error times the features. For one image, the direction of the features is the
+    first singular vector; its sign is the one for which a single class has a negative error. Where
+    both signs are possible, and for more images, the features of synthetic images decide.
     """
     usual = _usual_features(problems, weight)
     errors = rows @ usual / usual.square().sum()
@@ -95,7 +97,7 @@ def _rows_told(problems: Problems, rows: Tensor, weight: str) -> Tensor:
 
 
 def _usual_features(problems: Problems, weight: str) -> Tensor:
-    """Return the mean features ``(F,)`` of synthetic images: what the slope of a logit is."""
+    """Return the mean features ``(F,)`` of synthetic images: the gradient of a logit's weights."""
     images = synthetic_images(problems.model.shape, _FEWEST_EXAMPLES, seed=0)
     model = problems.flat_model
     _, pull = vjp(  # type: ignore[misc]
@@ -106,13 +108,13 @@ def _usual_features(problems: Problems, weight: str) -> Tensor:
 
 
 def _log_predictions(problems: Problems, images: Tensor) -> Tensor:
-    """Log-probabilities ``(N, classes)`` that the weights sent predict."""
+    """Return the log-probabilities ``(N, classes)`` that the model predicts."""
     with torch.no_grad():
         return problems.flat_model.logits(problems.weights, images).log_softmax(dim=-1)
 
 
 def _resolution(problems: Problems, head: Layer) -> Tensor:
-    """Largest step ``(B,)`` in the head's bias' gradient; infinite behind a rotation or without."""
+    """Return the largest step ``(B,)`` of the head's bias; infinite if rotated or missing."""
     if problems.cell.transform is not None or head.bias is None:
         return torch.full((len(problems),), torch.inf)
     steps = problems.flat_model.layout.unflatten(problems.cell.step)[head.bias]
@@ -120,7 +122,7 @@ def _resolution(problems: Problems, head: Layer) -> Tensor:
 
 
 def _gradients(problems: Problems) -> float:
-    """Return how many gradients an update is worth."""
+    """Return the factor between a gradient and an update."""
     work = problems.work
     return work.learning_rate * work.local_steps if work.kind == "delta" else 1.0
 
@@ -145,8 +147,8 @@ class _Expected:
     def of(cls, problems: Problems, examples: Tensor, log_prediction: Tensor) -> "_Expected":
         """Measure it at example images, each given every label in turn.
 
-        An example stands for a class the more, the more the weights sent take it for one: the
-        images of a class on which a model was trained are such that it predicts the class.
+        An example counts for a class in proportion to the probability that the model gives to the
+        class: a trained model predicts the class of most images that it was trained on.
         """
         model, classes = problems.flat_model, problems.model.classes
 
@@ -165,9 +167,8 @@ class _Expected:
     def likelihood(self, cell: Cell) -> Callable[[Tensor], Tensor]:
         """Return the log-likelihood of a payload as a function of counts ``(K, classes)``.
 
-        Elements count as independent and Gaussian. They are not independent, which makes the
-        likelihood too sure of itself, and hardly moves its maximum; some of them tell as much as
-        all.
+        Elements are taken as independent and Gaussian. They are not independent, which makes the
+        likelihood too steep, but hardly moves its maximum. A sample of the elements is enough.
         """
         size = cell.center.shape[-1]
         some = torch.arange(0, size, -(-size // _MOST_ELEMENTS))
@@ -194,7 +195,7 @@ class _Expected:
         return evaluate
 
     def _of_batches(self, counts: Tensor, transform: Transform | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the codes of batches, ``(K, d)``; a rotation spreads both."""
+        """Return mean and variance of the codes of batches, ``(K, d)``; rotations mix them."""
         mean, variance = counts @ self.mean, counts @ self.variance
         if transform is not None:
             sent, size = transform(mean), mean.square().sum(dim=1, keepdim=True)
@@ -204,7 +205,7 @@ class _Expected:
 
 
 def _log_likelihood(cell: Cell, mean: Tensor, variance: Tensor) -> Tensor:
-    """Log-likelihood of a payload if values are Gaussian, up to a constant; ``(K,)``."""
+    """Return the log-likelihood ``(K,)`` of a payload of Gaussian values, up to a constant."""
     each = _log_probability(cell.lower, cell.upper, mean, variance.sqrt())
     if cell.noise != "none":
         total = variance + cell.step.square()
@@ -214,9 +215,9 @@ def _log_likelihood(cell: Cell, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def _log_probability(lower: Tensor, upper: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Logarithm of the chance that a Gaussian lies between two bounds, however far or narrow."""
+    """Return the log-probability that a Gaussian lies between two bounds; stable in the tails."""
     left, right = (lower - mean) / deviation, (upper - mean) / deviation
-    mirrored = left + right > 0  # so that not both ends are in the upper tail, where 1 - x is lost
+    mirrored = left + right > 0  # else both ends may be in the upper tail, where digits cancel
     left, right = torch.where(mirrored, -right, left), torch.where(mirrored, -left, right)
     width = (right - left).clamp_min(torch.finfo(mean.dtype).tiny)
     density = width.log() - (left.square() + log(2 * pi)) / 2
@@ -225,13 +226,13 @@ def _log_probability(lower: Tensor, upper: Tensor, mean: Tensor, deviation: Tens
 
 
 def _most_likely(starts: Sequence[Tensor], likelihood: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the likeliest counts ``(classes,)`` that a climb from any of the starts reaches."""
+    """Return the most likely counts ``(classes,)`` that a climb from one of the starts reaches."""
     tops = torch.stack([_climbed(start, likelihood) for start in starts])
     return tops[likelihood(tops).argmax()]
 
 
 def _climbed(counts: Tensor, likelihood: Callable[[Tensor], Tensor]) -> Tensor:
-    """Exchange one label for another while it makes the payload more likely, best first."""
+    """Make the best exchange of two labels as long as it makes the payload more likely."""
     classes = len(counts)
     one = torch.eye(classes)
     exchanges = (one[None] - one[:, None]).flatten(0, 1)  # class i // classes for i % classes

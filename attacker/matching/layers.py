@@ -1,4 +1,4 @@
-"""The layers that leak in closed form, found by what they do: names and order do not matter."""
+"""Find the layers that leak in closed form by what they compute; names and order do not matter."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from torch.func import vjp
 from fl_sim.models import ModelSpec
 from fl_sim.updates.local_update import FlatModel, flat_model
 
-_JITTER = 0.1  # moves the probed weights from where a norm or a scale does nothing
-_CLOSE = 1e-4  # of the size of a gradient: the same but for rounding
+_JITTER = 0.1  # moves the probed weights from values at which a norm or a scale has no effect
+_CLOSE = 1e-4  # relative difference of two gradients that are equal but for rounding
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ def find_head(model: ModelSpec) -> Layer | None:
     """Find the layer whose output is the logits; None if there is none.
 
     The gradient of its bias is the slope of the loss at the logits, that of its weight the outer
-    product of this slope and the features. This is tried at random weights, on a random image with
-    a random slope.
+    product of this slope and the features. This is tested at random weights, on a random image
+    with a random slope.
     """
     return _find_head(flat_model(model))
 

@@ -1,4 +1,4 @@
-"""Attacks that search images whose update matches the payload."""
+"""Attacks that search for images whose update matches the payload."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ from fl_sim.updates.local_update import convolutions_for, one_hot
 
 @dataclass(frozen=True)
 class Matching:
-    """An attack that searches images whose update matches the payload.
+    """An attack that searches for images whose update matches the payload.
 
     Attributes
     ----------
@@ -43,22 +43,22 @@ class Matching:
     loss : AttackLoss
         What is minimised: objective and priors.
     labels : {"joint", "analytic"}
-        Labels are optimised with the images, or read from the head's gradient first; where no
-        layer's output is the logits they cannot be read, and are optimised.
+        Labels are optimised with the images, or read from the head's gradient first. Without a
+        layer whose output is the logits they cannot be read, and are optimised.
     start : str
         A key of `attacker.matching.starts.STARTS`.
     optimizer : Optimizer
         Minimises all problems of a batch at once.
     warmup : int
-        Evaluations of L-BFGS before the optimizer starts, on the same loss but with every
-        candidate update rescaled to the size of the one observed: at trained weights that of a
+        Evaluations of L-BFGS before the optimizer starts. The loss is the same, but every candidate
+        update is rescaled to the norm of the observed one: at trained weights the update of a
         well-classified image is a thousand times smaller than that of the start.
     restarts : int
         Most further starts for a problem whose payload is not yet explained.
     grouping : "single", "averaged" or "joint"
-        Whether each payload is a problem; or a client's payloads for the same weights are one: the
-        same update, rounded anew each time; or all payloads of a client that uses the same images
-        in every round are one, whose loss is the mean over the weights it was given.
+        What makes one problem. ``single``: each payload. ``averaged``: all payloads of a client for
+        the same weights, which are one update, rounded anew each time. ``joint``: all payloads of a
+        client that uses the same images in every round; the loss is the mean over the rounds.
     batch : int
         Most problems solved together; bounds the memory.
     """
@@ -142,7 +142,7 @@ class Matching:
     def _attempt_all(
         self, groups: Sequence[ClientGroup], context: StartContext, batches: Batches
     ) -> Solution:
-        """Solve all problems, then again those that failed: as often at once as fits a batch."""
+        """Solve all problems, then those that failed again, with as many starts as fit a batch."""
         problems = Problems.of(groups)
         (best,) = self._attempt(problems, [context], batches.device)
         attempts, most = 1, batches.size(groups[0])
@@ -222,7 +222,7 @@ def _objective(
     loss: AttackLoss, problems: Problems, candidates: _Candidates, *, resize: bool = False
 ) -> Objective:
     """Return what the optimizer minimises: losses and gradients of points."""
-    # The problems still in the batch and their cells, made anew only when one has left.
+    # The unfinished problems and their cells, selected again only when one is finished.
     left, cells = problems, _floored_cells(problems, loss)
     on_floored = replace(loss, floor=0.0)
 
@@ -250,7 +250,7 @@ def _floored_cells(problems: Problems, loss: AttackLoss) -> list[Cell]:
 
 
 def _resized(updates: Tensor, cell: Cell) -> Tensor:
-    """Scale updates ``(b, size)`` to the norm of the decoded one, which nearly all maps keep."""
+    """Scale updates ``(b, size)`` to the norm of the decoded one, which most transforms keep."""
     tiny = torch.finfo(updates.dtype).tiny
     size = updates.norm(dim=1, keepdim=True).clamp_min(tiny)
     factor: Tensor = cell.center.norm(dim=1, keepdim=True) / size

@@ -1,4 +1,4 @@
-"""Optimizers that minimise many independent problems at once, each with its own history and end."""
+"""Optimizers that minimise many independent problems at once; each ends on its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ class Minimum:
     points : Tensor
         ``(B, D)``.
     losses : Tensor
-        ``(B,)``; infinite where no finite loss was ever met (the point is then the start).
+        ``(B,)``; infinite where no finite loss was measured (the point is then the start).
     evaluations : Tensor
         ``(B,)`` int64, gradient evaluations spent on each problem.
     """
@@ -36,7 +36,7 @@ class Minimum:
 
 
 class Optimizer(Protocol):
-    """What an attack asks of an optimizer."""
+    """What an attack needs of an optimizer."""
 
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
         """Minimise each row of ``start`` on its own."""
@@ -165,10 +165,10 @@ _DECREASE, _CURVATURE, _TRIALS = 1e-4, 0.9, 20
 
 @dataclass
 class _State:
-    """All problems of a batch, mid line search; the first dimension of every tensor is theirs.
+    """The line searches of all unfinished problems; the first dimension of tensors is the problem.
 
     ``low`` and ``high`` hold (step, loss, slope) of the ends of the bracket; while a search is
-    still expanding (``zooming`` false), ``low`` is the previous trial.
+    still expanding (``zooming`` false), ``low`` is the previous step.
     """
 
     problem: Tensor  # (B,) index in the caller's batch
@@ -177,17 +177,17 @@ class _State:
     gradient: Tensor  # (B, D) at point
     direction: Tensor  # (B, D)
     slope: Tensor  # (B,) along the direction at point
-    t: Tensor  # (B,) next trial step
+    t: Tensor  # (B,) next step size
     low: Tensor  # (B, 3)
     high: Tensor  # (B, 3)
     low_gradient: Tensor  # (B, D)
     zooming: Tensor  # (B,) bool
-    trials: Tensor  # (B,) of this search
+    trials: Tensor  # (B,) steps tried in this search
     failed: Tensor  # (B,) bool: no descent even along the gradient
-    last_progress: Tensor  # (B,) evaluation at which the loss last fell noticeably
-    milestone: Tensor  # (B,) the loss then
+    last_progress: Tensor  # (B,) evaluation at which the loss last fell by ``progress``
+    milestone: Tensor  # (B,) the loss at that evaluation
     pairs: Tensor  # (B, 2, m, D) history of steps s and changes y, stored circularly
-    gram: Tensor  # (B, 2, m, m) float64 s_i . y_j of no newer s, and y_i . y_j; oldest first
+    gram: Tensor  # (B, 2, m, m) float64 s_i . y_j (s not newer than y) and y_i . y_j; oldest first
     held: Tensor  # (B,) pairs in the history
     oldest: Tensor  # (B,) where the oldest of them is stored
 
@@ -235,7 +235,7 @@ class _State:
         self.last_progress = torch.where(fell, evaluation, self.last_progress)
 
     def advance(self, step_point: Tensor, losses: Tensor, gradients: Tensor) -> None:
-        """Move every line search on by the trial just evaluated."""
+        """Continue every line search with the losses and gradients at ``step_point``."""
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)
         slopes = torch.where(finite, (gradients * self.direction).sum(dim=1), 0.0)
         losses = torch.where(finite, losses, torch.inf)
@@ -248,7 +248,7 @@ class _State:
         accepted = ~too_high & flat
         rising = ~too_high & ~flat & _leads_past(slopes, self)
         expanding = ~too_high & ~flat & ~rising & ~self.zooming
-        lowest = ~too_high & ~accepted  # the trial becomes the low end
+        lowest = ~too_high & ~accepted  # the step becomes the low end
 
         previous = self.low
         self.high = _where(too_high, seen, _where(rising, previous, self.high))
@@ -256,7 +256,7 @@ class _State:
         self.low_gradient = _where(lowest, gradients, self.low_gradient)
         self.zooming = self.zooming | too_high | rising
 
-        self.t = _next_trial(expanding, previous, seen, self.low, self.high)
+        self.t = _next_step(expanding, previous, seen, self.low, self.high)
         self._settle(accepted, step_point, losses, gradients)
 
     def _settle(
@@ -316,8 +316,8 @@ class _State:
     def _quasi_newton(self, which: Tensor, step: Tensor, change: Tensor) -> Tensor:
         """Remember the pair of the problems ``which`` and return ``-H g`` of every problem.
 
-        The history is read twice in all, which is what a step costs beside its evaluation: once
-        for all inner products, once for the direction.
+        The history is read twice, once for all inner products and once for the direction: reading
+        it is what a step costs beside its evaluation.
         """
         curved = (step * change).sum(dim=1) > 1e-10 * change.square().sum(dim=1)
         rows = (which & curved).nonzero().squeeze(1)
@@ -345,7 +345,7 @@ class _State:
         return -(scaled + torch.bmm(along.to(pairs.dtype).flatten(1)[:, None], pairs).squeeze(1))
 
     def _make_room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return, for a new pair of the problems ``rows``, its place by age and where to store it.
+        """Return the place by age and the slot in storage of a new pair of the problems ``rows``.
 
         A full history loses its oldest pair.
         """
@@ -378,7 +378,7 @@ class _State:
 
 
 def _leads_past(slopes: Tensor, state: _State) -> Tensor:
-    """Tell where the minimum lies between the trial and the old low end."""
+    """Tell where the minimum lies between the step just tried and the old low end."""
     span = state.high[:, 0] - state.low[:, 0]
     return torch.where(state.zooming, slopes * span >= 0, slopes >= 0)
 
@@ -387,13 +387,13 @@ def _where(mask: Tensor, yes: Tensor | int, no: Tensor) -> Tensor:
     return torch.where(mask[:, None], yes, no)
 
 
-def _next_trial(
+def _next_step(
     expanding: Tensor, previous: Tensor, seen: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
-    """Return the next trial step of every search.
+    """Return the next step size of every search.
 
-    One that still runs downhill goes between a little and ten times further; one with a bracket
-    stays inside, a tenth of its width away from both ends.
+    A search that still expands goes at most ten times further; one with a bracket stays inside it,
+    a tenth of its width away from both ends.
     """
     left = torch.minimum(low[:, 0], high[:, 0])
     width = (high[:, 0] - low[:, 0]).abs()

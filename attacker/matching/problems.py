@@ -1,4 +1,4 @@
-"""Observations that can be computed together, as one batch of reconstruction problems."""
+"""Batches of reconstruction problems, made of observations that can be computed together."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ Grouping = Literal["single", "averaged", "joint"]
 
 @dataclass(frozen=True, eq=False)
 class Problems:
-    """A batch of B reconstruction problems: all that the server knows of them.
+    """A batch of B reconstruction problems, with all that the server knows of them.
 
     Attributes
     ----------
@@ -41,8 +41,8 @@ class Problems:
         Shared architecture.
     work : LocalWork
         Shared public facts of the clients' work.
-    given : tuple[Tensor, ...]
-        ``(size,)`` weights each client was given; one and the same tensor where they are equal.
+    sent_weights : tuple[Tensor, ...]
+        ``(size,)`` weights each client was sent; the same tensor object where they are equal.
     quantizer : Quantizer
         Shared, public.
     cells : tuple[Cell, ...]
@@ -50,12 +50,12 @@ class Problems:
     keys : tuple[tuple[int, int], ...]
         Round and partition of each problem; the key of its random numbers.
     earlier : tuple[Problems, ...]
-        What earlier rounds with other weights tell of the same images; nothing, as a rule.
+        Earlier rounds of the same images at other weights; usually empty.
     """
 
     model: ModelSpec
     work: LocalWork
-    given: tuple[Tensor, ...]
+    sent_weights: tuple[Tensor, ...]
     quantizer: Quantizer
     cells: tuple[Cell, ...]
     keys: tuple[tuple[int, int], ...]
@@ -65,8 +65,8 @@ class Problems:
     def of(cls, groups: Sequence[ClientGroup]) -> "Problems":
         """Make one problem of each group; a group is one client's observations, last round last.
 
-        All share model, work and quantizer. Payloads for the same weights are merged to one cell;
-        those for other weights are `earlier` problems.
+        All share model, work and quantizer. Payloads for the same weights are merged into one cell;
+        those for other weights are the `earlier` problems.
         """
         *earlier, latest = zip(*(by_weights(group) for group in groups), strict=True)
         problems = cls._of_one_round(latest)
@@ -101,38 +101,38 @@ class Problems:
     def select(self, index: Tensor) -> "Problems":
         """Return the problems at ``index``."""
         chosen = index.tolist()
-        given = tuple(self.given[i] for i in chosen)
+        sent_weights = tuple(self.sent_weights[i] for i in chosen)
         cells = tuple(self.cells[i] for i in chosen)
         keys = tuple(self.keys[i] for i in chosen)
         earlier = tuple(one.select(index) for one in self.earlier)
-        return replace(self, given=given, cells=cells, keys=keys, earlier=earlier)
+        return replace(self, sent_weights=sent_weights, cells=cells, keys=keys, earlier=earlier)
 
     def to(self, device: torch.device | str) -> "Problems":
         """Return the problems on a device."""
-        moved = {id(weights): weights.to(device) for weights in self.given}
+        moved = {id(weights): weights.to(device) for weights in self.sent_weights}
         return replace(
             self,
-            given=tuple(moved[id(weights)] for weights in self.given),
+            sent_weights=tuple(moved[id(weights)] for weights in self.sent_weights),
             cells=tuple(cell.to(device) for cell in self.cells),
             earlier=tuple(one.to(device) for one in self.earlier),
         )
 
     def by_weights(self, solve: Callable[["Problems"], Tensor]) -> Tensor:
-        """Solve the problems of each weights by themselves; return the results in order."""
-        rows = [torch.tensor(same) for same in _grouped(self.given, operator.is_)]
+        """Solve the problems of each weights separately; return the results in their order."""
+        rows = [torch.tensor(same) for same in _grouped(self.sent_weights, operator.is_)]
         results = torch.cat([solve(self.select(own)) for own in rows])
         return results[torch.cat(rows).argsort()]
 
     @property
     def rounds(self) -> tuple["Problems", ...]:
-        """The problems of each round that tells of the images, the last round last."""
+        """The problems of every round of the same images, the last round last."""
         return (*self.earlier, self)
 
     @cached_property
     def weights(self) -> Tensor:
         """``(size,)`` weights if all clients were given the same, else ``(B, size)``."""
-        same = all(weights is self.given[0] for weights in self.given)
-        return self.given[0] if same else torch.stack(self.given)
+        same = all(weights is self.sent_weights[0] for weights in self.sent_weights)
+        return self.sent_weights[0] if same else torch.stack(self.sent_weights)
 
     @cached_property
     def cell(self) -> Cell:
@@ -163,17 +163,17 @@ class Problems:
 
 
 def varied(group: ClientGroup) -> bool:
-    """Tell whether later payloads of a group add to the first."""
+    """Tell whether the payloads of a group differ."""
     return any(o.payload.body != group[0].payload.body for o in group[1:])
 
 
 def merged_cell(quantizer: Quantizer, group: ClientGroup) -> Cell:
-    """Return what one client's payloads of the same update tell together.
+    """Return the cell of all payloads in which one client sent the same update.
 
-    Independent rounding errors average out with the root of their number. With error feedback the
-    sum of what was sent misses the sum of the updates by the last residual alone, so the error of
-    the mean falls with the number itself. A plain sign carries no scale in which to sum; its first
-    payload, free of residuals, tells all there is.
+    Independent rounding errors average out with the square root of their number. With error
+    feedback, what was sent and the updates differ in sum by the last residual alone, so that the
+    error of the mean falls with the number itself. Plain signs have no scale and cannot be
+    averaged; the first payload, which has no residual, is used alone.
     """
     cells = [quantizer.cell(o.payload) for o in group]
     if cells[0].scale_free or not varied(group):
@@ -195,8 +195,8 @@ def merged_cell(quantizer: Quantizer, group: ClientGroup) -> Cell:
 def unexplained(candidate: Tensor, cell: Cell) -> Tensor:
     """Return how far candidates ``(B, size)`` lie outside their cells: mean squared steps ``(B,)``.
 
-    A step is no finer than 1 % of its tensor's rms. Rounding at random puts an update anywhere in
-    the support; additive noise has none, so what exceeds its variance counts.
+    A step is no finer than 1 % of its tensor's rms. Random rounding has a bounded support, and what
+    lies outside counts. Additive noise has none; what exceeds its variance counts.
     """
     bounded = floored(cell, 0.01)
     if cell.noise in ("none", "triangular"):
@@ -207,20 +207,20 @@ def unexplained(candidate: Tensor, cell: Cell) -> Tensor:
 
 
 def batchable(groups: Sequence[ClientGroup]) -> list[list[int]]:
-    """Return the indices of groups that can be solved as one batch, in order of arrival."""
+    """Return the indices of the groups that can be solved as one batch, in order of arrival."""
     return _grouped(groups, _solved_alike)
 
 
 def client_groups(observations: Sequence[Observation], grouping: Grouping) -> list[ClientGroup]:
-    """Return what is attacked together, rounds in order.
+    """Group what is attacked together, each group in the order of its rounds.
 
     Parameters
     ----------
     observations : sequence of Observation
         Of any trials, clients and rounds.
     grouping : "single", "averaged" or "joint"
-        Every observation alone; those of one trial, client and weights; or those of one trial and
-        client, where clients use the same images in every round.
+        ``single``: every observation is a group. ``averaged``: those of one trial, client and
+        weights are. ``joint``: those of one trial and client are.
     """
     if grouping == "single":
         return [[observation] for observation in observations]
@@ -233,9 +233,10 @@ def client_groups(observations: Sequence[Observation], grouping: Grouping) -> li
 
 
 def repeats_images(observation: Observation) -> bool:
-    """Tell whether other rounds are known to show the same images, each by its own payload.
+    """Tell whether the client uses the same images in every round and keeps no residual.
 
-    With error feedback a payload also holds what earlier rounds left, of which its cell is silent.
+    With error feedback a payload also holds the residual of earlier rounds, and its cell does not
+    know how much.
     """
     quantizer = parse_quantizer(observation.payload.spec)
     return observation.work.fixed_batch and not quantizer.carries_residual
@@ -264,13 +265,13 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _unified(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the weights with one tensor in the place of all that equal it."""
+    """Return the weights, with one tensor object for all that are equal."""
     first = {index: same[0] for same in _grouped(weights, _equal) for index in same}
     return tuple(weights[first[index]] for index in range(len(weights)))
 
 
 def _grouped(items: Sequence[Item], same: Callable[[Item, Item], bool]) -> list[list[int]]:
-    """Return the indices of items that are the same, in order of arrival."""
+    """Group the indices of items that are the same, in order of arrival."""
     groups: list[list[int]] = []
     for index, item in enumerate(items):
         for members in groups:

@@ -41,7 +41,7 @@ StartName = Literal["normal", "grey", ReadingName]
 Invert = Callable[[Problems, Tensor, int], Tensor]
 """Maps problems, example images ``(N, C, H, W)`` and a seed to images ``(B, 1, C, H, W)``."""
 
-# Streams of one problem's random numbers; the last element of their key.
+# Random streams of one problem, by the last element of their key.
 _IMAGES, _LABELS = 0, 1
 
 
@@ -73,11 +73,11 @@ class Start:
     images : callable
         Maps problems that share weights, and the context, to images ``(B, n, C, H, W)``.
     applies : callable
-        Tells of an observation whether the start can be made from it.
+        Tells whether the start can be made from an observation.
     needs_public : bool
         Whether public images are needed.
     random : bool
-        Whether another attempt starts elsewhere; later attempts of the others start grey.
+        Whether a further attempt starts elsewhere; if not, further attempts start grey.
     """
 
     images: Callable[[Problems, StartContext], Tensor]
@@ -87,7 +87,7 @@ class Start:
 
 
 def start_images(name: StartName, problems: Problems, context: StartContext) -> Tensor:
-    """Return the images ``(B, n, C, H, W)`` an attempt starts from.
+    """Return the images ``(B, n, C, H, W)`` that an attempt starts from.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def _synthetic(invert: Invert) -> Callable[[Problems, StartContext], Tensor]:
 
 
 def _draw(problems: Problems, context: StartContext, stream: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw N(0, 1) for each problem from a stream of its own, whatever batch it is in."""
+    """Draw N(0, 1) for each problem from its own stream, so that batches do not matter."""
     draws = []
     for round_, partition in problems.keys:
         keys = (round_, partition, context.attempt, stream)

@@ -14,7 +14,7 @@ from fl_sim.models.lenet import LeNet
 from fl_sim.updates.local_update import flat_model
 
 _LEAST_SQUARES_STEPS = 300
-_SATURATED = 1e-9  # how close to its limits an activation is inverted
+_SATURATED = 1e-9  # least distance from its limits at which an activation is inverted
 
 
 def has_linear_input(model: ModelSpec) -> bool:

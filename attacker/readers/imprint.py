@@ -11,8 +11,8 @@ from fl_sim.models import ModelSpec
 from fl_sim.models.imprint import Imprinted
 from fl_sim.updates.local_update import flat_model
 
-_EMPTY = 1e-5  # of the brightest: what float32 leaves in bins without images
-_BLACK = 1e-6  # of a pixel's range
+_EMPTY = 1e-5  # relative to the brightest bin; float32 errors in empty bins are smaller
+_BLACK = 1e-6  # least brightness, of a pixel's range
 
 
 def has_imprint(model: ModelSpec) -> bool:
@@ -28,9 +28,9 @@ def invert_imprint(problems: Problems) -> Tensor:
     bias gradients, is therefore the image whose brightness lies between their thresholds, or a
     mean of those that do ("Robbing the Fed", Fowl et al. 2022, arXiv 2110.13057).
 
-    A quantizer may blur the bias gradients; they are moved as little as makes the brightness of
-    every image fall into its bin. The bins with the largest differences are read, as many as a
-    batch has images; what no bin tells stays grey.
+    Quantized bias gradients are corrected: each is moved by the least amount that puts the
+    brightness of its image into its bin. The bins with the largest differences are read, as many
+    as a batch has images; images without a bin stay grey.
 
     Returns
     -------

@@ -25,7 +25,7 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 _CHUNK = 100
 _DILATIONS, _WIDTH = (1, 2, 4, 2, 1), 32  # of the network's convolutions
 _STEPS, _BATCH, _RATE = 300, 32, 3e-3
-_IMAGES_PER_PIXEL = 4  # more examples of small pictures teach nothing
+_IMAGES_PER_PIXEL = 4  # more examples of small images do not help
 
 
 def invert_by_ridge(problems: Problems, images: Tensor, seed: int) -> Tensor:
@@ -33,8 +33,8 @@ def invert_by_ridge(problems: Problems, images: Tensor, seed: int) -> Tensor:
 
     The server computes the update that every example *would have caused with the label it
     recovered from the victim's update*, sends it through the same quantizer, and regresses images
-    on codes (each tensor scaled to unit norm: at trained weights the sizes of updates vary a
-    thousandfold and tell of the loss, not of the image). One regression serves all victims of a
+    on codes. Each tensor is scaled to unit norm: at trained weights the norms of updates vary a
+    thousandfold, with the loss and not with the image. One regression serves all victims of a
     round that share a label. A closed form of Learning to Invert (Wu et al. 2023, arXiv
     2210.10880), which trains a network on the examples' own labels.
 
@@ -151,7 +151,7 @@ class _Regression:
         return prediction.reshape(-1, *self.images.shape[1:]) + self.images.mean(dim=0)
 
     def without_each(self) -> Tensor:
-        """Predict every example from all others, ``(N, C, H, W)``, by the usual shortcut."""
+        """Predict every example from all others, ``(N, C, H, W)``, without fitting again."""
         missing = self.weights / self.inverse.diagonal()[:, None]
         return self.images - missing.reshape(self.images.shape)
 
@@ -174,7 +174,7 @@ def _factor(kernel: Tensor, ridge: float) -> Tensor:
 
 
 class _Refiner(nn.Module):
-    """Adds to an image what a few dilated convolutions see in it; at first, nothing."""
+    """Adds the output of a few dilated convolutions to an image; untrained, that is zero."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class _Refiner(nn.Module):
 
 
 def _trained(blurred: Tensor, images: Tensor, seed: int) -> _Refiner:
-    """Train a network to map predictions to the images they are of, in mean squared error."""
+    """Train a network to map predictions to their images, by mean squared error."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _Refiner(images.shape[1])

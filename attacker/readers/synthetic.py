@@ -1,4 +1,4 @@
-"""Pictures of no thing with the statistics of all: data of an attacker who has none."""
+"""Random images with natural-image statistics, for attackers without data."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ _SLOPE = 1.3  # amplitude spectra of natural scenes fall about as 1 / frequency
 
 
 def synthetic_images(shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
-    """Draw pictures ``(count, C, H, W)`` in [0, 1].
+    """Draw random images ``(count, C, H, W)`` in [0, 1].
 
     Gaussian fields whose amplitude falls with a power of the frequency, as in natural scenes
     (Field 1987), mostly grey, of random brightness and contrast.

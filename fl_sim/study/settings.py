@@ -295,7 +295,7 @@ class TrainingSettings(_Section):
 class AuditSettings(_Section):
     """What the curious server keeps, and how it attacks it."""
 
-    attacks: SpecList = Field(("dlg", "cell"), description="Attacks, by preset name.")
+    attacks: SpecList = Field(("dlg", "cell"), description="Attacks, by name.")
     observe: SpecList = Field(
         ("first", "middle", "last"),
         description="Observed rounds: first, middle, last, a number, or a percentage like 5%.",

@@ -73,7 +73,7 @@ def audit(
     trial : str
         Sub-folder of the training.
     attacks : sequence of str
-        Presets, optionally edited; see ``run_simulation.py attacks``.
+        Names, optionally edited; see ``run_simulation.py attacks``.
     public : PublicImages, optional
         Public images like the private ones, for learned attacks.
     seed : int
