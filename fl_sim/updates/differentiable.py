@@ -87,7 +87,8 @@ def _differentiate_twice(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         for one in inputs
     ]
     free = [one for one in own if isinstance(one, Tensor) and one.requires_grad]
-    output = layer(*own)
+    copies = [one.clone() if isinstance(one, Tensor) else one for one in own]
+    output = layer(*copies)  # which may change them in place
     if not isinstance(output, Tensor) or not output.requires_grad:
         return
     first = torch.autograd.grad(

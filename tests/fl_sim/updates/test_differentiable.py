@@ -86,6 +86,7 @@ MIXES = {
     "layer used twice": Twice,
     "dropout": lambda: nn.Dropout(0.5),
     "layer norm": lambda: nn.LayerNorm(8),
+    "change in place": lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True)),
 }
 
 
