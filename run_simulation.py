@@ -483,7 +483,7 @@ def _check_metrics(study: "Study") -> None:
     """Refuse, before anything is done, a metric that no score can come from."""
     metrics = study.points[0].settings.audit.metrics
     if metrics:
-        from results.scores.metrics import further_metrics  # noqa: PLC0415
+        from fl_sim.metrics import further_metrics  # noqa: PLC0415
 
         further_metrics(metrics)
 

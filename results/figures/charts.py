@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from fl_sim.metrics import FurtherMetric
 from results.figures.curves import VERDICT_STYLE, VISIBLE_MSE, marker_areas
 from results.scores.baselines import FEATURELESS
-from results.scores.metrics import FurtherMetric
 from results.scores.statistics import Statistic, mean, median, tenth
 from results.tables.numbers import percent
 from results.tables.verdicts import starred

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from fl_sim.metrics import FurtherMetric
 from fl_sim.storage.files import write_bytes
 from fl_sim.study.plan import AttackJob, ScoringJob
 from results.reading.attacked import Attacked, load_attacked, public_images
-from results.scores.metrics import FurtherMetric
 from results.scores.perceptual import lpips_at_hand
 from results.scores.victims import score_victims
 

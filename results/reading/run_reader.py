@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.coding.entropy import entropy_coded_bytes
+from fl_sim.metrics import further_metrics
 from fl_sim.study.plan import TrainingJob, training_jobs
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.trials import Trial, trials_of
@@ -23,7 +24,6 @@ from results.reading.attacked import (
     public_images,
 )
 from results.scores.baselines import score_baselines
-from results.scores.metrics import further_metrics
 from results.scores.rows import OBSERVATION, mark_strongest, no_scores
 from results.tables.summary import results_table
 

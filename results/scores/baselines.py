@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from results.scores.metrics import FurtherMetric
+from fl_sim.metrics import FurtherMetric
 from results.scores.scoring import score_images
 
 

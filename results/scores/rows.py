@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from fl_sim.metrics import FurtherMetric
 from fl_sim.seeding import Purpose, numpy_rng
-from results.scores.metrics import FurtherMetric
 
 OBSERVATION = ["seed", "round", "partition"]
 """Columns that name one client in one round; with ``image``, one victim."""

@@ -13,7 +13,7 @@ from scipy.stats import binom
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from results.scores.metrics import FurtherMetric
+from fl_sim.metrics import FurtherMetric
 from results.scores.perceptual import lpips
 
 Array = NDArray[np.float64]

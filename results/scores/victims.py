@@ -6,10 +6,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fl_sim.metrics import FurtherMetric
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from results.scores.gates import SUCCESS_MSE, Truth, examine
-from results.scores.metrics import FurtherMetric
 from results.scores.scoring import label_chance, score_batches
 
 

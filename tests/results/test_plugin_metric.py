@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from fl_sim.metrics import FurtherMetric, further_metrics
 from fl_sim.registry import PartError, register
 from fl_sim.storage.files import write_text
 from fl_sim.study.runs import attack_key, score_key
@@ -20,7 +21,6 @@ from results.figures import charts
 from results.reading.run_reader import RunReader
 from results.run_report import summarise
 from results.scores.baselines import bar
-from results.scores.metrics import FurtherMetric, further_metrics
 from results.scores.scoring import score_images
 from results.tables.terminal import print_results
 from tests.commands import command
@@ -152,7 +152,7 @@ def test_a_metric_must_say_its_direction_and_leave_the_columns_of_others():
 
 
 def test_no_column_of_the_scores_can_be_replaced(graded_run):
-    from results.scores.metrics import _TAKEN
+    from fl_sim.metrics import _TAKEN
 
     assert set(RunReader(graded_run).scores.columns) - set(_TAKEN) == set()
 
