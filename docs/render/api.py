@@ -8,8 +8,12 @@ from docs.render.tree import FLOORS
 
 
 def sections() -> Iterator[Section]:
-    """Yield a directive of mkdocstrings for each name that a package exports."""
+    """Yield directives of mkdocstrings for the names that packages export."""
     for floor in FLOORS:
-        names = sorted(import_module(floor).__all__, key=str.lower)
-        content = "\n\n".join(f"::: {floor}.{name}" for name in names)
-        yield Section(f"docs/reference/api/{floor}.md", "exports", content)
+        yield Section(f"docs/reference/api/{floor}.md", "exports", _directives(floor))
+    yield Section("docs/reference/api/fl_sim.md", "checks", _directives("fl_sim.testing"))
+
+
+def _directives(package: str) -> str:
+    names = sorted(import_module(package).__all__, key=str.lower)
+    return "\n\n".join(f"::: {package}.{name}" for name in names)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fl_sim.data.folders import Pixels, class_names, read_classes, warn_of_others
 from fl_sim.data.idx import find_idx, read_idx
-from fl_sim.registry import register, resolve
+from fl_sim.registry import PartError, register, resolve
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings, SettingsError
 
@@ -73,6 +73,8 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     ------
     SettingsError
         If the folder is missing, holds no images, or the split leaves a part empty.
+    PartError
+        If the function of another module returned what is not a data set.
     """
     loaded = _load(settings.dataset, settings.data_dir)
     known, test, classes = loaded
@@ -117,8 +119,36 @@ class DataSet(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _load(spec: str, folder: Path | None) -> DataSet:
-    loaded: DataSet = resolve("dataset", spec)(folder)
-    return loaded
+    loaded = resolve("dataset", spec)(folder)
+    fault = _fault_of(loaded)
+    if fault:
+        raise PartError(f"dataset = {spec!r}: {fault}")
+    return loaded  # type: ignore[no-any-return]
+
+
+def _fault_of(loaded: Any) -> str:
+    """Return what is wrong with what the function of a data set returned; empty if nothing is."""
+    if not isinstance(loaded, DataSet):
+        return f"it returned a {type(loaded).__name__}, not a DataSet"
+    if len(set(loaded.classes)) < 2 or not all(isinstance(name, str) for name in loaded.classes):
+        return f"its classes {loaded.classes!r} are not two different names or more"
+    parts = [images for images in (loaded.train, loaded.test) if images is not None]
+    fault = next(filter(None, (_fault_of_images(one, len(loaded.classes)) for one in parts)), "")
+    shapes = {tuple(images.data.shape[1:]) for images in parts}
+    if not fault and len(shapes) > 1:
+        return f"its training and test images have the shapes {sorted(shapes)}"
+    return fault
+
+
+def _fault_of_images(images: Images, classes: int) -> str:
+    data, labels = images.data, images.labels
+    if data.dtype != torch.uint8 or data.dim() != 4:
+        return f"its images are {data.dtype} {tuple(data.shape)}, not uint8 (N, C, H, W)"
+    if labels.dtype != torch.int64 or labels.shape != data.shape[:1]:
+        return f"its labels are {labels.dtype} {tuple(labels.shape)}, not int64 ({len(data)},)"
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        return f"its labels are not from 0 to {classes - 1}"
+    return ""
 
 
 @register("dataset", "digits")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fl_sim import testing
+
 ROOT = Path(__file__).parents[2]
 FLOORS = ("attacker", "clients", "fl_sim", "results", "server")
 
@@ -20,6 +22,7 @@ def stub(floor):
 
 
 NAMES = [f"{floor}.{name}" for floor in FLOORS for name in stub(floor)]
+NAMES += [f"fl_sim.testing.{name}" for name in testing.__all__ if name != "ContractError"]
 
 
 def load(name):
@@ -37,7 +40,8 @@ def test_what_is_exported_is_documented_with_an_example_that_runs(name):
     text = inspect.getdoc(load(name))
     assert "Examples\n--------\n" in text
     example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
-    assert f"from {name.replace('.', ' import ')}\n" in [one.source for one in example.examples]
+    module, _, attribute = name.rpartition(".")
+    assert f"from {module} import {attribute}\n" in [one.source for one in example.examples]
     assert doctest.DocTestRunner().run(example).failed == 0
 
 

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from fl_sim.data import load_federation, load_splits, private_batch
 from fl_sim.data.folders import read_classes
 from fl_sim.study.settings import DataSettings, SettingsError
+from fl_sim.testing import check_partitioner
 from fl_sim.updates.local_update import LocalWork
 
 
@@ -38,9 +39,7 @@ def test_pixels_are_floats_in_the_unit_interval():
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet"])
 def test_every_training_image_belongs_to_one_client(partition):
-    federation = load_federation(DataSettings(partition=partition, clients=5), 0, 1)
-    rows = np.concatenate(federation.partitions)
-    assert sorted(rows.tolist()) == list(range(len(federation.splits.train)))
+    check_partitioner(partition, clients=5)
 
 
 def test_no_image_belongs_to_two_pathological_clients():

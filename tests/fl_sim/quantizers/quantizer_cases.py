@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fl_sim.quantizers.catalogue import EXAMPLES
-from fl_sim.updates.local_update import Layout, Segment, Update
+from fl_sim.testing.quantizers import layout_of, seeded
+from fl_sim.updates.local_update import Update
+
+__all__ = ["SPECS", "is_randomized", "layout_of", "seeded", "update_of", "updates"]
 
 SPECS = (
     *EXAMPLES,
@@ -42,17 +45,9 @@ def is_randomized(spec: str) -> bool:
     return any(name in spec for name in RANDOMIZED)
 
 
-def layout_of(*sizes: int) -> Layout:
-    return Layout(tuple(Segment(f"t{i}.weight", (size,)) for i, size in enumerate(sizes)))
-
-
 def update_of(*tensors: list[float] | Tensor) -> Update:
     pieces = [torch.as_tensor(t, dtype=torch.float32) for t in tensors]
     return Update(torch.cat(pieces), layout_of(*(p.numel() for p in pieces)))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @st.composite

@@ -9,80 +9,22 @@ import torch
 
 from fl_sim.coding.payload import Payload, PayloadError
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.testing import quantizers
 from tests.fl_sim.quantizers.quantizer_cases import SPECS, layout_of, seeded, update_of
 
-MUTATIONS = 10_000
+ALTERATIONS = 10_000
 FORGERIES = 300
 UPDATE = update_of(*(torch.randn(n, generator=seeded(n)) for n in (50, 7, 30)))
 
 
-def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """Flip bits, overwrite, cut, pad or repeat a part; never returns ``data`` itself."""
-    kind = rng.integers(6)
-    at = int(rng.integers(len(data)))
-    changed = bytearray(data)
-    if kind == 0:
-        changed[at] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        end = min(len(data), at + 1 + int(rng.integers(8)))
-        changed[at:end] = bytes(byte ^ int(rng.integers(1, 256)) for byte in changed[at:end])
-    elif kind == 2:
-        del changed[at:]
-    elif kind == 3:
-        changed += rng.bytes(1 + int(rng.integers(64)))
-    elif kind == 4:
-        del changed[at : at + 1 + int(rng.integers(8))]
-    else:
-        changed[at:at] = rng.bytes(1 + int(rng.integers(8)))
-    assert bytes(changed) != data
-    return bytes(changed)
-
-
 @pytest.mark.parametrize("spec", SPECS)
-def test_ten_thousand_mutated_payloads_are_refused(spec):
-    data = parse_quantizer(spec).encode(UPDATE, seeded()).to_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(MUTATIONS):
-        with pytest.raises(PayloadError):
-            Payload.from_bytes(mutate(data, rng), UPDATE.layout)
+def test_ten_thousand_altered_payloads_are_refused(spec):
+    quantizers.check_altered_bytes_are_refused(parse_quantizer(spec), ALTERATIONS)
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_forged_bodies_are_refused_or_decode_to_a_finite_update(spec):
-    """With a valid checksum: whoever can forge one may send any update, but never crash anyone."""
-    quantizer = parse_quantizer(spec)
-    body = quantizer.encode(UPDATE, seeded()).body
-    rng = np.random.default_rng(1)
-    for _ in range(FORGERIES):
-        forged = Payload(spec, mutate(body, rng), UPDATE.layout, quantizer.version)
-        received = Payload.from_bytes(forged.to_bytes(), UPDATE.layout)
-        if len(received.body) != len(body):
-            with pytest.raises(PayloadError, match="bytes, not"):
-                quantizer.decode(received)
-            with pytest.raises(PayloadError, match="bytes, not"):
-                quantizer.cell(received)
-            continue
-        try:
-            decoded = quantizer.decode(received)
-            cell = quantizer.cell(received)
-        except PayloadError:
-            continue
-        assert decoded.vector.isfinite().all()
-        assert decoded.vector.shape == UPDATE.vector.shape
-        assert not cell.lower.isnan().any()
-        assert not cell.upper.isnan().any()
-
-
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("fill", [b"\x00", b"\xff", b"\x7f"])
-def test_constant_bodies_are_refused_or_decode_to_a_finite_update(spec, fill):
-    quantizer = parse_quantizer(spec)
-    size = quantizer.body_size(UPDATE.layout)
-    try:
-        decoded = quantizer.decode(Payload(spec, fill * size, UPDATE.layout, quantizer.version))
-    except PayloadError:
-        return
-    assert decoded.vector.isfinite().all()
+    quantizers.check_forged_bodies(parse_quantizer(spec), FORGERIES)
 
 
 @pytest.mark.parametrize("spec", SPECS)

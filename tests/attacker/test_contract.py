@@ -1,0 +1,48 @@
+"""Our attacks pass the check that other people's attacks do."""
+
+import pytest
+
+from attacker.presets import ATTACK_NAMES, build_attack
+from fl_sim.models import ModelSpec
+from fl_sim.plans import Imprint
+from fl_sim.testing import check_attack
+from fl_sim.updates.local_update import flat_model
+from tests.attacker.observing import SPEC, digits, initial_weights, observe
+
+SHORT = {
+    "dlg": "dlg:iterations=20,restarts=0",
+    "free_labels": "free_labels:iterations=20,restarts=0",
+    "inverting_gradients": "inverting_gradients:iterations=20",
+}
+SLOW = {"inversion_network", "inversion_network_cell", "suite"}
+
+
+def planted():
+    """Return what is seen of clients that train an imprint layer."""
+    plan, (images, labels) = Imprint(8), digits(3)
+    spec = ModelSpec(plan.model("mlp"), SPEC.shape, SPEC.classes)
+    weights = plan.weights(spec, initial_weights(spec), digits(40, seed=1)[0])
+    assert weights.shape == (flat_model(spec).layout.size,)
+    return observe(images, labels, spec=spec, weights=weights.detach())
+
+
+def repeated():
+    """Return what is seen of clients that use the same images in three rounds."""
+    return observe(*digits(2), "stochastic:bits=4", rounds=3)
+
+
+SEEN = {
+    "rgap": lambda: observe(*digits(2)),
+    "active_imprint": planted,
+    "averaging": repeated,
+    "joint": repeated,
+    "synthetic_joint": repeated,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=pytest.mark.slow) if one in SLOW else one for one in ATTACK_NAMES],
+)
+def test_every_attack_passes_the_check_for_others(name):
+    check_attack(build_attack(SHORT.get(name, name)), SEEN.get(name, lambda: None)())
