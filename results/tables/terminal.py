@@ -96,5 +96,5 @@ def _terminal_caption(results: pd.DataFrame) -> str:
     least = number(results["baseline_mse"].iloc[0], "{:.2g}")
     return (
         f"{escape(server_plans(results))}\nPrivacy figures: strongest attack, median over victims; "
-        f"an image without features has MSE {least}. {chance(results)}"
+        f"the best featureless image has MSE {least}. {chance(results)}"
     )

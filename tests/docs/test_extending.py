@@ -43,13 +43,16 @@ ALL = [
 ]
 
 
+def block(title):
+    """Return the code of a section of the page."""
+    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S))
+    (code,) = re.findall(r"^```python\n(.*?)^```", sections[title], re.M | re.S)
+    return code
+
+
 def blocks():
     """Return the example of each kind of part."""
-    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S))
-    found = {}
-    for kind, title in TITLES.items():
-        (found[kind],) = re.findall(r"^```python\n(.*?)^```", sections[title], re.M | re.S)
-    return found
+    return {kind: block(title) for kind, title in TITLES.items()}
 
 
 def simulate(*arguments, path=None):
@@ -81,17 +84,26 @@ def parts(tmp_path, monkeypatch):
     kept = {kind: dict(parts) for kind, parts in registry._registered.items()}
     monkeypatch.setattr(registry, "_registered", kept)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    module = tmp_path / "checked_parts.py"
+    module = tmp_path / "my_parts.py"
     module.write_text("\n\n".join(blocks().values()))
     load_plugins([str(module)])
     yield
-    del sys.modules["checked_parts"]
+    del sys.modules["my_parts"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_example_passes_its_check(kind, parts):
     check = getattr(testing, "check_server_plan" if kind == "server" else f"check_{kind}")
     check(NAMES[kind])
+
+
+def test_the_example_of_a_test_runs_and_can_fail(parts, monkeypatch):
+    names = {}
+    exec(block("Checks"), names)
+    names["test_my_quantizer"]()
+    monkeypatch.setattr("my_parts.Int8.body_size", lambda self, layout: 7)
+    with pytest.raises(AssertionError, match="int8:levels=63: a body has"):
+        names["test_my_quantizer"]()
 
 
 def test_the_page_names_every_check():
