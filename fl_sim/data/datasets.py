@@ -1,6 +1,7 @@
 """Data sets by name: the bundled digits, torchvision's, and any folder of images."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -74,7 +75,7 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     SettingsError
         If the folder is missing, holds no images, or the split leaves a part empty.
     PartError
-        If the function of another module returned what is not a data set.
+        If the function of another module raised, or returned what is not a data set.
     """
     loaded = _load(settings.dataset, settings.data_dir)
     known, test, classes = loaded
@@ -119,11 +120,30 @@ class DataSet(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _load(spec: str, folder: Path | None) -> DataSet:
-    loaded = resolve("dataset", spec)(folder)
+    loaded = call_part("dataset", spec, resolve("dataset", spec), folder)
     fault = _fault_of(loaded)
     if fault:
         raise PartError(f"dataset = {spec!r}: {fault}")
     return loaded  # type: ignore[no-any-return]
+
+
+def call_part(setting: str, spec: str, part: Callable[..., Any], *given: object) -> Any:
+    """Call the function of a data set or partitioner.
+
+    Raises
+    ------
+    SettingsError
+        If the function says that a setting cannot be used.
+    PartError
+        If it raises anything else; one line names the setting and the error.
+    """
+    try:
+        return part(*given)
+    except SettingsError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PartError(f"{setting} = {spec!r}: it raised {reason}") from error
 
 
 def _fault_of(loaded: Any) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from fl_sim.data.datasets import Splits, load_splits
-from fl_sim.registry import register, resolve
+from fl_sim.data.datasets import Splits, call_part, load_splits
+from fl_sim.registry import PartError, register, resolve
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings, SettingsError
 from fl_sim.updates.local_update import LocalWork
@@ -43,6 +43,8 @@ def load_federation(settings: DataSettings, seed: int, images_per_round: int) ->
     ------
     SettingsError
         If there are more clients than images, or a partition holds too few.
+    PartError
+        If the partitioner of another module raised, or is none.
     """
     splits = load_splits(settings, seed)
     if settings.clients > len(splits.train):
@@ -89,11 +91,18 @@ def _partition(settings: DataSettings, splits: Splits, seed: int) -> tuple[Indic
     a `flwr_datasets.partitioner.Partitioner`.
     """
     from datasets import Dataset  # noqa: PLC0415 - two seconds, only where needed
+    from flwr_datasets.partitioner import Partitioner  # noqa: PLC0415
 
     labels = splits.train.labels.numpy()
     order = numpy_rng(seed, Purpose.PARTITION).permutation(len(labels))
     deal = resolve("partitioner", settings.partition)
-    partitioner = deal(settings, len(splits.classes), seed)
+    given = (settings, len(splits.classes), seed)
+    partitioner = call_part("partition", settings.partition, deal, *given)
+    if not isinstance(partitioner, Partitioner):
+        returned = type(partitioner).__name__
+        raise PartError(
+            f"partition = {settings.partition!r}: it returned a {returned}, no partitioner"
+        )
     partitioner.dataset = Dataset.from_dict({"row": order, "label": labels[order]})
     try:
         return tuple(

@@ -71,7 +71,10 @@ def check_partitioner(spec: str, clients: int = 10) -> None:
     """
     settings = DataSettings(partition=spec, clients=clients)
     deal = load_federation.__wrapped__  # not from the cache: is it dealt the same again?
-    federation, again = make_twice(f"{spec}: dealing", lambda: deal(settings, 0, 0))
+    try:
+        federation, again = make_twice(f"{spec}: dealing", lambda: deal(settings, 0, 0))
+    except (PartError, SettingsError) as error:
+        raise ContractError(str(error)) from error
     partitions = federation.partitions
     require(
         all(map(np.array_equal, partitions, again.partitions)),

@@ -142,6 +142,23 @@ BROKEN_PARTITIONERS = {
 }
 
 
+def test_a_partitioner_that_raises_or_is_none_is_named():
+    def raises(settings, classes, seed):
+        raise KeyError("no\nluck")
+
+    for part, words in ((raises, "it raised KeyError: 'no"), (print, "returned a NoneType")):
+        name = registered("partitioner", lambda *given, part=part: part(*given))
+        with pytest.raises(ContractError, match=f"^partition = '{name}': .*{words}") as caught:
+            check_partitioner(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_study_names_a_data_set_that_raises():
+    name = registered("dataset", lambda folder: {}["images"])
+    with pytest.raises(PartError, match=f"^dataset = '{name}': it raised KeyError: 'images'$"):
+        load_splits(DataSettings(dataset=name), 0)
+
+
 @pytest.mark.parametrize("name", PARTITION_NAMES)
 def test_our_partitioners_pass(name):
     check_partitioner(name)
