@@ -16,7 +16,8 @@ _TAKEN = (
     *("quantizer", "seed", "round", "partition", "attack", "image", "guess", "batch", "baseline"),
     *("mse", "psnr", "ssim", "correlation", "lpips", "rank", "identified", "failed", "recovered"),
     *("label", "true_label", "label_hit", "labels_recovered", "status", "evaluations", "server"),
-    *("yardstick", "masked", "unexplained", "inconsistency", "strongest", "naive-mse"),
+    *("evidence", "evidence_at_truth", "evidence_at_grey", "evidence_blocks", "mse_best_known"),
+    *("masked", "unexplained", "inconsistency", "strongest", "naive-mse"),
     *("loss_at_guess", "loss_at_truth", "loss_at_grey", "update_rmse"),
     *("identified_chance", "label_chance"),
 )

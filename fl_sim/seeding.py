@@ -18,9 +18,9 @@ class Purpose(IntEnum):
     ATTACK = 6
     VICTIMS = 7
     BOOTSTRAP = 8
-    ROTATION = 9
     CONTROL = 10
     TUNING = 11
+    EVIDENCE = 12
 
 
 def numpy_rng(seed: int, purpose: Purpose, *keys: int) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Literal, Protocol, Self
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 from fl_sim.updates.local_update import Layout
 
 Noise = Literal["none", "triangular", "gaussian", "laplace"]
+
+
+_ROUNDED = 0.2  # width of the kink at a code's own value that `_smooth` rounds off
+_TANGENT = 0.9  # share of the way to a bound at which `_minus_log_of_rest` becomes a polynomial
 
 
 class Transform(Protocol):
@@ -93,7 +98,7 @@ class Cell:
 
         Zero inside the cell, outside it the squared distance in steps. For a randomized quantizer,
         the negative log-likelihood of the code: zero at the code's own value, and continued
-        quadratically outside the bounds.
+        quadratically near and outside the bounds.
         """
         value = self.to_code_domain(candidate)
         outside = (self.lower - value).relu() + (value - self.upper).relu()
@@ -109,12 +114,37 @@ class Cell:
         if self.noise == "gaussian":
             return (distance / self.step) ** 2 / 2
         if self.noise == "laplace":
-            return distance.abs() / self.step
+            return _smooth(distance / self.step)
         reach = torch.where(distance > 0, self.upper - self.center, self.center - self.lower)
-        # 1 - share is the probability that stochastic rounding chose this code. The floor keeps
-        # the gradient finite at the bounds, beyond which the quadratic penalty rules.
-        share = torch.where(reach > 0, distance.abs() / torch.where(reach > 0, reach, 1), 0)
-        return penalty - torch.log((1 - share).clamp_min(1e-3))
+        # The last code of a range reaches no further, but for a rounding error.
+        wide = reach > 1e-3 * self.step
+        share = torch.where(wide, distance / torch.where(wide, reach, 1), 0)
+        return penalty + _minus_log_of_rest(_smooth(share))
+
+    def without(self, hidden: Tensor) -> "Cell":
+        """Return the cell as it is for who does not see the elements ``hidden``, ``(d,)`` bool.
+
+        Such elements have no bounds, an infinite step and a center of 0, so that no candidate
+        misfits them.
+        """
+        return replace(
+            self,
+            center=self.center.masked_fill(hidden, 0),
+            lower=self.lower.masked_fill(hidden, -torch.inf),
+            upper=self.upper.masked_fill(hidden, torch.inf),
+            step=self.step.masked_fill(hidden, torch.inf),
+        )
+
+    def only(self, elements: Tensor) -> "Cell":
+        """Return the cell of some elements of the code domain; for what needs no transform."""
+        return replace(
+            self,
+            center=self.center[..., elements],
+            lower=self.lower[..., elements],
+            upper=self.upper[..., elements],
+            step=self.step[..., elements],
+            certain=None if self.certain is None else self.certain[..., elements],
+        )
 
     def to(self, device: torch.device | str) -> "Cell":
         """Return the cell on a device; transforms follow what they are applied to."""
@@ -142,6 +172,23 @@ class Cell:
             transform=transforms[0].stack(transforms) if transforms else None,
             certain=torch.stack(certain) if certain else None,
         )
+
+
+def _smooth(values: Tensor) -> Tensor:
+    """Return absolute values, rounded off at 0 (pseudo-Huber) for the optimizer's sake."""
+    return (values.square() + _ROUNDED**2).sqrt() - _ROUNDED
+
+
+def _minus_log_of_rest(share: Tensor) -> Tensor:
+    """Return ``-log(1 - share)``: 1 - share is the probability that rounding chose the code.
+
+    Near 1 and beyond, its Taylor polynomial of second order takes over: value and slope stay
+    finite, and the slope leads back into the bounds.
+    """
+    beyond = share - _TANGENT
+    rest = 1 - _TANGENT
+    polynomial = -log(rest) + beyond / rest + (beyond / rest) ** 2 / 2
+    return torch.where(beyond > 0, polynomial, -torch.log1p(-share.clamp_max(_TANGENT)))
 
 
 def width_of(center: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fl_sim.coding.cell import Cell
 from fl_sim.coding.payload import Payload, PayloadError
 from fl_sim.exchange.weight_records import Changes
 from fl_sim.models import ModelSpec, build_model, check_spec, partly_trained
+from fl_sim.observed.evidence import HeldBack
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.storage.files import StoreError, check_format, read_tensors, write_tensors
 from fl_sim.updates.local_update import Layout, LocalWork, Segment, flat_model, layout_of_model
@@ -42,6 +44,8 @@ class Observation:
         The bytes received; ``payload.spec`` names the quantizer.
     server : str
         Spec of the server's plan: what it did to model and weights.
+    held_back : HeldBack or None
+        Which elements of the payload attacks must not use, because they will be judged by them.
     """
 
     trial: str
@@ -52,6 +56,15 @@ class Observation:
     weights: Tensor
     payload: Payload
     server: str = "curious"
+    held_back: HeldBack | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """What the payload tells of the update, less what is held back."""
+        cell = parse_quantizer(self.payload.spec).cell(self.payload)
+        if self.held_back is None:
+            return cell
+        return cell.without(self.held_back.elements(self.payload.layout, cell.sizes))
 
 
 def round_path(root: Path, trial: str, server_round: int) -> Path:

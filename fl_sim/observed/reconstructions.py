@@ -1,7 +1,7 @@
 """What an attack makes of observations, and its store on disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from fl_sim.storage.files import (
     write_tensors,
 )
 
-FORMAT = 1  # version of a file of reconstructions; it rises when older code could not read it
+FORMAT = 2  # version of a file of reconstructions; it rises when older code could not read it
 
 Status = Literal["converged", "stalled", "diverged"]
 
@@ -37,14 +37,21 @@ class Reconstruction:
     labels : Tensor
         ``(n,)`` int64 guessed labels, paired with ``images``.
     loss : float
-        The attack's own loss at ``images``; what restarts and the suite choose by.
+        The attack's own loss at ``images``; what restarts choose by.
     status : "converged", "stalled" or "diverged"
         Of the optimizer alone; says nothing about the truth.
     objective : str
         Spec of the `AttackLoss` that was minimised, so that `results` can
         evaluate it at the truth.
     evaluations : int
-        Gradient evaluations spent, over all restarts.
+        Gradient evaluations spent, over all restarts and guesses.
+    evidence : tuple of float
+        How well it was predicted what the attack did not see, mean nats of `BLOCKS` groups of
+        elements (`fl_sim.observed.evidence.nats`); what attacks are compared by. Empty if nothing
+        was held back.
+    others : Tensor
+        ``(k, n, C, H, W)`` float32 guesses that were not chosen; only to tell, with the truth, how
+        good the choice was.
     """
 
     trial: str
@@ -57,6 +64,8 @@ class Reconstruction:
     status: Status
     objective: str
     evaluations: int
+    evidence: tuple[float, ...] = ()
+    others: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, 0, 0))
 
 
 def reconstruction_path(root: Path, trial: str, attack: str, server_round: int) -> Path:
@@ -72,7 +81,7 @@ def save_reconstructions(path: Path, reconstructions: Sequence[Reconstruction], 
     tensors: dict[str, Tensor] = {}
     facts: list[dict[str, Any]] = []
     for number, made in enumerate(reconstructions):
-        tensors |= {f"images.{number}": made.images, f"labels.{number}": made.labels}
+        tensors |= {f"{name}.{number}": getattr(made, name) for name in _TENSORS}
         facts.append(
             {f.name: getattr(made, f.name) for f in fields(made) if f.name not in _TENSORS}
         )
@@ -92,7 +101,10 @@ def load_reconstructions(path: Path) -> tuple[list[Reconstruction], str]:
     try:
         made = [
             Reconstruction(
-                images=tensors[f"images.{number}"], labels=tensors[f"labels.{number}"], **entry
+                images=tensors[f"images.{number}"],
+                labels=tensors[f"labels.{number}"],
+                others=tensors[f"others.{number}"],
+                **entry | {"evidence": tuple(entry["evidence"])},
             )
             for number, entry in enumerate(facts["reconstructions"])
         ]
@@ -113,6 +125,10 @@ def check_types(made: Reconstruction) -> None:
         raise TypeError(f"images are {images.dtype}, labels {labels.dtype}")
     if labels.shape != images.shape[:1]:
         raise TypeError(f"images are {tuple(images.shape)}, labels {tuple(labels.shape)}")
+    if made.others.dtype != torch.float32 or made.others.dim() != 5:
+        raise TypeError(f"others are {made.others.dtype}, {tuple(made.others.shape)}")
+    if not all(type(nats) is float for nats in made.evidence):
+        raise TypeError("evidence is not of type float")
     if made.status not in get_args(Status):
         raise TypeError(f"status is {made.status!r}, not one of {', '.join(get_args(Status))}")
 
@@ -133,7 +149,7 @@ def reconstruction_key(path: Path) -> str:
         raise StoreError(f"{path.name} in {path.parent} holds no reconstructions") from error
 
 
-_TENSORS = {"images", "labels"}
+_TENSORS = ("images", "labels", "others")
 _KINDS = {
     "trial": str,
     "round": int,
@@ -143,4 +159,5 @@ _KINDS = {
     "status": str,
     "objective": str,
     "evaluations": int,
+    "evidence": tuple,
 }

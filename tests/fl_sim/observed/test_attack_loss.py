@@ -113,3 +113,29 @@ def test_spec_round_trip(loss):
 def test_a_bad_spec_is_refused(spec, fault):
     with pytest.raises(ValueError, match=fault):
         AttackLoss.parse(spec)
+
+
+def picture(*channels):
+    """One image of one batch, each channel a ramp of the given slope to the right."""
+    ramp = torch.arange(8.0).expand(8, 8)
+    return torch.stack([slope * ramp for slope in channels])[None, None]
+
+
+def test_variation_in_hue_counts_three_times_that_in_brightness():
+    grey = total_variation(picture(0.1, 0.1, 0.1))
+    opposed = total_variation(picture(0.1, 0.0, -0.1))
+    lengths = (3 * 0.1**2) ** 0.5, (2 * 0.1**2) ** 0.5
+    assert float(opposed / grey) == pytest.approx(3 * lengths[1] / lengths[0], rel=0.02)
+
+
+def test_the_variation_of_grey_pictures_is_that_of_their_pixels():
+    assert float(total_variation(picture(0.1))) == pytest.approx(0.1 + 1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_is_hidden_does_not_count(objective, center):
+    hidden = torch.arange(center.shape[-1]) % 10 == 3
+    cell = interval_cell(center).without(hidden)
+    changed = center + hidden * 5.0
+    loss = AttackLoss(objective)
+    assert torch.equal(loss.match(center, cell), loss.match(changed, cell))
