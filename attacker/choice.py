@@ -1,12 +1,15 @@
-"""A suite of attacks keeps, per observation, the reconstruction that explains the payload best."""
+"""A suite of attacks: per client, the reconstruction that predicts best what was held back."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import inf
 
 import torch
 from torch import Tensor
 
 from attacker.attack import Attack, Progress
+from attacker.matching.matching import Matching
 from attacker.matching.problems import (
     ClientGroup,
     Problems,
@@ -15,29 +18,31 @@ from attacker.matching.problems import (
     repeats_images,
 )
 from fl_sim.data.public_images import PublicImages
-from fl_sim.observed.attack_loss import YARDSTICK
+from fl_sim.observed.evidence import BLOCKS, HeldBack, choose, nats
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.updates.local_update import one_hot
 
 _Key = tuple[str, int, int]
 
+_PROGRESS = 1e-4  # nats by which another weight of the prior must be better to go on
+
 
 @dataclass(frozen=True)
 class Suite:
-    """Several attacks; for each victim the strongest counts, chosen without the truth.
+    """Attacks of which the strongest counts, chosen without the truth.
 
-    The losses of different attacks are in different units. Attacks are therefore compared by
-    `YARDSTICK` of `fl_sim.observed.attack_loss`: by consistency with the payload, and among equally
-    consistent images by how natural they look. Where clients use the same images in every round, a
-    guess from one round counts for all, and is compared with the payloads of all.
+    A tenth of every payload is hidden from all attacks, and the guess that predicts the hidden
+    elements best is chosen (`fl_sim.observed.evidence`); the attack that made it then continues
+    from there on the whole payload. Where clients use the same images in every round, a guess from
+    one round counts for all, and is held against the payloads of all.
 
     Attributes
     ----------
     name : str
         Name of the suite.
     members : tuple[Attack, ...]
-        Members that do not apply are left out.
+        Those that do not apply are left out.
     """
 
     name: str
@@ -50,7 +55,7 @@ class Suite:
 
     @property
     def uses_public(self) -> bool:
-        """Whether public images make a difference to any member."""
+        """Whether public images make a difference: without, members that need some are left out."""
         return any(member.uses_public for member in self.members)
 
     def applies(self, observations: Sequence[Observation]) -> bool:
@@ -71,70 +76,216 @@ class Suite:
         Returns
         -------
         list of Reconstruction
-            One per observation, in their order, with the loss of the yardstick.
+            One per observation, in their order, with its evidence and the other guesses.
         """
-        members = [member for member in self.members if self._usable(member, observations, public)]
-        tried: dict[_Key, list[Reconstruction]] = {}
-        for done, member in enumerate(members, 1):
-            for one in member.reconstruct(observations, seed=seed, public=public, device=device):
-                tried.setdefault(_key(one), []).append(one)
-            if progress is not None:
-                progress(done * len(observations), len(members) * len(observations))
-        found: dict[_Key, Reconstruction] = {}
         together = all(map(repeats_images, observations))
-        sources = client_groups(observations, "joint" if together else "single")
-        for group in batchable(sources):
-            members_of_group = [sources[index] for index in group]
-            chosen = self._strongest(members_of_group, tried)
-            for source, one in zip(members_of_group, chosen, strict=True):
-                found.update({_key(o): replace(one, round=o.round) for o in source})
+        groups = client_groups(observations, "joint" if together else "single")
+        found: dict[_Key, Reconstruction] = {}
+        for indices in batchable(groups):
+            row = _Row(self.name, [groups[index] for index in indices], seed, public, device)
+            usable = [member for member in self.members if row.can_use(member)]
+            for done, member in enumerate(usable, 1):
+                if not row.solved:
+                    row.search(member) if isinstance(member, Matching) else row.attempt(member)
+                if progress is not None:
+                    progress(
+                        len(found) + done * len(row.observations) // len(usable), len(observations)
+                    )
+            for group, one in zip(row.groups, row.finish(), strict=True):
+                found.update({_key(o): replace(one, round=o.round) for o in group})
         return [found[_key(o)] for o in observations]
 
-    @staticmethod
-    def _usable(
-        member: Attack, observations: Sequence[Observation], public: PublicImages | None
-    ) -> bool:
-        return member.applies(observations) and (public is not None or not member.needs_public)
 
-    def _strongest(
-        self, sources: Sequence[ClientGroup], tried: dict[_Key, list[Reconstruction]]
-    ) -> list[Reconstruction]:
-        """Return the best guess at the images behind each of the sources.
+def with_evidence(attack: Attack, name: str = "") -> Suite:
+    """Return an attack whose reconstructions have evidence: a suite of this attack alone.
 
-        The weights of a round are those of all sources; a guess must explain every round.
+    Parameters
+    ----------
+    attack : Attack
+        A suite is returned as it is.
+    name : str
+        Name in what is reconstructed; that of the attack if empty.
+    """
+    if isinstance(attack, Suite):
+        return replace(attack, name=name or attack.name)
+    return Suite(name or attack.name, (attack,))
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """One guess of an attack at the images of each victim, and its evidence ``(B, BLOCKS)``."""
+
+    attack: Attack
+    guesses: Sequence[Reconstruction | None]
+    evidence: Tensor
+
+    @property
+    def nats(self) -> float:
+        """Mean evidence over the victims; lower is better."""
+        return float(self.evidence.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """Clients that are attacked together, and all guesses that were made at their images.
+
+    Attributes
+    ----------
+    name : str
+        Of the suite.
+    groups : sequence of ClientGroup
+        Observations of the same images, one group for each victim.
+    seed, public, device
+        As of `Suite.reconstruct`.
+    tried : list of _Tried
+        In order.
+    """
+
+    name: str
+    groups: Sequence[ClientGroup]
+    seed: int
+    public: PublicImages | None
+    device: str
+    tried: list[_Tried] = field(default_factory=list)
+
+    @cached_property
+    def observations(self) -> list[Observation]:
+        """All of them, with their whole payloads."""
+        return [o for group in self.groups for o in group]
+
+    @cached_property
+    def _problems(self) -> Problems:
+        return Problems.of([group[-1:] for group in self.groups])
+
+    def can_use(self, attack: Attack) -> bool:
+        """Tell whether an attack can be run on these observations."""
+        there = self.public is not None or not attack.needs_public
+        return there and attack.applies(self.observations)
+
+    @property
+    def solved(self) -> bool:
+        """Whether all fine payloads are explained by a guess, so that no other can be better."""
+        explained = [map(_explains, one.guesses) for one in self.tried]
+        everyone = bool(explained) and all(map(any, zip(*explained, strict=True)))
+        return everyone and self._problems.fine
+
+    def search(self, attack: Matching) -> None:
+        """Run a search: once from its start, then from others where it failed.
+
+        Where payloads are coarse and no search explained its own, there are no restarts: they would
+        end at similar images.
         """
-        rounds = [Problems.of([[o] for o in seen]) for seen in zip(*sources, strict=True)]
-        guesses = [[one for o in source for one in tried.get(_key(o), ())] for source in sources]
-        owners = torch.tensor([row for row, ones in enumerate(guesses) for _ in ones])
-        flat = [one for ones in guesses for one in ones]
-        each = [yardstick(problems.select(owners), flat) for problems in rounds]
-        losses = torch.stack(each).mean(dim=0)
-        chosen = []
-        for row, ones in enumerate(guesses):
-            mine = losses[owners == row]
-            best = int(mine.argmin())
-            spent = sum(one.evaluations for one in ones)
-            chosen.append(
-                replace(
-                    ones[best],
-                    attack=self.name,
-                    loss=float(mine[best]),
-                    objective=YARDSTICK.spec,
-                    evaluations=spent,
-                )
-            )
-        return chosen
+        once = replace(attack, restarts=0)
+        best = self._tune(once) if attack.prior == "tuned" else self.attempt(once)
+        failed = [row for row, one in enumerate(best.guesses) if not _explains(one)]
+        hopeful = len(failed) < len(self.groups) or self._problems.fine
+        if attack.restarts and failed and hopeful and isinstance(best.attack, Matching):
+            patient = replace(best.attack, restarts=attack.restarts)
+            self._try(patient, self._run(patient.restart, self._shown(failed)))
+
+    def _tune(self, attack: Matching) -> "_Tried":
+        """Try smaller and larger weights of the prior, for as long as the evidence grows."""
+        if self._problems.cell.noise != "none":
+            attack = attack.for_noise()
+        best = first = self.attempt(attack)
+        for larger in (False, True):
+            last, step = first, attack.reweighted(larger)
+            while step is not None:
+                tried = self.attempt(step)
+                best = min(best, tried, key=lambda one: one.nats)
+                if tried.nats > last.nats - _PROGRESS:
+                    break
+                last, step = tried, step.reweighted(larger)
+            if best is not first:
+                break
+        return best
+
+    def attempt(self, attack: Attack) -> "_Tried":
+        """Run an attack on what is shown of all victims; return its best guesses.
+
+        An attack on single rounds makes several guesses at a client that repeats its images. They
+        are compared too.
+        """
+        return self._try(
+            attack, self._run(attack.reconstruct, self._shown(range(len(self.groups))))
+        )
+
+    def _shown(self, rows: Iterable[int]) -> list[Observation]:
+        """Return what was observed of some victims, with a tenth of each payload held back."""
+        return [replace(o, held_back=HeldBack()) for row in rows for o in self.groups[row]]
+
+    def _run(
+        self,
+        reconstruct: Callable[..., list[Reconstruction]],
+        observations: Sequence[Observation],
+    ) -> list[Reconstruction]:
+        return reconstruct(observations, seed=self.seed, public=self.public, device=self.device)
+
+    def _try(self, attack: Attack, found: Sequence[Reconstruction]) -> "_Tried":
+        """Judge what an attack found by what was held back; return its best guesses."""
+        made = {_key(one): one for one in found}
+        guesses = [[made[_key(o)] for o in group if _key(o) in made] for group in self.groups]
+        tried = []
+        for number in range(max(map(len, guesses))):
+            column = [ones[number] if number < len(ones) else None for ones in guesses]
+            tried.append(_Tried(attack, column, self._evidence(column)))
+        self.tried.extend(tried)
+        return min(tried, key=lambda one: one.nats)
+
+    def _evidence(self, guesses: Sequence[Reconstruction | None]) -> Tensor:
+        """Return the nats ``(B, BLOCKS)`` of what was held back; mean over a client's rounds."""
+        evidence = torch.full((len(guesses), BLOCKS), inf, dtype=torch.float64)
+        made = {row: one for row, one in enumerate(guesses) if one is not None}
+        images = torch.stack([one.images for one in made.values()]).clamp(0, 1)
+        labels = torch.stack([one.labels for one in made.values()])
+        each = []
+        for seen in zip(*(self.groups[row] for row in made), strict=True):
+            problems = Problems.of([[o] for o in seen])
+            hidden = HeldBack().elements(seen[0].payload.layout, problems.cell.sizes)
+            with torch.no_grad():
+                updates = problems.candidate(images, one_hot(labels, problems.model.classes))
+            each.append(nats(problems.cell, hidden, updates))
+        evidence[list(made)] = torch.stack(each).mean(dim=0).nan_to_num(inf)
+        return evidence
+
+    def finish(self) -> list[Reconstruction]:
+        """Return for each victim the guess that is chosen, continued on the whole payload."""
+        chosen = choose(torch.stack([one.evidence for one in self.tried])).tolist()
+        found: dict[int, Reconstruction] = {}
+        for number in set(chosen):
+            rows = [row for row, its in enumerate(chosen) if its == number]
+            found.update(self._continued(self.tried[number], rows))
+        return [self._described(found[row], row, number) for row, number in enumerate(chosen)]
+
+    def _continued(self, tried: _Tried, rows: Sequence[int]) -> dict[int, Reconstruction]:
+        """Return the guesses at some victims, made anew from all that was observed."""
+        guesses = {row: one for row in rows if (one := tried.guesses[row]) is not None}
+        attack = tried.attack
+        if isinstance(attack, Matching):
+            observed = [o for row in rows for o in self.groups[row]]
+            made = attack.refine(observed, list(guesses.values()), device=self.device)
+        else:
+            made = self._run(attack.reconstruct, self.observations)
+        by_key = {_key(one): one for one in made}
+        return {row: by_key[_key(one)] for row, one in guesses.items()}
+
+    def _described(self, made: Reconstruction, row: int, number: int) -> Reconstruction:
+        """Return a reconstruction with its evidence, the other guesses, and all that was spent."""
+        known = {index: one.guesses[row] for index, one in enumerate(self.tried)}
+        guesses = {index: guess for index, guess in known.items() if guess is not None}
+        others = [guess.images for index, guess in guesses.items() if index != number]
+        return replace(
+            made,
+            attack=self.name,
+            evidence=tuple(self.tried[number].evidence[row].tolist()),
+            evaluations=made.evaluations + sum(guess.evaluations for guess in guesses.values()),
+            others=torch.stack(others) if others else made.others,
+        )
+
+
+def _explains(guess: Reconstruction | None) -> bool:
+    return guess is not None and guess.status == "converged"
 
 
 def _key(one: Observation | Reconstruction) -> _Key:
     return one.trial, one.round, one.partition
-
-
-def yardstick(problems: Problems, guesses: Sequence[Reconstruction]) -> Tensor:
-    """Return the common loss ``(B,)`` of one guess for each problem; infinite if not finite."""
-    images = torch.stack([guess.images for guess in guesses]).clamp(0, 1)
-    labels = torch.stack([guess.labels for guess in guesses])
-    with torch.no_grad():
-        updates = problems.candidate(images, one_hot(labels, problems.model.classes))
-        losses = YARDSTICK(images, updates, problems.cell)
-    return losses.nan_to_num(torch.inf)

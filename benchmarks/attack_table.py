@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from attacker.choice import with_evidence
 from attacker.presets import build_attack
 from benchmarks.provenance import print_csv
 from fl_sim.data.datasets import Images, load_splits
@@ -148,7 +149,7 @@ def attacked(
 ) -> dict[str, object]:
     """Run an attack and return its figures by column."""
     started = time.process_time()
-    made = build_attack(name).reconstruct(seen, seed=seed, public=public)
+    made = with_evidence(build_attack(name)).reconstruct(seen, seed=seed, public=public)
     spent = time.process_time() - started
     made.sort(key=lambda one: one.partition)
     scores = score(made, images, labels, public.images[-GALLERY:])

@@ -1,7 +1,7 @@
 """How an attack learns the labels of a batch: from the update itself, or along with the images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log, pi
 from typing import Literal
 
@@ -172,14 +172,7 @@ class _Expected:
         """
         size = cell.center.shape[-1]
         some = torch.arange(0, size, -(-size // _MOST_ELEMENTS))
-        asked = replace(
-            cell,
-            center=cell.center[some],
-            lower=cell.lower[some],
-            upper=cell.upper[some],
-            step=cell.step[some],
-            certain=None if cell.certain is None else cell.certain[some],
-        )
+        asked = cell.only(some)
 
         direct = cell.transform is None
         expected = _Expected(self.mean[:, some], self.variance[:, some]) if direct else self
@@ -208,8 +201,9 @@ def _log_likelihood(cell: Cell, mean: Tensor, variance: Tensor) -> Tensor:
     """Return the log-likelihood ``(K,)`` of a payload of Gaussian values, up to a constant."""
     each = _log_probability(cell.lower, cell.upper, mean, variance.sqrt())
     if cell.noise != "none":
-        total = variance + cell.step.square()
-        near = -((cell.center - mean).square() / total + total.log()) / 2
+        told = cell.step.isfinite()
+        total = variance + torch.where(told, cell.step, 1).square()
+        near = -((cell.center - mean).square() / total + total.log()).where(told, 0) / 2
         each = near if cell.certain is None else torch.where(cell.certain, each, near)
     return each.sum(dim=1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.specs import NOT_A_PARAMETER, not_negative, positive
 from fl_sim.updates.local_update import convolutions_for, one_hot
+
+_WEIGHTS = tuple(float(f"{digit}e{power}") for power in range(-5, 1) for digit in (1, 3))
+_WEIGHT_FOR_NOISE = 0.1  # likelihoods are in nats; distances from a cell are far smaller
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Matching:
         What makes one problem. ``single``: each payload. ``averaged``: all payloads of a client for
         the same weights, which are one update, rounded anew each time. ``joint``: all payloads of a
         client that uses the same images in every round; the loss is the mean over the rounds.
+    prior : "fixed" or "tuned"
+        Whether a suite keeps the weight of the prior, ``loss.tv``, or also tries others.
     batch : int
         Most problems solved together; bounds the memory.
     """
@@ -71,6 +77,7 @@ class Matching:
     warmup: int = 0
     restarts: int = 0
     grouping: Grouping = "single"
+    prior: Literal["fixed", "tuned"] = "fixed"
     batch: int = 64
 
     def __post_init__(self) -> None:
@@ -130,7 +137,29 @@ class Matching:
             One per observation, in their order; one per partition and weights if ``averaged``, one
             per partition if ``joint``, with the last of their rounds.
         """
-        context = StartContext(seed, 0, public)
+        return self._from_start(0, observations, seed, public, progress, device)
+
+    def restart(
+        self,
+        observations: Sequence[Observation],
+        *,
+        seed: int,
+        public: PublicImages | None = None,
+        device: str = "cpu",
+    ) -> list[Reconstruction]:
+        """Reconstruct as `reconstruct` does where its first start has failed: from the others."""
+        return self._from_start(1, observations, seed, public, None, device)
+
+    def _from_start(
+        self,
+        first: int,
+        observations: Sequence[Observation],
+        seed: int,
+        public: PublicImages | None,
+        progress: Progress | None,
+        device: str,
+    ) -> list[Reconstruction]:
+        context = StartContext(seed, first, public)
         batches = Batches(self.batch, device)
 
         def solve(groups: Sequence[ClientGroup]) -> Solution:
@@ -139,13 +168,74 @@ class Matching:
         groups = client_groups(observations, self.grouping)
         return batches.solve(groups, solve, self.name, self.loss.spec, progress)
 
+    def refine(
+        self,
+        observations: Sequence[Observation],
+        guesses: Sequence[Reconstruction],
+        *,
+        device: str = "cpu",
+    ) -> list[Reconstruction]:
+        """Continue from guesses that were made while elements of the payloads were held back.
+
+        The labels stay as they are.
+
+        Parameters
+        ----------
+        observations, device
+            As of `reconstruct`.
+        guesses : sequence of Reconstruction
+            As `reconstruct` returns them; there may be fewer, and only these are made anew.
+        """
+        known = {(one.trial, one.round, one.partition): one for one in guesses}
+        batches = Batches(self.batch, device)
+
+        def solve(groups: Sequence[ClientGroup]) -> Solution:
+            lasts = [group[-1] for group in groups]
+            starts = [known[last.trial, last.round, last.partition] for last in lasts]
+            return self._continue(Problems.of(groups), starts, device)
+
+        groups = [
+            group
+            for group in client_groups(observations, self.grouping)
+            if (group[-1].trial, group[-1].round, group[-1].partition) in known
+        ]
+        return batches.solve(groups, solve, self.name, self.loss.spec, None)
+
+    def _continue(
+        self, problems: Problems, guesses: Sequence[Reconstruction], device: str
+    ) -> Solution:
+        labels = torch.stack([guess.labels for guess in guesses])
+        candidates = _Candidates(problems, one_hot(labels, problems.model.classes), None)
+        candidates = candidates.to(device)
+        points = candidates.join(torch.stack([guess.images for guess in guesses]).to(device))
+        minimum = self.optimizer.minimize(
+            _objective(self.loss, candidates.problems, candidates), points
+        )
+        return _solution(minimum, candidates.problems, candidates, 0).to("cpu")
+
+    def for_noise(self) -> "Matching":
+        """Return this attack with a weight of the prior to start from where payloads are noisy."""
+        if self.loss.objective != "cell":
+            return self
+        return replace(self, loss=replace(self.loss, tv=_WEIGHT_FOR_NOISE))
+
+    def reweighted(self, larger: bool) -> "Matching | None":
+        """Return this attack with the next larger or smaller weight of the prior, if there is one.
+
+        Two weights a decade, from 1e-5 to 3.
+        """
+        beyond = [w for w in _WEIGHTS if (w > self.loss.tv if larger else w < self.loss.tv)]
+        if not beyond:
+            return None
+        return replace(self, loss=replace(self.loss, tv=beyond[0] if larger else beyond[-1]))
+
     def _attempt_all(
         self, groups: Sequence[ClientGroup], context: StartContext, batches: Batches
     ) -> Solution:
         """Solve all problems, then those that failed again, with as many starts as fit a batch."""
         problems = Problems.of(groups)
         (best,) = self._attempt(problems, [context], batches.device)
-        attempts, most = 1, batches.size(groups[0])
+        attempts, most = context.attempt + 1, batches.size(groups[0])
         while attempts <= self.restarts and not bool(best.explained.all()):
             failed = (~best.explained).nonzero().squeeze(1)
             further = min(max(1, most // len(failed)), self.restarts + 1 - attempts)

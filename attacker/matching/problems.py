@@ -13,6 +13,7 @@ from fl_sim.coding.cell import Cell
 from fl_sim.models import ModelSpec
 from fl_sim.observed.attack_loss import floored
 from fl_sim.observed.candidates import candidate_updates
+from fl_sim.observed.evidence import HeldBack
 from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.base import Quantizer
@@ -24,6 +25,8 @@ from fl_sim.updates.local_update import (
 )
 
 Item = TypeVar("Item")
+
+_FINE = 0.1
 
 ClientGroup = Sequence[Observation]
 """One client's observations that are attacked together, the last round last."""
@@ -51,6 +54,8 @@ class Problems:
         Round and partition of each problem; the key of its random numbers.
     earlier : tuple[Problems, ...]
         Earlier rounds of the same images at other weights; usually empty.
+    held_back : HeldBack or None
+        Shared: which elements of the payloads are hidden.
     """
 
     model: ModelSpec
@@ -60,6 +65,7 @@ class Problems:
     cells: tuple[Cell, ...]
     keys: tuple[tuple[int, int], ...]
     earlier: tuple["Problems", ...] = ()
+    held_back: HeldBack | None = None
 
     @classmethod
     def of(cls, groups: Sequence[ClientGroup]) -> "Problems":
@@ -83,6 +89,7 @@ class Problems:
             quantizer,
             tuple(merged_cell(quantizer, group) for group in groups),
             tuple((group[-1].round, group[-1].partition) for group in groups),
+            held_back=first.held_back,
         )
 
     def __len__(self) -> int:
@@ -139,6 +146,12 @@ class Problems:
         """The cells of all problems, stacked ``(B, d)``."""
         return Cell.stack(self.cells)
 
+    @cached_property
+    def fine(self) -> bool:
+        """Whether the payloads tell their updates to a tenth of their size or better."""
+        rms = self.cell.center.square().mean(dim=1).sqrt()
+        return bool((self.cell.step.median(dim=1).values <= _FINE * rms).all())
+
     def candidate(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the updates ``(b, size)`` that candidate batches would give.
 
@@ -150,6 +163,24 @@ class Problems:
             ``(b, n, classes)`` target probabilities.
         """
         return candidate_updates(self.flat_model, self.work, self.weights, images, targets)
+
+    def without_hidden(self, cell: Cell) -> Cell:
+        """Return a cell of the same layout as it is for who does not see what is held back."""
+        if self.held_back is None:
+            return cell
+        layout = self.flat_model.layout
+        return cell.without(self.held_back.elements(layout, cell.sizes))
+
+    def shown(self, tensor: str) -> Tensor:
+        """Return 1 for each element of a tensor that is seen and 0 for hidden ones, ``(*shape)``.
+
+        Behind a rotation no single element is hidden.
+        """
+        layout = self.flat_model.layout
+        seen = torch.ones(layout.size)
+        if self.held_back is not None and self.cell.sizes == layout.sizes:
+            seen[self.held_back.elements(layout, layout.sizes)] = 0
+        return layout.unflatten(seen)[tensor]
 
     def decoded(self, tensor: str) -> Tensor:
         """Return the decoded gradient of one tensor, ``(B, *shape)``, by its name.
@@ -175,12 +206,13 @@ def merged_cell(quantizer: Quantizer, group: ClientGroup) -> Cell:
     error of the mean falls with the number itself. Plain signs have no scale and cannot be
     averaged; the first payload, which has no residual, is used alone.
     """
-    cells = [quantizer.cell(o.payload) for o in group]
+    cells = [o.cell for o in group]
     if cells[0].scale_free or not varied(group):
         return cells[0]
     if cells[0].transform is not None:
-        centers = [quantizer.decode(o.payload).vector for o in group]
-        step = torch.stack([cell.step.square().mean() for cell in cells]).mean().sqrt()
+        centers = [cell.decoded for cell in cells]
+        squares = [cell.step[cell.step.isfinite()].square().mean() for cell in cells]
+        step = torch.stack(squares).mean().sqrt()
         steps, sizes = step.expand_as(centers[0]), group[0].payload.layout.sizes
     else:
         centers = [cell.center for cell in cells]

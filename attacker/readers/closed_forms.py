@@ -34,7 +34,8 @@ def invert_linear_input(problems: Problems) -> Tensor:
     assert layer.bias is not None
     bias, rows = problems.decoded(layer.bias), problems.decoded(layer.weight)
     tiny = torch.finfo(bias.dtype).tiny
-    image = torch.einsum("bk,bkp->bp", bias, rows) / bias.square().sum(1, True).clamp_min(tiny)
+    seen = (bias * problems.shown(layer.bias)).square() @ problems.shown(layer.weight)
+    image = torch.einsum("bk,bkp->bp", bias, rows) / seen.clamp_min(tiny)
     return image.reshape(-1, *problems.image_shape)
 
 
@@ -59,7 +60,8 @@ def invert_recursively(problems: Problems) -> Tensor:
     layers = list(model.module.body)
     error = problems.decoded("head.bias").double()
     outer = problems.decoded("head.weight").double()
-    features = torch.einsum("bk,bkf->bf", error, outer) / error.square().sum(1, keepdim=True)
+    seen = error.square() @ problems.shown("head.weight").double()
+    features = torch.einsum("bk,bkf->bf", error, outer) / seen
     shapes = _output_shapes(layers, problems.model)
     activated = features.reshape(-1, *shapes[-1])
     slope = (error @ weights["head.weight"]).reshape(-1, *shapes[-1])
@@ -68,11 +70,11 @@ def invert_recursively(problems: Problems) -> Tensor:
         assert isinstance(convolution, nn.Conv2d)
         output, derivative = _inverse(activation, activated)
         slope = slope * derivative
-        equations = _Convolution(
-            convolution, weights[f"body.{2 * index}.weight"], shapes[index], slope
-        )
+        name = f"body.{2 * index}.weight"
+        seen = problems.shown(name).double().flatten()
+        equations = _Convolution(convolution, weights[name], seen, shapes[index], slope)
         bias = weights[f"body.{2 * index}.bias"][:, None, None]
-        gradient = problems.decoded(f"body.{2 * index}.weight").double().flatten(1)
+        gradient = problems.decoded(name).double().flatten(1)
         activated = equations.solve(output - bias, gradient)
         slope = equations.back(slope)
     return activated.to(problems.weights.dtype).reshape(-1, *problems.image_shape)
@@ -103,6 +105,7 @@ class _Convolution:
 
     layer: nn.Conv2d
     weight: Tensor  # (O, I, k, k)
+    seen: Tensor  # (O I k k) 0 for elements of the weight gradient that are hidden, else 1
     shape: tuple[int, ...]  # (I, H, W) of the input
     slope: Tensor  # (B, O, h, w) gradient with respect to the output
 
@@ -124,10 +127,10 @@ class _Convolution:
     def gradient(self, signal: Tensor) -> Tensor:
         """Weight gradient ``(B, O I k k)`` of an input."""
         patches = F.unfold(signal, self._kernel, stride=self.layer.stride, padding=self._padding)
-        return torch.bmm(self.slope.flatten(2), patches.transpose(1, 2)).flatten(1)
+        return self.seen * torch.bmm(self.slope.flatten(2), patches.transpose(1, 2)).flatten(1)
 
     def gradient_back(self, gradient: Tensor) -> Tensor:
-        matrix = gradient.reshape(len(gradient), self.slope.shape[1], -1)
+        matrix = (self.seen * gradient).reshape(len(gradient), self.slope.shape[1], -1)
         patches = torch.bmm(matrix.transpose(1, 2), self.slope.flatten(2))
         stride, padding = self.layer.stride, self._padding
         return F.fold(patches, self.shape[1:], self._kernel, stride=stride, padding=padding)

@@ -39,7 +39,7 @@ def invert_imprint(problems: Problems) -> Tensor:
         their bins, in the order of `recover_labels`.
     """
     bias = _alone(problems.decoded("imprint.bias"))
-    rows = _alone(problems.decoded("imprint.weight"))
+    rows = _alone(_filled(problems))
     brightness = rows.mean(dim=2)
     bins = brightness.abs().topk(problems.work.images, dim=1).indices
     empty = brightness.abs() <= _EMPTY * brightness.abs().amax(dim=1, keepdim=True)
@@ -50,6 +50,22 @@ def invert_imprint(problems: Problems) -> Tensor:
     images = images.reshape(-1, *problems.image_shape)
     order = _order(problems, images, share * problems.work.images)
     return torch.stack([batch[index] for batch, index in zip(images, order, strict=True)])
+
+
+def _filled(problems: Problems) -> Tensor:
+    """Return the weight gradient ``(B, K, pixels)``, hidden elements as those of a unit next to it.
+
+    Units between which no image lies have equal gradients; bias gradients tell which these are.
+    """
+    rows, bias = problems.decoded("imprint.weight"), problems.decoded("imprint.bias")
+    seen = problems.shown("imprint.weight").expand_as(rows)
+    far = (bias.diff(dim=1)).abs()
+    far = torch.nn.functional.pad(far, (1, 1), value=torch.inf)  # to the unit before, and after
+    before, after = torch.roll(rows, 1, dims=1), torch.roll(rows, -1, dims=1)
+    seen_before, seen_after = torch.roll(seen, 1, dims=1), torch.roll(seen, -1, dims=1)
+    nearer = (far[:, :-1] <= far[:, 1:])[:, :, None]
+    use_before = (seen_before > 0) & (nearer | (seen_after == 0))
+    return torch.where(seen > 0, rows, torch.where(use_before, before, after))
 
 
 def _within_bins(problems: Problems, bias: Tensor, brightness: Tensor) -> Tensor:

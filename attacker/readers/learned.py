@@ -112,7 +112,8 @@ def _codes(problems: Problems, images: Tensor, label: int, seed: int) -> Tensor:
         with torch.no_grad():
             updates = problems.candidate(images[chunk, None], targets[chunk])
         payloads = [quantizer.encode(Update(update, layout), rng) for update in updates]
-        cell = Cell.stack([quantizer.cell(payload) for payload in payloads])
+        cells = [problems.without_hidden(quantizer.cell(payload)) for payload in payloads]
+        cell = Cell.stack(cells)
         codes.append(_scaled(cell.decoded, problems))
     return torch.cat(codes)
 

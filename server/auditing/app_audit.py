@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 from torch import nn
 
+from attacker.choice import with_evidence
 from attacker.presets import build_attack
 from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec, build_model, register_model
@@ -103,7 +103,7 @@ def audit(
     ...     "/absolute/folder/observations", Net, shape=(1, 8, 8), classes=10, work=work
     ... )
     """
-    chosen = {name: build_attack(name) for name in attacks}
+    chosen = {name: with_evidence(build_attack(name), name) for name in attacks}
     unreadable: list[str] = []
     observations = _load(Path(store) / trial, _spec(model, shape, classes), work, unreadable)
     if unreadable:
@@ -134,8 +134,7 @@ def audit(
                 stacklevel=2,
             )
         for alike in fitting:
-            found = attack.reconstruct(alike, seed=seed, public=public, device=device)
-            made += [replace(one, attack=name) for one in found]
+            made += attack.reconstruct(alike, seed=seed, public=public, device=device)
     if not made:
         raise ValueError(
             f"No attack of {', '.join(chosen)} applies to what was observed, which says nothing "

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
+from attacker.choice import with_evidence
 from attacker.presets import build_attack
 from fl_sim.data import load_splits
 from fl_sim.data.public_images import PublicImages
@@ -70,7 +70,7 @@ def run_attack(job: AttackJob) -> list[Reconstruction]:
     """Load the observations of a job and attack them."""
     settings = job.training.settings
     observations = [o for r in job.rounds for o in _observations(job, r)]
-    attack = build_attack(job.spec)
+    attack = with_evidence(build_attack(job.spec), job.attack)
     if not attack.applies(observations):
         facts = {"event": "does not apply", "routine": True}
         log.warning("%s does not apply to %s", job.attack, job.trial.name, extra=facts)
@@ -79,7 +79,7 @@ def run_attack(job: AttackJob) -> list[Reconstruction]:
     made = attack.reconstruct(
         observations, seed=job.trial.seed, public=public, device=settings.engine.device
     )
-    return [replace(one, attack=job.attack) for one in _one_for_each_batch(made, job.trial)]
+    return _one_for_each_batch(made, job.trial)
 
 
 def _one_for_each_batch(made: Sequence[Reconstruction], trial: Trial) -> list[Reconstruction]:

@@ -9,6 +9,7 @@ import tomli_w
 import torch
 from torch import Tensor
 
+from attacker.choice import with_evidence
 from attacker.presets import build_attack
 from fl_sim.data.public_images import PublicImages
 from fl_sim.engines.tasks import run_tasks
@@ -174,7 +175,7 @@ def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[Tun
 
 def run_tuning(job: TuningJob) -> list[Reconstruction]:
     """Attack the held-out victims of a job; return nothing if the attack does not apply."""
-    held_out, attack = job.held_out, build_attack(job.spec)
+    held_out, attack = job.held_out, with_evidence(build_attack(job.spec))
     observations = list(observe(job, held_out))
     if not attack.applies(observations):
         return []

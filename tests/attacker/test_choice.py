@@ -3,28 +3,94 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacker.choice import Suite
-from attacker.presets import build_attack
+from attacker.choice import Suite, with_evidence
+from attacker.matching.matching import Matching
+from attacker.matching.optimizers import LBFGS
+from attacker.presets import build_attack, suite
 from attacker.readers.learned import _Regression, _trained
 from fl_sim.data.public_images import PublicImages
-from fl_sim.observed.attack_loss import YARDSTICK
+from fl_sim.observed.evidence import BLOCKS, HeldBack
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.updates.local_update import Update
 from tests.attacker.observing import digits, observe
 
 BAD = replace(build_attack("idlg:iterations=1,warmup=0,restarts=0"), name="bad")
 GOOD = build_attack("cell:iterations=200")
 
 
-def test_the_suite_takes_the_best_explanation_whatever_the_order_or_the_losses_say():
+def error(found, images):
+    return torch.stack([one.images[0] - i for one, i in zip(found, images, strict=True)]).square()
+
+
+def test_the_suite_takes_what_predicts_best_whatever_the_order():
     images, labels = digits(3)
     seen = observe(images, labels, "uniform:bits=4")
-    alone = GOOD.reconstruct(seen, seed=0)
+    alone = with_evidence(GOOD).reconstruct(seen, seed=0)
     for members in ((BAD, GOOD), (GOOD, BAD)):
-        for found, expected in zip(
-            Suite("suite", members).reconstruct(seen, seed=0), alone, strict=True
+        found = Suite("suite", members).reconstruct(seen, seed=0)
+        for one, expected in zip(found, alone, strict=True):
+            assert torch.equal(one.images, expected.images)
+            assert one.evidence == expected.evidence
+            assert len(one.evidence) == BLOCKS
+            assert (one.attack, one.objective) == ("suite", expected.objective)
+            assert one.evaluations == expected.evaluations + 1
+            assert len(one.others) == len(expected.others) + 1  # the guess of the other member
+
+
+@pytest.mark.parametrize("quantizer", ["gaussian:sigma=0.03", "laplace:scale=0.03"])
+def test_a_search_that_fits_the_noise_loses(quantizer):
+    """With little prior the payload is met noise and all, and the picture is worse for it."""
+    images, labels = digits(6)
+    seen = observe(images, labels, quantizer)
+    fits, smooth = build_attack("scaled:tv=1e-4"), build_attack("scaled:tv=0.01")
+    found = Suite("suite", (fits, smooth)).reconstruct(seen, seed=0)
+    alone = {one.loss.tv: one.reconstruct(seen, seed=0) for one in (fits, smooth)}
+    losses = {tv: sum(r.loss for r in made) for tv, made in alone.items()}
+    assert losses[1e-4] < losses[0.01]
+    assert {one.objective for one in found} == {smooth.loss.spec}
+    assert error(found, images).mean() < error(alone[1e-4], images).mean()
+
+
+def test_the_weight_of_the_prior_is_searched_unless_it_is_given():
+    images, labels = digits(4)
+    seen = observe(images, labels, "gaussian:sigma=0.03")
+    tuned = with_evidence(build_attack("scaled:iterations=100")).reconstruct(seen, seed=0)
+    fixed = with_evidence(build_attack("scaled:iterations=100,tv=1")).reconstruct(seen, seed=0)
+    assert {one.objective for one in fixed} == {"scaled:tv=1,box=1"}
+    assert all(len(one.others) >= 2 for one in tuned)
+    assert sum(map(sum, (one.evidence for one in tuned))) < sum(
+        map(sum, (one.evidence for one in fixed))
+    )
+    assert error(tuned, images).mean() < error(fixed, images).mean()
+
+
+def test_attacks_see_nothing_of_what_is_held_back():
+    """Payloads that differ in hidden elements alone give the same guesses before the choice."""
+    images, labels = digits(2)
+    seen = observe(images, labels)
+    shown = [replace(o, held_back=HeldBack()) for o in seen]
+    layout = seen[0].payload.layout
+    hidden = HeldBack().elements(layout, layout.sizes)
+    vectors = [o.cell.center for o in seen]
+    spoiled = [v + hidden * torch.randn(v.shape, generator=torch.Generator()) for v in vectors]
+    payloads = [parse_quantizer("none").encode(Update(v, layout), None) for v in spoiled]
+    others = [replace(o, payload=p) for o, p in zip(shown, payloads, strict=True)]
+    for name in ("idlg", "rgap", "cell", "synthetic", "dlg"):
+        attack = build_attack(name)
+        attack = replace(attack, optimizer=LBFGS(3)) if isinstance(attack, Matching) else attack
+        for one, other in zip(
+            attack.reconstruct(shown, seed=0), attack.reconstruct(others, seed=0), strict=True
         ):
-            assert torch.equal(found.images, expected.images)
-            assert (found.attack, found.objective) == ("suite", YARDSTICK.spec)
-            assert found.evaluations > expected.evaluations
+            assert torch.equal(one.images, other.images), name
+            assert torch.equal(one.labels, other.labels), name
+
+
+def test_an_exact_payload_needs_no_further_attack():
+    images, labels = digits(2)
+    seen = observe(images, labels)
+    found = suite("idlg", "cell").reconstruct(seen, seed=0)
+    assert error(found, images).max() < 1e-4
+    assert all(len(one.others) == 0 for one in found)
 
 
 def test_members_that_do_not_apply_are_left_out():
