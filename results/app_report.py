@@ -16,7 +16,7 @@ from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from results.scores.baselines import score_baselines
 from results.scores.gates import CONSISTENCY_TOLERANCE, Truth
-from results.scores.rows import mark_strongest
+from results.scores.rows import compare_attacks
 from results.scores.victims import score_victims
 from results.tables.summary import results_table
 from results.tables.terminal import print_results
@@ -64,9 +64,7 @@ def audit_scores(
         frame.insert(0, "quantizer", sources[0].payload.spec)
         frame.insert(1, "seed", 0)
         frames.append(frame)
-    scores = pd.concat(frames, ignore_index=True)
-    scores["strongest"] = mark_strongest(scores)
-    return scores
+    return compare_attacks(pd.concat(frames, ignore_index=True))
 
 
 def audit_results(
@@ -154,7 +152,7 @@ def _victim_table(scores: pd.DataFrame) -> Table:
 
 def _gates(row: "pd.Series") -> str:
     """Return the gates that a victim does not pass; see `results.scores.gates.examine`."""
-    names = {"masked": "the truth has a lower loss", "unexplained": "the truth explains more"}
+    names = {"masked": "the truth has a lower loss", "unexplained": "the truth predicts more"}
     short = [text for name, text in names.items() if row[name]]
     if row["inconsistency"] > CONSISTENCY_TOLERANCE:
         short.append("another update was sent")

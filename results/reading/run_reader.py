@@ -24,7 +24,7 @@ from results.reading.attacked import (
     public_images,
 )
 from results.scores.baselines import score_baselines
-from results.scores.rows import OBSERVATION, mark_strongest, no_scores
+from results.scores.rows import OBSERVATION, compare_attacks, no_scores
 from results.tables.summary import results_table
 
 _HISTORY_COLUMNS = ["quantizer", "seed", "round", "accuracy", "loss"]
@@ -72,16 +72,14 @@ class RunReader:
         """Score every attack on every victim: one row per reconstructed image and attack.
 
         Columns: ``quantizer``, ``seed``, those of `results.scores.victims.score_victims`, and
-        ``strongest`` (see `mark_strongest`).
+        ``strongest`` (see `compare_attacks`).
         """
         attacks = finished_attacks(self._trained, self.folder.root)
         frames = [attack_scores(attack, self.metrics, keep=self.keep) for attack in attacks]
         frames = [frame for frame in frames if len(frame)]
         if not frames:
             return no_scores(self.metrics)
-        scores = pd.concat(frames, ignore_index=True)
-        scores["strongest"] = mark_strongest(scores)
-        return scores
+        return compare_attacks(pd.concat(frames, ignore_index=True))
 
     @cached_property
     def results(self) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Gates: checks that must pass before a bad reconstruction counts as privacy."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.coding.cell import Cell
-from fl_sim.observed.attack_loss import YARDSTICK, AttackLoss
+from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.observed.candidates import candidate_updates
+from fl_sim.observed.evidence import HeldBack, nats
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.quantizers import parse_quantizer
@@ -22,6 +24,12 @@ SUCCESS_MSE = 1e-2
 
 TOLERANCE = 0.01
 """An attack succeeded if it closed 99 % of the loss gap between a grey image and the truth."""
+
+LEAST_EVIDENCE = 0.01
+"""Nats an element by which the truth must predict a payload better than a grey image."""
+
+LEAST_SHARE = 0.25
+"""Share of the evidence between a grey image and the truth that an attack must find."""
 
 CONSISTENCY_TOLERANCE = 1e-5
 """Largest distance from the cell that rounding explains, relative to the tensor's largest value."""
@@ -63,10 +71,15 @@ def examine(
     DataFrame
         One row per observation:
 
-        - ``yardstick``: see `YARDSTICK`; infinite if the guess is not finite.
+        - ``evidence``: mean nats by which the attack's guess predicted what was held back from it;
+          lower is better, see `fl_sim.observed.evidence`. Infinite if nothing was held back.
+        - ``evidence_at_truth``, ``evidence_at_grey``: the same of the private images, and of grey
+          ones with the true labels.
         - ``masked``: the attack's own loss is lower at the truth, see `falls_short`.
-        - ``unexplained``: the yardstick is lower at the truth.
-        - ``loss_at_guess``, ``loss_at_truth``, ``loss_at_grey``: the attack's own loss.
+        - ``unexplained``: the truth predicts what was held back, and the guess does not, see
+          `predicts_nothing`.
+        - ``loss_at_guess``, ``loss_at_truth``, ``loss_at_grey``: the attack's own loss; missing for
+          an attack that minimises none.
         - ``inconsistency``: distance of the update at the truth from its payload's cell, relative
           to the largest value of the same tensor. Dropout left on, a wrong sign or a forgotten
           learning rate put it above `CONSISTENCY_TOLERANCE`. Missing with error feedback, which
@@ -76,27 +89,34 @@ def examine(
     """
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
-    own = AttackLoss.parse(guesses[0].objective) if guesses[0].objective else YARDSTICK
     cell = _stacked_cell(observations)
     grey = torch.full_like(truth.images, 0.5)
     at_truth = _updates(observations, truth.images, truth.labels)
     at_grey = _updates(observations, grey, truth.labels)
-    rows: dict[str, NDArray[np.float64]] = {}
-    for name, loss, seen in (("loss", own, images), ("yardstick", YARDSTICK, images.clamp(0, 1))):
-        at_guess = _updates(observations, seen, labels)
-        rows[f"{name}_at_guess"] = _evaluate(loss, seen, at_guess, cell)
-        rows[f"{name}_at_truth"] = _evaluate(loss, truth.images, at_truth, cell)
-        rows[f"{name}_at_grey"] = _evaluate(loss, grey, at_grey, cell)
-    frame = pd.DataFrame(rows)
-    frame["masked"] = _falls_short(frame, "loss")
-    frame["unexplained"] = _falls_short(frame, "yardstick")
+    frame = pd.DataFrame(
+        {
+            "evidence": [fmean(one.evidence) if one.evidence else np.inf for one in guesses],
+            "evidence_at_truth": _evidence(observations, at_truth, cell),
+            "evidence_at_grey": _evidence(observations, at_grey, cell),
+        }
+    )
+    frame["unexplained"] = predicts_nothing(*(frame[name].to_numpy() for name in frame))
+    if guesses[0].objective:
+        own = AttackLoss.parse(guesses[0].objective)
+        at_guess = _updates(observations, images, labels)
+        frame["loss_at_guess"] = _evaluate(own, images, at_guess, cell)
+        frame["loss_at_truth"] = _evaluate(own, truth.images, at_truth, cell)
+        frame["loss_at_grey"] = _evaluate(own, grey, at_grey, cell)
+        names = ("loss_at_guess", "loss_at_truth", "loss_at_grey")
+        frame["masked"] = falls_short(*(frame[name].to_numpy() for name in names))
+    else:
+        frame[["loss_at_guess", "loss_at_truth", "loss_at_grey"]] = np.nan
+        frame["masked"] = False
     frame["inconsistency"] = _inconsistency(observations, at_truth, cell)
     quantizer = parse_quantizer(observations[0].payload.spec)
     decoded = torch.stack([quantizer.decode(seen.payload).vector for seen in observations])
     frame["update_rmse"] = (decoded - at_truth).square().mean(dim=1).sqrt().double().numpy()
-    return frame.rename(columns={"yardstick_at_guess": "yardstick"}).drop(
-        columns=["yardstick_at_truth", "yardstick_at_grey"]
-    )
+    return frame
 
 
 def falls_short(
@@ -110,6 +130,18 @@ def falls_short(
     loss that is not finite.
     """
     return ~(at_guess <= at_truth + TOLERANCE * np.abs(at_grey - at_truth))
+
+
+def predicts_nothing(
+    at_guess: NDArray[np.float64], at_truth: NDArray[np.float64], at_grey: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return where an attack failed to find what the payload tells.
+
+    The truth predicts what was held back better than a grey image does, by more than
+    `LEAST_EVIDENCE`, and the guess closed less than `LEAST_SHARE` of that gap.
+    """
+    gap = at_grey - at_truth
+    return (gap > LEAST_EVIDENCE) & ~(at_grey - at_guess >= LEAST_SHARE * gap)
 
 
 def unsettled(strongest: pd.DataFrame) -> "pd.Series[bool]":
@@ -174,9 +206,13 @@ def _inconsistency(
     return torch.stack(shares).amax(dim=0).double().numpy()
 
 
-def _falls_short(frame: pd.DataFrame, name: str) -> NDArray[np.bool_]:
-    at = [frame[f"{name}_at_{where}"].to_numpy() for where in ("guess", "truth", "grey")]
-    return falls_short(*at)
+def _evidence(
+    observations: Sequence[Observation], updates: Tensor, cell: Cell
+) -> NDArray[np.float64]:
+    """Return the mean nats ``(B,)`` by which updates predict a tenth of their payloads."""
+    layout = observations[0].payload.layout
+    hidden = HeldBack().elements(layout, cell.sizes)
+    return nats(cell, hidden, updates).mean(dim=1).nan_to_num(torch.inf).numpy()
 
 
 def _evaluate(loss: AttackLoss, images: Tensor, updates: Tensor, cell: Cell) -> NDArray[np.float64]:

@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
 
 from fl_sim.metrics import FurtherMetric
+from fl_sim.observed.evidence import BLOCKS, choose
 from fl_sim.seeding import Purpose, numpy_rng
 
 OBSERVATION = ["seed", "round", "partition"]
 """Columns that name one client in one round; with ``image``, one victim."""
+
+BLOCKS_COLUMN = "evidence_blocks"
+"""Evidence of a reconstruction in parts; `mark_strongest` needs it, no table shows it."""
 
 VICTIM = [*OBSERVATION, "image"]
 
@@ -30,7 +35,10 @@ _TYPES = {
     "masked": "bool",
     "unexplained": "bool",
     "inconsistency": "float64",
-    "yardstick": "float64",
+    "evidence": "float64",
+    "evidence_at_truth": "float64",
+    "evidence_at_grey": "float64",
+    "mse_best_known": "float64",
     "update_rmse": "float64",
     "identified_chance": "float64",
     "label_chance": "float64",
@@ -44,17 +52,49 @@ def no_scores(metrics: Sequence[FurtherMetric]) -> pd.DataFrame:
     return pd.DataFrame(columns=list(types)).astype(types)
 
 
-def mark_strongest(scores: pd.DataFrame) -> pd.Series:
-    """Return which rows belong to the strongest attack: the lowest yardstick for each batch.
+def compare_attacks(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return scores with what only all attacks together tell.
 
-    The choice needs no truth, so a server could make it: by `YARDSTICK` of the attack losses. A
-    tie goes to the first name. The images of a batch come from one reconstruction and are chosen
-    together.
+    Returns
+    -------
+    DataFrame
+        ``strongest`` (see `mark_strongest`) is added, ``mse_best_known`` is the lowest error of all
+        attacks' guesses at a victim, and `BLOCKS_COLUMN` is gone.
     """
-    batch = ["quantizer", *OBSERVATION]
-    ordered = scores.sort_values([*batch, "yardstick", "attack"], kind="stable")
-    best = ordered.groupby(batch, sort=False)["attack"].transform("first")
-    return (ordered["attack"] == best).reindex(scores.index)
+    best = scores.groupby(["quantizer", *VICTIM])["mse_best_known"].transform("min")
+    compared = scores.assign(strongest=mark_strongest(scores), mse_best_known=best)
+    return compared.drop(columns=BLOCKS_COLUMN)
+
+
+def mark_strongest(scores: pd.DataFrame) -> pd.Series:
+    """Return which rows belong to the strongest attack, by evidence and without the truth.
+
+    The attacks on all batches of a quantizer are compared by how well they predict what was held
+    back from them; see `fl_sim.observed.evidence.choose`. The images of a batch come from one
+    reconstruction and are chosen together.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        With the column `BLOCKS_COLUMN`.
+    """
+    strongest = pd.Series(False, index=scores.index)
+    for _, rows in scores.groupby("quantizer", sort=False):
+        each = rows.drop_duplicates(["attack", *OBSERVATION])
+        blocks = each.set_index(["attack", *OBSERVATION])[BLOCKS_COLUMN]
+        attacks = sorted(each["attack"].unique())
+        batches = list(each[OBSERVATION].drop_duplicates().itertuples(index=False, name=None))
+        evidence = torch.full((len(attacks), len(batches), BLOCKS), torch.inf).double()
+        for k, attack in enumerate(attacks):
+            for b, batch in enumerate(batches):
+                known = blocks.get((attack, *batch))
+                if known is not None and len(known):
+                    evidence[k, b] = torch.tensor([*known])
+        best = dict(zip(batches, choose(evidence).tolist(), strict=True))
+        own = rows[OBSERVATION].itertuples(index=False, name=None)
+        chosen = [attacks[best[batch]] for batch in own]
+        strongest[rows.index] = rows["attack"] == pd.Series(chosen, index=rows.index)
+    return strongest
 
 
 def random_victims(scores: pd.DataFrame, count: int) -> pd.DataFrame:

@@ -190,6 +190,12 @@ def match(images: Tensor, true_images: Tensor) -> NDArray[np.intp]:
     return np.asarray(order)
 
 
+def mse_of_pairs(images: Tensor, true_images: Tensor) -> Array:
+    """Mean squared error of images ``(n, C, H, W)`` paired with the truth, as in `score_images`."""
+    error = mse(_unit_range(images), _unit_range(true_images))
+    return np.where(_finite(images), error, WORST["mse"])
+
+
 def labels_recovered(labels: Sequence[int], true_labels: Sequence[int]) -> float:
     """Return the share of the true labels that were guessed, in any order."""
     shared = Counter(labels) & Counter(true_labels)

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.metrics import FurtherMetric
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from results.scores.gates import SUCCESS_MSE, Truth, examine
-from results.scores.scoring import label_chance, score_batches
+from results.scores.rows import BLOCKS_COLUMN
+from results.scores.scoring import label_chance, match, mse_of_pairs, score_batches
 
 
 def score_victims(
@@ -39,7 +42,8 @@ def score_victims(
     -------
     DataFrame
         ``round``, ``partition`` and ``attack``, the columns of `score_batches`
-        without ``batch``, ``recovered`` (MSE below `SUCCESS_MSE`), those of `examine` (the gates),
+        without ``batch``, ``mse_best_known`` (the lowest MSE of all guesses that the attack chose
+        from), ``recovered`` (MSE below `SUCCESS_MSE`), those of `examine` (the gates),
         ``status`` and ``evaluations`` of the attack, and what a blind guess reaches:
         ``identified_chance`` (one among the public images and the true one) and ``label_chance``
         (`results.scores.scoring.label_chance`).
@@ -47,9 +51,11 @@ def score_victims(
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
     scores = score_batches(images, labels, *truth, public, metrics)
+    scores["mse_best_known"] = np.minimum(scores["mse"], _best_known(guesses, truth.images))
     scores["recovered"] = scores["mse"] < SUCCESS_MSE
     facts = examine(observations, guesses, truth)
     facts.insert(0, "partition", [guess.partition for guess in guesses])
+    facts[BLOCKS_COLUMN] = [list(guess.evidence) for guess in guesses]
     facts["status"] = [guess.status for guess in guesses]
     facts["evaluations"] = [guess.evaluations for guess in guesses]
     facts["identified_chance"] = 1 / (len(public) + 1)
@@ -60,3 +66,13 @@ def score_victims(
     scores.insert(1, "partition", scores.pop("partition"))
     scores.insert(2, "attack", guesses[0].attack)
     return scores
+
+
+def _best_known(guesses: Sequence[Reconstruction], truth: Tensor) -> NDArray[np.float64]:
+    """Return the lowest MSE that any guess that was not chosen has at each private image."""
+    best = np.full(truth.shape[:2], np.inf)
+    for row, (guess, private) in enumerate(zip(guesses, truth, strict=True)):
+        for other in guess.others:
+            order = torch.from_numpy(match(other, private))
+            best[row] = np.minimum(best[row], mse_of_pairs(other[order], private))
+    return best.flatten()

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fl_sim.coding.cell import Cell
 from fl_sim.data import private_batch
 from fl_sim.models import build_model
+from fl_sim.observed.candidates import candidate_updates
+from fl_sim.observed.evidence import HeldBack, nats
 from fl_sim.observed.observations import Observation, save_observations
 from fl_sim.observed.reconstructions import Reconstruction, save_reconstructions
 from fl_sim.quantizers import parse_quantizer
@@ -96,7 +99,18 @@ def _guess_at(trial: Trial, seen: Observation, attack: str, guess: Guess) -> Rec
         status="converged",
         objective=objective,
         evaluations=10,
+        evidence=evidence_of(seen, images, labels),
     )
+
+
+def evidence_of(seen: Observation, images: Tensor, labels: Tensor) -> tuple[float, ...]:
+    """Return how well images predict a tenth of a payload, as if it had been held back."""
+    targets = one_hot(labels, seen.model.classes)[None]
+    model = flat_model(seen.model)
+    hidden = HeldBack().elements(seen.payload.layout, seen.cell.sizes)
+    with torch.no_grad():
+        updates = candidate_updates(model, seen.work, seen.weights, images[None], targets)
+    return tuple(nats(Cell.stack([seen.cell]), hidden, updates)[0].tolist())
 
 
 def _history_line(trial: Trial, server_round: int, seen: list[Observation]) -> str:

@@ -4,12 +4,21 @@ import pytest
 
 from results.figures import charts
 from results.reading.run_reader import RunReader
-from tests.results.tables.table_cases import BASELINES, NONE, SIGN, history, study, table
+from tests.results.tables.table_cases import (
+    BASELINES,
+    NONE,
+    SIGN,
+    history,
+    score_rows,
+    study,
+    table,
+)
 
 
 @pytest.fixture
 def made():
-    scores = study(NONE, SIGN, SIGN.assign(attack="weak", yardstick=0.9, mse=0.5, psnr=3.0))
+    weak = score_rows("sign", "weak", [0.5] * 11, 0.9).assign(psnr=3.0)
+    scores = study(NONE, SIGN, weak)
     trained = history(none=[0.9, 0.8], sign=[0.8, 0.7])
     baselines = BASELINES.assign(psnr=[7.0, 10.0, 20.0], ssim=0.1, identified=0.0)
     return charts.curve(table(scores, trained), scores, baselines)

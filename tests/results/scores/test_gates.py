@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,9 +18,10 @@ from results.scores.gates import (
     doubt,
     examine,
     falls_short,
+    predicts_nothing,
     unsettled,
 )
-from tests.results.conftest import initial_weights, observe, small_settings
+from tests.results.conftest import evidence_of, initial_weights, observe, small_settings
 
 
 def trial_of(quantizer: str, **training: object) -> Trial:
@@ -37,7 +40,8 @@ def guessed(
 ) -> list[Reconstruction]:
     return [
         Reconstruction(
-            o.trial, o.round, o.partition, "any", i, y, 0.0, "converged", objective, evaluations=1
+            *(o.trial, o.round, o.partition, "any", i, y, 0.0, "converged", objective, 1),
+            evidence=evidence_of(o, i, y),
         )
         for o, i, y in zip(seen, images, labels, strict=True)
     ]
@@ -142,37 +146,46 @@ def test_what_is_not_finite_is_never_chosen_and_always_masked():
     broken = truth.images.clone()
     broken[0, 0, 0, 0, 0] = torch.nan
     gates = examine(seen, guessed(seen, broken, truth.labels, "squared"), truth)
-    assert gates["yardstick"][0] == np.inf
-    assert np.isfinite(gates["yardstick"][1])
     assert list(gates["masked"]) == [True, False]
 
 
-def test_the_yardstick_prefers_the_truth_to_noise_and_to_grey():
-    for quantizer in ("none", "uniform:bits=2", "sign", "stochastic:bits=4"):
-        seen, truth = observed(trial_of(quantizer, rounds=5, batch_size=1))
-        noise = torch.rand(truth.images.shape, generator=torch.Generator().manual_seed(0))
-        values = [
-            examine(seen, guessed(seen, images, truth.labels, "cell"), truth)["yardstick"]
-            for images in (truth.images, noise, torch.full_like(noise, 0.5))
-        ]
-        assert (values[0] < values[1]).all(), quantizer
-        assert (values[0] < values[2]).all(), quantizer
+@pytest.mark.parametrize("quantizer", ["none", "uniform:bits=2", "sign", "stochastic:bits=4"])
+def test_the_truth_predicts_a_payload_better_than_a_grey_image(quantizer):
+    seen, truth = observed(trial_of(quantizer, rounds=5, batch_size=1))
+    gates = examine(seen, guessed(seen, *truth, "cell"), truth)
+    assert (gates["evidence_at_truth"] < gates["evidence_at_grey"]).all()
 
 
-def test_the_yardstick_sees_the_pixels_that_are_scored():
+def test_the_evidence_of_a_guess_is_what_the_attack_measured():
     seen, truth = observed(trial_of("uniform:bits=4", rounds=5))
-    wide = 3 * truth.images - 1
-    yardsticks = [
-        examine(seen, guessed(seen, images, truth.labels, "squared"), truth)["yardstick"]
-        for images in (wide, wide.clamp(0, 1))
-    ]
-    assert yardsticks[0].tolist() == yardsticks[1].tolist()
+    measured = [replace(one, evidence=(0.25, 0.75)) for one in guessed(seen, *truth, "")]
+    assert examine(seen, measured, truth)["evidence"].tolist() == [0.5, 0.5]
 
 
-def test_an_attack_without_an_objective_is_held_to_the_yardstick():
-    seen, truth = observed(trial_of("uniform:bits=4", rounds=5))
-    gates = examine(seen, guessed(seen, *truth, ""), truth)
-    assert gates["loss_at_guess"].to_numpy() == pytest.approx(gates["yardstick"].to_numpy())
+def test_a_guess_without_evidence_found_nothing_and_an_attack_without_a_loss_masks_nothing():
+    seen, truth = observed(trial_of("uniform:bits=4", rounds=5, batch_size=1))
+    nothing = [replace(one, evidence=()) for one in guessed(seen, *truth, "")]
+    gates = examine(seen, nothing, truth)
+    assert np.isinf(gates["evidence"]).all()
+    assert gates["unexplained"].all()
+    assert gates["loss_at_guess"].isna().all()
+    assert not gates["masked"].any()
+
+
+@pytest.mark.parametrize(
+    ("guess", "truth", "grey", "nothing"),
+    [
+        (0.1, 0.0, 1.0, False),
+        (0.75, 0.0, 1.0, False),  # a quarter of the way
+        (0.76, 0.0, 1.0, True),
+        (1.2, 0.0, 1.0, True),  # worse than grey: it fits noise
+        (0.8, 0.799, 0.8, False),  # the payload tells nothing, so that nothing was missed
+        (np.inf, 0.0, 1.0, True),
+        (np.nan, 0.0, 1.0, True),
+    ],
+)
+def test_a_guess_that_predicts_nothing_where_the_truth_does(guess, truth, grey, nothing):
+    assert predicts_nothing(*(np.array([x]) for x in (guess, truth, grey))) == [nothing]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from results.scores.rows import mark_strongest
+from fl_sim.observed.evidence import BLOCKS
+from results.scores.rows import BLOCKS_COLUMN, compare_attacks
 from results.tables.summary import results_table
 
 
-def score_rows(quantizer: str, attack: str, errors: list[float], yardstick: float) -> pd.DataFrame:
+def score_rows(quantizer: str, attack: str, errors: list[float], evidence: float) -> pd.DataFrame:
     """Batches of one image; a victim below 0.01 is recovered, the others settled but hidden."""
     mse = np.array(errors)
     return pd.DataFrame(
@@ -29,7 +30,11 @@ def score_rows(quantizer: str, attack: str, errors: list[float], yardstick: floa
             "masked": False,
             "unexplained": False,
             "inconsistency": 0.0,
-            "yardstick": yardstick,
+            "evidence": evidence,
+            "evidence_at_truth": 0.0,
+            "evidence_at_grey": 1.0,
+            BLOCKS_COLUMN: [[evidence] * BLOCKS for _ in errors],
+            "mse_best_known": mse,
             "update_rmse": 0.0 if quantizer == "none" else 0.01,
             "identified_chance": 0.0069,
             "label_chance": 0.1,
@@ -38,9 +43,7 @@ def score_rows(quantizer: str, attack: str, errors: list[float], yardstick: floa
 
 
 def study(*frames: pd.DataFrame) -> pd.DataFrame:
-    scores = pd.concat(frames, ignore_index=True)
-    scores["strongest"] = mark_strongest(scores)
-    return scores
+    return compare_attacks(pd.concat(frames, ignore_index=True))
 
 
 def history(**accuracies: list[float]) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from fl_sim.observed.evidence import BLOCKS
+from results.scores.rows import BLOCKS_COLUMN
 from results.scores.statistics import median
 from results.tables.summary import COLUMNS
 from tests.results.tables.table_cases import NONE, SIGN, history, score_rows, study, table
@@ -57,16 +59,17 @@ def test_a_row_sums_up_what_it_says():
     assert sign["p_holm"] == pytest.approx(2 / 2**11)
 
 
-def test_the_strongest_attack_is_chosen_by_yardstick_not_by_truth():
-    close = score_rows("sign", "lucky", [0.001] * 3, yardstick=0.5)
-    explains = score_rows("sign", "cell", [0.3] * 3, yardstick=0.1)
-    explains.loc[2, "yardstick"] = 0.9  # one victim is better explained by the other
-    scores = study(close, explains)
+def test_the_strongest_attack_is_chosen_by_evidence_not_by_truth():
+    close = score_rows("sign", "lucky", [0.001] * 3, evidence=0.5)
+    predicts = score_rows("sign", "cell", [0.3] * 3, evidence=0.1)
+    predicts.at[2, BLOCKS_COLUMN] = [0.9] * BLOCKS  # one victim is better predicted by the other
+    scores = study(close, predicts)
     strongest = scores[scores["strongest"]].sort_values("partition")
     assert list(strongest["attack"]) == ["cell", "cell", "lucky"]
     made = table(scores, history(sign=[0.5])).iloc[0]
     assert made["strongest_attack"] == "cell"
     assert made["mse_median"] == pytest.approx(0.3)
+    assert made["mse_best_known"] == pytest.approx(0.001)  # what the truth would have chosen
     assert (made["naive_attack"], made["naive_mse_median"]) == ("cell", 0.3)
 
 
