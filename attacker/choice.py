@@ -154,8 +154,13 @@ class _Row:
         return [o for group in self.groups for o in group]
 
     @cached_property
+    def _rounds(self) -> list[Problems]:
+        """What each round tells of all victims, with whole payloads."""
+        return [Problems.of([[o] for o in seen]) for seen in zip(*self.groups, strict=True)]
+
+    @property
     def _problems(self) -> Problems:
-        return Problems.of([group[-1:] for group in self.groups])
+        return self._rounds[-1]
 
     def can_use(self, attack: Attack) -> bool:
         """Tell whether an attack can be run on these observations."""
@@ -239,9 +244,9 @@ class _Row:
         images = torch.stack([one.images for one in made.values()]).clamp(0, 1)
         labels = torch.stack([one.labels for one in made.values()])
         each = []
-        for seen in zip(*(self.groups[row] for row in made), strict=True):
-            problems = Problems.of([[o] for o in seen])
-            hidden = HeldBack().elements(seen[0].payload.layout, problems.cell.sizes)
+        for whole in self._rounds:
+            problems = whole.select(torch.tensor(list(made)))
+            hidden = HeldBack().elements(problems.flat_model.layout, problems.cell.sizes)
             with torch.no_grad():
                 updates = problems.candidate(images, one_hot(labels, problems.model.classes))
             each.append(nats(problems.cell, hidden, updates))
