@@ -76,7 +76,8 @@ class Suite:
         Returns
         -------
         list of Reconstruction
-            One per observation, in their order, with its evidence and the other guesses.
+            One per observation that a guess was made at, in their order, with its evidence and the
+            other guesses.
         """
         together = all(map(repeats_images, observations))
         groups = client_groups(observations, "joint" if together else "single")
@@ -91,9 +92,9 @@ class Suite:
                     progress(
                         len(found) + done * len(row.observations) // len(usable), len(observations)
                     )
-            for group, one in zip(row.groups, row.finish(), strict=True):
-                found.update({_key(o): replace(one, round=o.round) for o in group})
-        return [found[_key(o)] for o in observations]
+            for index, one in row.finish().items():
+                found.update({_key(o): replace(one, round=o.round) for o in row.groups[index]})
+        return [found[_key(o)] for o in observations if _key(o) in found]
 
 
 def with_evidence(attack: Attack, name: str = "") -> Suite:
@@ -121,8 +122,9 @@ class _Tried:
 
     @property
     def nats(self) -> float:
-        """Mean evidence over the victims; lower is better."""
-        return float(self.evidence.mean())
+        """Mean evidence over the victims that it made a guess at; lower is better."""
+        there = torch.tensor([guess is not None for guess in self.guesses])
+        return float(self.evidence[there].mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,14 +255,21 @@ class _Row:
         evidence[list(made)] = torch.stack(each).mean(dim=0).nan_to_num(inf)
         return evidence
 
-    def finish(self) -> list[Reconstruction]:
-        """Return for each victim the guess that is chosen, continued on the whole payload."""
-        chosen = choose(torch.stack([one.evidence for one in self.tried])).tolist()
+    def finish(self) -> dict[int, Reconstruction]:
+        """Return for each victim the guess that is chosen, continued on the whole payload.
+
+        An attack on several rounds makes one guess for all of them: the earlier ones have none.
+        """
+        evidence = torch.stack([one.evidence for one in self.tried])
+        guessed = [
+            row for row in range(len(self.groups)) if any(one.guesses[row] for one in self.tried)
+        ]
+        chosen = dict(zip(guessed, choose(evidence[:, guessed]).tolist(), strict=True))
         found: dict[int, Reconstruction] = {}
-        for number in set(chosen):
-            rows = [row for row, its in enumerate(chosen) if its == number]
+        for number in set(chosen.values()):
+            rows = [row for row, its in chosen.items() if its == number]
             found.update(self._continued(self.tried[number], rows))
-        return [self._described(found[row], row, number) for row, number in enumerate(chosen)]
+        return {row: self._described(found[row], row, number) for row, number in chosen.items()}
 
     def _continued(self, tried: _Tried, rows: Sequence[int]) -> dict[int, Reconstruction]:
         """Return the guesses at some victims, made anew from all that was observed."""

@@ -13,7 +13,6 @@ from fl_sim.updates.local_update import Layout
 Noise = Literal["none", "triangular", "gaussian", "laplace"]
 
 
-_ROUNDED = 0.2  # width of the kink at a code's own value that `_smooth` rounds off
 _TANGENT = 0.9  # share of the way to a bound at which `_minus_log_of_rest` becomes a polynomial
 
 
@@ -114,12 +113,12 @@ class Cell:
         if self.noise == "gaussian":
             return (distance / self.step) ** 2 / 2
         if self.noise == "laplace":
-            return _smooth(distance / self.step)
+            return distance.abs() / self.step
         reach = torch.where(distance > 0, self.upper - self.center, self.center - self.lower)
         # The last code of a range reaches no further, but for a rounding error.
         wide = reach > 1e-3 * self.step
-        share = torch.where(wide, distance / torch.where(wide, reach, 1), 0)
-        return penalty + _minus_log_of_rest(_smooth(share))
+        share = torch.where(wide, distance.abs() / torch.where(wide, reach, 1), 0)
+        return penalty + _minus_log_of_rest(share)
 
     def without(self, hidden: Tensor) -> "Cell":
         """Return the cell as it is for who does not see the elements ``hidden``, ``(d,)`` bool.
@@ -172,11 +171,6 @@ class Cell:
             transform=transforms[0].stack(transforms) if transforms else None,
             certain=torch.stack(certain) if certain else None,
         )
-
-
-def _smooth(values: Tensor) -> Tensor:
-    """Return absolute values, rounded off at 0 (pseudo-Huber) for the optimizer's sake."""
-    return (values.square() + _ROUNDED**2).sqrt() - _ROUNDED
 
 
 def _minus_log_of_rest(share: Tensor) -> Tensor:

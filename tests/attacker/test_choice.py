@@ -143,6 +143,15 @@ def test_the_suite_averages_rounds_and_answers_for_each_observation():
     assert [(r.partition, r.round) for r in found] == [(o.partition, o.round) for o in seen]
 
 
+def test_an_attack_on_several_rounds_alone_answers_for_the_last_of_them():
+    images, labels = digits(2)
+    seen = observe(images, labels, "error_feedback(sign)", rounds=3)
+    averaging = with_evidence(build_attack("averaging:iterations=20"))
+    found = averaging.reconstruct(seen, seed=0)
+    assert [(one.partition, one.round) for one in found] == [(0, 3), (1, 3)]
+    assert all(len(one.evidence) == BLOCKS for one in found)
+
+
 def test_regression_on_public_images_needs_no_optimizer():
     images, labels = digits(208)
     public = PublicImages(images[8:], labels[8:])

@@ -337,9 +337,13 @@ _OBSERVATIONS = _File(
     bytes(4 * _SMALLEST.size) + 2 * _SENT.to_bytes(),
 )
 _RECONSTRUCTIONS = _File(
-    {"images.0": ("F32", (1, 1, 2, 2)), "labels.0": ("I64", (1,))},
     {
-        "format": 1,
+        "images.0": ("F32", (1, 1, 2, 2)),
+        "labels.0": ("I64", (1,)),
+        "others.0": ("F32", (1, 1, 1, 2, 2)),
+    },
+    {
+        "format": 2,
         "key": "k",
         "reconstructions": [
             {
@@ -351,6 +355,7 @@ _RECONSTRUCTIONS = _File(
                 "status": "stalled",
                 "objective": "cell",
                 "evaluations": 3,
+                "evidence": [0.5],
             }
         ],
     },
