@@ -101,17 +101,16 @@ def examine(
         }
     )
     frame["unexplained"] = predicts_nothing(*(frame[name].to_numpy() for name in frame))
-    if guesses[0].objective:
-        own = AttackLoss.parse(guesses[0].objective)
-        at_guess = _updates(observations, images, labels)
-        frame["loss_at_guess"] = _evaluate(own, images, at_guess, cell)
-        frame["loss_at_truth"] = _evaluate(own, truth.images, at_truth, cell)
-        frame["loss_at_grey"] = _evaluate(own, grey, at_grey, cell)
-        names = ("loss_at_guess", "loss_at_truth", "loss_at_grey")
-        frame["masked"] = falls_short(*(frame[name].to_numpy() for name in names))
-    else:
-        frame[["loss_at_guess", "loss_at_truth", "loss_at_grey"]] = np.nan
-        frame["masked"] = False
+    losses = {
+        "guess": (images, _updates(observations, images, labels)),
+        "truth": (truth.images, at_truth),
+        "grey": (grey, at_grey),
+    }
+    for where, (seen, updates) in losses.items():
+        frame[f"loss_at_{where}"] = _own_losses(guesses, seen, updates, cell)
+    names = ("loss_at_guess", "loss_at_truth", "loss_at_grey")
+    searched = np.array([bool(one.objective) for one in guesses])
+    frame["masked"] = searched & falls_short(*(frame[name].to_numpy() for name in names))
     frame["inconsistency"] = _inconsistency(observations, at_truth, cell)
     quantizer = parse_quantizer(observations[0].payload.spec)
     decoded = torch.stack([quantizer.decode(seen.payload).vector for seen in observations])
@@ -213,6 +212,20 @@ def _evidence(
     layout = observations[0].payload.layout
     hidden = HeldBack().elements(layout, cell.sizes)
     return nats(cell, hidden, updates).mean(dim=1).nan_to_num(torch.inf).numpy()
+
+
+def _own_losses(
+    guesses: Sequence[Reconstruction], images: Tensor, updates: Tensor, cell: Cell
+) -> NDArray[np.float64]:
+    """Return for each guess the loss that its search minimised; missing where there is none.
+
+    Guesses of one attack may differ in it: a suite chooses attack and weight for each victim.
+    """
+    losses = np.full(len(guesses), np.nan)
+    for objective in {one.objective for one in guesses} - {""}:
+        own = np.array([one.objective == objective for one in guesses])
+        losses[own] = _evaluate(AttackLoss.parse(objective), images, updates, cell)[own]
+    return losses
 
 
 def _evaluate(loss: AttackLoss, images: Tensor, updates: Tensor, cell: Cell) -> NDArray[np.float64]:

@@ -141,6 +141,21 @@ def test_losses_are_those_of_the_objective():
     assert gates["loss_at_guess"].to_numpy() == pytest.approx(gates["loss_at_grey"].to_numpy())
 
 
+def test_each_guess_is_held_to_its_own_objective():
+    seen, truth = observed(trial_of("uniform:bits=4", rounds=5))
+    objectives = ("scaled:tv=0.5", "cell:tv=0.001")
+    alone = [examine(seen, guessed(seen, *truth, one), truth) for one in objectives]
+    made = [
+        replace(guess, objective=one)
+        for guess, one in zip(guessed(seen, *truth, ""), objectives, strict=True)
+    ]
+    gates = examine(seen, made, truth)
+    assert alone[0]["loss_at_grey"][1] != pytest.approx(alone[1]["loss_at_grey"][1])
+    for row, expected in enumerate(alone):
+        for column in ("loss_at_guess", "loss_at_truth", "loss_at_grey"):
+            assert gates[column][row] == pytest.approx(expected[column][row])
+
+
 def test_what_is_not_finite_is_never_chosen_and_always_masked():
     seen, truth = observed(trial_of("uniform:bits=4", rounds=5))
     broken = truth.images.clone()
