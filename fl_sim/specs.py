@@ -1,8 +1,11 @@
-"""Spec strings: how a part is named with its parameters, and the values these may have."""
+"""Spec strings: how a part is named with its parameters, and the values and sweeps of these."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from inspect import signature
+from itertools import product
+from math import isfinite, prod
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fl_sim.suggestions import one_of
@@ -11,6 +14,16 @@ _SMALLEST, _LARGEST = 1e-30, 1e30  # of scales: what float32 holds, with room fo
 INNER = "of"  # parameter of a part that wraps another: the spec of that
 _KINDS: Mapping[Any, Callable[[str], Any]] = {int: int, float: float, str: str}
 NOT_A_PARAMETER = {"parameter": False}  # metadata of a field that no ``name=value`` sets
+
+SWEEPS = "low..high for whole numbers, low..high/lin5, low..high/log5, or [a,b,c]"
+"""The forms of a sweep."""
+MAX_SWEEP = 1000
+"""Values in one sweep, and specs that the sweeps of one spec multiply to, at most."""
+
+_NUMBER = r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?:/(lin|log)([0-9]{{1,6}}))?")
+_SWEEP_START = re.compile(rf"\[|{_NUMBER}\.\.")
+_VALUE = re.compile(r"(?<==)(\[[^\]]*\]?|[^,+()]*)")
 
 
 def within(name: str, value: float, low: float, high: float) -> None:
@@ -79,6 +92,82 @@ class Spec:
         """Return the spec with other values of some parameters."""
         every = {**split_parameters(self.parameters), **values}
         return replace(self, parameters=",".join(map("=".join, every.items())))
+
+
+def expand_sweeps(text: str) -> tuple[str, ...]:
+    """Return the plain specs that a spec with sweeps stands for; a plain spec is the only one.
+
+    A sweep stands where a value stands: ``low..high`` counts in whole numbers, ``low..high/lin5``
+    and ``low..high/log5`` give five values at equal distances or ratios (rounded to six and three
+    digits), ``[a,b,c]`` lists values and further sweeps. Several sweeps are multiplied. A text that
+    is a sweep as a whole, such as ``0..4`` for seeds, is its values.
+
+    Raises
+    ------
+    ValueError
+        If a sweep has another form, its ends are in the wrong order, or it has too many values.
+
+    Examples
+    --------
+    >>> from fl_sim.specs import expand_sweeps
+    >>> expand_sweeps("topk:keep=0.01..1/log3")
+    ('topk:keep=0.01', 'topk:keep=0.1', 'topk:keep=1')
+    """
+    if _SWEEP_START.match(text):
+        return _swept("", text)
+    pieces = _VALUE.split(text)  # text and values in turn
+    values = [
+        _swept(before.rpartition(",")[2].rpartition(":")[2], value)
+        for before, value in zip(pieces[::2], pieces[1::2], strict=False)
+    ]
+    if prod(map(len, values)) > MAX_SWEEP:
+        raise ValueError(f"{text} stands for more than {MAX_SWEEP} specs.")
+    return tuple(
+        "".join(map("".join, zip(pieces[::2], (*chosen, ""), strict=True)))
+        for chosen in product(*values)
+    )
+
+
+def _swept(label: str, text: str) -> tuple[str, ...]:
+    """Return the values of a sweep, or a plain value alone; ``label`` is ``name=`` or empty."""
+    if not _SWEEP_START.match(text):
+        return (text,)
+    fault = f"{label}{text} is not allowed; "
+    if text.startswith("["):
+        items = text.removeprefix("[").removesuffix("]").split(",")
+        if not text.endswith("]") or not all(items) or any("[" in item for item in items):
+            raise ValueError(f"{fault}give {SWEEPS}.")
+        return tuple(value for item in items for value in _swept(label, item.strip()))
+    parts = _RANGE.fullmatch(text)
+    if parts is None or not all(isfinite(float(end)) for end in parts.groups()[:2]):
+        raise ValueError(f"{fault}give {SWEEPS}.")
+    low, high, scale, count = parts.groups()
+    if scale is None and not all(end.lstrip("+-").isdigit() for end in (low, high)):
+        raise ValueError(f"{fault}give whole numbers, or the number of values as in /log5.")
+    if float(low) >= float(high):
+        raise ValueError(f"{fault}give the lower end first.")
+    if scale == "log" and float(low) <= 0:
+        raise ValueError(f"{fault}give ends above 0.")
+    values = int(high) - int(low) + 1 if scale is None else int(count)
+    if not 2 <= values <= MAX_SWEEP:
+        raise ValueError(f"{fault}give 2 to {MAX_SWEEP} values.")
+    if scale is None:
+        return tuple(map(str, range(int(low), int(high) + 1)))
+    spaced = _spaced(float(low), float(high), values, scale)
+    if len(set(spaced)) < values:
+        raise ValueError(f"{fault}give fewer values: some are equal once they are rounded.")
+    return spaced
+
+
+def _spaced(low: float, high: float, count: int, scale: str) -> tuple[str, ...]:
+    """Return ``count`` numbers; rounded, so that every processor names the same."""
+    digits, shares = (3, 6)[scale == "lin"], [k / (count - 1) for k in range(count)]
+    if scale == "log":
+        spaced = [low * (high / low) ** share for share in shares]
+    else:
+        spaced = [low + (high - low) * share for share in shares]
+    rounded = [float(f"{value:.{digits}g}") for value in spaced]
+    return tuple(map(show, (low, *rounded[1:-1], high)))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from fl_sim.choices import (
     UpdateKind,
 )
 from fl_sim.registry import load_plugins, resolve
+from fl_sim.specs import expand_sweeps
 from fl_sim.suggestions import nearest, one_of
 
 if TYPE_CHECKING:
@@ -47,17 +48,33 @@ class SettingsError(ValueError):
 
 
 def split_list(value: object) -> Any:
-    """Split ``a,b:x=1,y=2`` at its commas, but not inside a spec's parameters or parentheses."""
+    """Split ``a,b:x=1,y=2`` at its commas, but not inside a spec's parameters or brackets."""
     if not isinstance(value, str):
         return value
     parts: list[str] = []
     for part in value.split(","):
         continues = re.match(r"^[a-z_]+=", part) is not None
-        if parts and (continues or parts[-1].count("(") > parts[-1].count(")")):
+        if parts and (continues or _open(parts[-1])):
             parts[-1] += "," + part
         else:
             parts.append(part.strip())
     return tuple(parts)
+
+
+def _open(text: str) -> bool:
+    return any(text.count(left) > text.count(right) for left, right in ("()", "[]"))
+
+
+def split_specs(value: object) -> Any:
+    """Split a list of specs or numbers as `split_list` does, and expand its sweeps."""
+    values = split_list(value)
+    if not isinstance(values, list | tuple):
+        return values
+    return tuple(
+        plain
+        for one in values
+        for plain in (expand_sweeps(one) if isinstance(one, str) else (one,))
+    )
 
 
 def _plugins(plugins: tuple[str, ...]) -> tuple[str, ...]:
@@ -112,15 +129,20 @@ def _metrics(specs: tuple[str, ...]) -> tuple[str, ...]:
 
 def _seed_list(value: object) -> Any:
     """Read one number as a list of one."""
-    return (value,) if type(value) is int else split_list(value)
+    return (value,) if type(value) is int else split_specs(value)
 
 
 def _spec_list(value: object) -> Any:
     """Read numbers in a list of specs, such as ``observe = [1]``, as what they are written as."""
-    values = (value,) if type(value) is int else split_list(value)
+    values = (value,) if type(value) is int else split_specs(value)
     if not isinstance(values, list | tuple):
         return values
     return tuple(str(one) if type(one) is int else one for one in values)
+
+
+def _without_repeats(specs: tuple[str, ...]) -> tuple[str, ...]:
+    """Return each spec once: a sweep that is added to a run may repeat some of what is there."""
+    return tuple(dict.fromkeys(specs))
 
 
 def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -157,7 +179,7 @@ def _canonical_values(name: str, value: object) -> tuple[object, ...]:
         allowed = f"quantizers, seeds, or a setting with one value{nearest(name, plain)}"
         raise SettingsError("exclude", name, allowed)
     field = option_fields()[name][1]
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    values = tuple(_expanded(name, value))
     try:
         if get_origin(field.annotation) is tuple:
             return _leaf_type(field).validate_python(values)  # type: ignore[no-any-return]
@@ -178,6 +200,7 @@ ServerSpec = Annotated[str, AfterValidator(_canonical_server)]
 PluginList = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_plugins)]
 MetricList = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_metrics)]
 SpecList = Annotated[tuple[str, ...], BeforeValidator(_spec_list), Field(min_length=1)]
+AttackList = Annotated[SpecList, AfterValidator(_without_repeats)]
 QuantizerList = Annotated[SpecList, AfterValidator(_canonical_quantizers)]
 SeedList = Annotated[
     tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
@@ -295,7 +318,7 @@ class TrainingSettings(_Section):
 class AuditSettings(_Section):
     """What the curious server keeps, and how it attacks it."""
 
-    attacks: SpecList = Field(("dlg", "cell"), description="Attacks, by name.")
+    attacks: AttackList = Field(("dlg", "cell"), description="Attacks, by name.")
     observe: SpecList = Field(
         ("first", "middle", "last"),
         description="Observed rounds: first, middle, last, a number, or a percentage like 5%.",
@@ -475,17 +498,31 @@ def axes_of(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
     Raises
     ------
     SettingsError
-        If a list has no values.
+        If a list has no values, or a sweep cannot be read.
     """
     axes: dict[str, list[Any]] = {}
     for name, (section, _) in option_fields().items():
         table = tree if section is None else tree.get(section)
         value = table.get(name) if isinstance(table, dict) else None
-        if is_axis(name) and isinstance(value, list | tuple):
-            if not value:
-                raise SettingsError(name, [], "at least one value")
-            axes[name] = list(value)
+        if not is_axis(name):
+            continue
+        values = _expanded(name, value)
+        if not values:
+            raise SettingsError(name, [], "at least one value")
+        if values != [value]:
+            axes[name] = values
     return axes
+
+
+def _expanded(name: str, value: object) -> list[Any]:
+    """Return the values of a setting, its sweeps expanded; a path may look like a sweep."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if option_fields()[name][1].annotation == Path | None:
+        return values
+    try:
+        return list(split_specs(values))
+    except ValueError as error:
+        raise SettingsError(name, _plain(value), str(error)) from error
 
 
 def load_settings(study: Path | None, overrides: Mapping[str, object]) -> Settings:

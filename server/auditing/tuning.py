@@ -22,7 +22,7 @@ from fl_sim.storage.files import write_text
 from fl_sim.storage.progress import progress_bar
 from fl_sim.study.plan import AttackJob, training_jobs
 from fl_sim.study.runs import RunFolder
-from fl_sim.study.settings import Settings, SettingsError
+from fl_sim.study.settings import Settings, SettingsError, split_specs
 from fl_sim.study.trials import Trial, trials_of
 from fl_sim.updates.local_update import Update, flat_model, local_update, one_hot
 from server.auditing.jobs import check_specs
@@ -96,7 +96,7 @@ def variants(attack: str, sweep: Sweep) -> list[str]:
 
 
 def parse_sweep(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Parse the values to try from texts such as ``tv=1e-4,1e-3``.
+    """Parse the values to try from texts such as ``tv=1e-4,1e-3`` or ``tv=1e-4..1e-1/log4``.
 
     Raises
     ------
@@ -106,7 +106,10 @@ def parse_sweep(texts: Iterable[str]) -> dict[str, list[str]]:
     sweep: dict[str, list[str]] = {}
     for text in texts:
         name, _, values = text.partition("=")
-        sweep[name] = [value for value in values.split(",") if value]
+        try:
+            sweep[name] = [value for value in split_specs(values) if value]
+        except ValueError as error:
+            raise SettingsError("sweep", text, str(error)) from error
         if not sweep[name]:
             raise SettingsError("sweep", text, "a parameter and its values, as in tv=1e-4,1e-3")
     return sweep

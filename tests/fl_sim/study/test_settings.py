@@ -51,6 +51,26 @@ def test_seeds_survive_the_command_line(seeds):
     assert load_settings(None, {"seeds": ",".join(map(str, seeds))}).seeds == tuple(seeds)
 
 
+def test_sweeps_stand_for_plain_quantizers_seeds_attacks_and_rounds(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(
+        'quantizers = ["none", "uniform:bits=1..3", "log:base=2,bits=5..6"]\nseeds = "0..2"\n'
+        '[audit]\nattacks = ["cell:tv=1e-4..1e-2/log3", "dlg", "dlg"]\nobserve = "1..3"\n'
+    )
+    settings = load_settings(path, {})
+    uniform = tuple(f"uniform:bits={bits}" for bits in (1, 2, 3))
+    assert settings.quantizers == ("none", *uniform, "log:base=2,bits=5", "log:base=2")
+    assert settings.seeds == (0, 1, 2)
+    assert settings.audit.attacks == ("cell:tv=0.0001", "cell:tv=0.001", "cell:tv=0.01", "dlg")
+    assert settings.observed_rounds == (1, 2, 3)
+    plain = {"quantizers": ",".join(settings.quantizers), "seeds": "0,1,2"}
+    assert load_settings(path, plain) == settings
+    given = {"quantizers": "none,gaussian:sigma=[0.01,0.1],sign", "seeds": "[0,2..3]"}
+    settings = load_settings(None, given)
+    assert settings.quantizers == ("none", "gaussian:sigma=0.01", "gaussian:sigma=0.1", "sign")
+    assert settings.seeds == (0, 2, 3)
+
+
 def test_observed_rounds_are_named_counted_or_percentages():
     settings = load_settings(None, {"rounds": "100", "observe": "first,5%,middle,7,last"})
     assert settings.observed_rounds == (1, 6, 7, 50, 100)
@@ -71,6 +91,15 @@ def test_a_gradient_is_one_batch_and_a_delta_has_its_local_steps():
         ({"quantizers": "unifrom:bits=4"}, ["quantizers", "unifrom", "uniform"]),
         ({"quantizers": "uniform:bits=0"}, ["quantizers", "bits", "0"]),
         ({"quantizers": "none,none"}, ["quantizers", "none", "once"]),
+        ({"quantizers": "none,uniform:bits=8..1"}, ["quantizers = ", "bits=8..1", "lower end"]),
+        ({"quantizers": "uniform:bits=0..4"}, ["quantizers = ", "bits=0", "1 to 16"]),
+        ({"quantizers": "uniform:bits=1..3,uniform:bits=2"}, ["uniform:bits=2", "only once"]),
+        ({"quantizers": "qsgd:levels=2..99/log4,norm=l2"}, ["levels=7.34", "whole number"]),
+        ({"quantizers": "gaussian:sigma=[0.1,1"}, ["quantizers = ", "sigma=[0.1,1", "[a,b,c]"]),
+        ({"seeds": "4..0"}, ["seeds = ", "4..0", "lower end"]),
+        ({"seeds": "0..1/lin3"}, ["seeds", "0.5", "integer"]),
+        ({"attacks": "cell:tv=0..1/log3"}, ["attacks", "tv=0..1/log3", "above 0"]),
+        ({"batch_size": "1..x"}, ["batch_size = ", "1..x", "low..high"]),
         ({"dataset": "cifar"}, ["dataset", "'cifar'", "cifar10"]),
         ({"dataset": "folder"}, ["data_dir", "folder"]),
         ({"model": "lenet_dgl"}, ["model", "lenet_dgl", "lenet_dlg"]),

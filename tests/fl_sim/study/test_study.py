@@ -57,6 +57,15 @@ def test_axes_come_from_the_command_line_too_and_one_value_wins_over_a_list(stud
     assert {point.settings.data.alpha for point in study.points} == {0.5}
 
 
+def test_axes_may_be_sweeps_and_rules_too(study_of):
+    text = AXES.replace("[0.1, 1]", '["0.1..1/log2", 10]').replace("[1, 4]", '"1..3"')
+    study = study_of(text + '[[exclude]]\nbatch_size = "2..3"\nalpha = 10\n', {"rounds": "5..6"})
+    axes = {"alpha": (0.1, 1.0, 10.0), "rounds": (5, 6), "batch_size": (1, 2, 3)}
+    assert study.axes == axes
+    assert len(study.points) == 14
+    assert study_of(study.toml).axes == axes
+
+
 def test_a_folder_with_a_comma_is_one_folder():
     study = load_study(None, {"dataset": "folder", "data_dir": "a,b"})
     assert study.points[0].settings.data.data_dir == Path("a,b").absolute()
