@@ -71,6 +71,11 @@ PRESETS: Mapping[str, Preset] = {
         {"start": "imprint"},
         Reading,
     ),
+    "active_traps": Preset(
+        "Reads images off trap weights that the server planted (the active threat model).",
+        {"start": "traps"},
+        Reading,
+    ),
     "learned": Preset(
         "Predicts the image by a regression fitted on public images.",
         {"start": "public"},
@@ -141,6 +146,7 @@ SUITE = (
     "rgap",
     "analytic",
     "active_imprint",
+    "active_traps",
     "idlg",
     "scaled",
     "cell",

@@ -1,4 +1,4 @@
-"""ACTIVE threat model: what a planted imprint layer reads from updates of CIFAR images."""
+"""ACTIVE threat model: what a server that plants weights reads from updates of CIFAR images."""
 
 import argparse
 import time
@@ -13,15 +13,12 @@ from benchmarks.attack_table import GALLERY, percent, score
 from benchmarks.provenance import print_csv
 from fl_sim.data.datasets import load_splits
 from fl_sim.models import ModelSpec, build_model
-from fl_sim.observed.observations import Observation
-from fl_sim.plans import Imprint
-from fl_sim.quantizers import parse_quantizer
-from fl_sim.seeding import Purpose, numpy_rng, torch_rng
+from fl_sim.plans import parse_plan
+from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings
-from fl_sim.updates.local_update import Layout, LocalWork, Update, flat_model, local_update, one_hot
+from fl_sim.testing import observe
+from fl_sim.updates.local_update import Layout, LocalWork
 
-PLAN = Imprint()
-SPEC = ModelSpec(PLAN.model("lenet"), (3, 32, 32), 10)
 QUANTIZERS = (
     *("none", "bf16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2"),
     *("stochastic:bits=8", "stochastic:bits=4", "topk:keep=0.1", "topk:keep=0.01"),
@@ -30,29 +27,35 @@ QUANTIZERS = (
 
 
 def main() -> None:
-    """Print docs/results/attacks/imprint.csv."""
+    """Print docs/results/attacks/imprint.csv, or what another plan reads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batches", type=int, nargs="*", default=[8])
     parser.add_argument("--quantizers", nargs="*", default=QUANTIZERS)
-    parser.add_argument("--attack", default="active_imprint")
+    parser.add_argument("--plan", default="imprint")
+    parser.add_argument("--model", default="lenet")
+    parser.add_argument("--attack", help="the plan's own, if absent")
     arguments = parser.parse_args()
+    plan = parse_plan(arguments.plan)
+    spec = ModelSpec(plan.model(arguments.model), (3, 32, 32), 10)
+    plan.check(spec)
     torch.set_num_threads(1)
     data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
     splits = load_splits(data, arguments.seed)
     public = splits.public.pixels()
     order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
     victims = splits.test.take(order[: arguments.images])
-    weights = PLAN.weights(SPEC, initial_weights(arguments.seed), public)
-    attack = build_attack(arguments.attack)
+    weights = plan.weights(spec, initial_weights(spec, arguments.seed), public)
+    attack = build_attack(arguments.attack or plan.reader)
     images, labels = victims.pixels(), victims.labels
 
     def every_row() -> Iterator[dict[str, object]]:
         for quantizer in arguments.quantizers:
             for batch in arguments.batches:
-                seen = list(observe(quantizer, batch, weights, images, labels, arguments.seed))
+                work, facts = LocalWork(batch_size=batch), {"weights": weights, "server": plan.spec}
+                seen = observe(images, labels, quantizer, work, spec=spec, **facts)
                 started = time.process_time()
                 made = attack.reconstruct(seen, seed=arguments.seed)
                 spent = time.process_time() - started
@@ -75,23 +78,10 @@ def main() -> None:
     print_csv(every_row())
 
 
-def initial_weights(seed: int) -> Tensor:
+def initial_weights(spec: ModelSpec, seed: int) -> Tensor:
     """Return the weights ``(size,)`` before anything is planted in them."""
-    module = build_model(SPEC, seed)
+    module = build_model(spec, seed)
     return Layout.of(module).flatten({k: p.detach() for k, p in module.named_parameters()})
-
-
-def observe(
-    quantizer: str, batch: int, weights: Tensor, images: Tensor, labels: Tensor, seed: int
-) -> Iterator[Observation]:
-    """Yield what the server sees of clients that each hold ``batch`` of the images."""
-    model, work, parsed = flat_model(SPEC), LocalWork(batch_size=batch), parse_quantizer(quantizer)
-    batches = zip(images.split(batch), labels.split(batch), strict=True)
-    for partition, (pixels, truth) in enumerate(batches):
-        vector = local_update(model, work, weights, pixels, one_hot(truth, SPEC.classes))
-        rng = torch_rng(seed, Purpose.QUANTIZER, 1, partition)
-        payload = parsed.encode(Update(vector, model.layout), rng)
-        yield Observation("table", 1, partition, SPEC, work, weights, payload)
 
 
 if __name__ == "__main__":

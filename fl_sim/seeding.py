@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     CONTROL = 10
     TUNING = 11
     EVIDENCE = 12
+    PLAN = 13
 
 
 def numpy_rng(seed: int, purpose: Purpose, *keys: int) -> np.random.Generator:

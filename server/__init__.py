@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = attach(
         "auditing.app_audit": ["audit"],
         "strategies.curious": ["HonestButCurious"],
         "strategies.dequantize": ["Dequantize"],
+        "strategies.malicious": ["Malicious"],
         "strategies.planned": ["Planned"],
         "strategies.sampling": ["SampleBySeed"],
     },

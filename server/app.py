@@ -12,6 +12,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fl_sim.plans import parse_plan
 from fl_sim.storage.files import write_text
 from fl_sim.study.plan import training_jobs
 from fl_sim.study.runs import RunFolder
@@ -66,9 +67,16 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
 
 
 def check_data(settings: Settings) -> None:
-    """Raise `SettingsError` if the data of a trial cannot be loaded and partitioned as asked."""
+    """Raise `SettingsError` if the data of a trial cannot be loaded and partitioned as asked.
+
+    It also raises if the server's plan cannot be carried out on the model.
+    """
     for trial in trials_of(settings):
         _ = trial.federation
+        try:
+            parse_plan(trial.server).check(trial.model_spec)
+        except ValueError as error:
+            raise SettingsError("server", trial.server, str(error)) from error
 
 
 def write_history(settings: Settings, folder: RunFolder) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.special import log_ndtr
 
-from attacker.matching.layers import Layer, find_head
 from attacker.matching.problems import Problems
 from attacker.readers.synthetic import synthetic_images
 from fl_sim.coding.cell import Cell, Transform
+from fl_sim.updates.layers import Layer, find_head
 
 LabelStrategy = Literal["joint", "analytic"]
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from attacker.attack import Progress
 from attacker.batches import Batches
 from attacker.matching.labels import LabelStrategy, recover_labels
-from attacker.matching.layers import find_head
 from attacker.matching.optimizers import LBFGS, Minimum, Objective, Optimizer
 from attacker.matching.problems import (
     ClientGroup,
@@ -30,6 +29,7 @@ from fl_sim.observed.attack_loss import AttackLoss, floored
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.specs import NOT_A_PARAMETER, not_negative, positive
+from fl_sim.updates.layers import find_head
 from fl_sim.updates.local_update import convolutions_for, one_hot
 
 _WEIGHTS = tuple(float(f"{digit}e{power}") for power in range(-5, 1) for digit in (1, 3))

@@ -21,6 +21,7 @@ from attacker.readers.learned import (
     public_examples,
     synthetic_examples,
 )
+from attacker.readers.traps import has_traps, invert_traps
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.observations import Observation
 from fl_sim.seeding import Purpose, torch_rng
@@ -29,6 +30,7 @@ ReadingName = Literal[
     "linear_layer",
     "recursive",
     "imprint",
+    "traps",
     "synthetic",
     "synthetic_network",
     "public",
@@ -169,6 +171,7 @@ STARTS: dict[StartName, Start] = {
         lambda o: o.work.local_steps == 1 and has_imprint(o.model),
         random=False,
     ),
+    "traps": Start(lambda problems, _: invert_traps(problems), has_traps, random=False),
     "synthetic": Start(_synthetic(invert_by_ridge), _single_image, random=False),
     "synthetic_network": Start(_synthetic(invert_by_network), _single_image, random=False),
     "public": Start(_public(invert_by_ridge), _single_image, needs_public=True, random=False),

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from attacker.matching.layers import find_input
 from attacker.matching.problems import Problems
 from fl_sim.models import ModelSpec
 from fl_sim.models.lenet import LeNet
+from fl_sim.updates.layers import find_input
 from fl_sim.updates.local_update import flat_model
 
 _LEAST_SQUARES_STEPS = 300

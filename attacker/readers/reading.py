@@ -8,7 +8,6 @@ import torch
 from attacker.attack import Progress
 from attacker.batches import Batches
 from attacker.matching.labels import recover_labels
-from attacker.matching.layers import find_head
 from attacker.matching.problems import ClientGroup, Problems, client_groups
 from attacker.matching.starts import (
     STARTS,
@@ -23,6 +22,7 @@ from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.specs import NOT_A_PARAMETER, positive
+from fl_sim.updates.layers import find_head
 from fl_sim.updates.local_update import one_hot
 
 _LOSS = AttackLoss()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,15 @@ _of_this_process: dict[str, Callable[[ModelSpec], nn.Module]] = {}
 def register_model(name: str, build: Callable[[], nn.Module]) -> None:
     """Name a model of this process, such as that of an app that is audited."""
     _of_this_process[name] = lambda _: build()
+
+
+def spec_of_app(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int
+) -> ModelSpec:
+    """Register the model of an app in this process, and return a spec that names no other."""
+    name = f"{getattr(build, '__qualname__', type(build).__qualname__)}:{uuid4().hex}"
+    register_model(name, build)
+    return ModelSpec(name, shape, classes)
 
 
 def build_architecture(spec: ModelSpec) -> nn.Module:

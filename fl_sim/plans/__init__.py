@@ -2,5 +2,6 @@
 
 from fl_sim.plans.imprint import Imprint
 from fl_sim.plans.plan import Curious, ServerPlan, parse_plan
+from fl_sim.plans.traps import Traps
 
-__all__ = ["Curious", "Imprint", "ServerPlan", "parse_plan"]
+__all__ = ["Curious", "Imprint", "ServerPlan", "Traps", "parse_plan"]

@@ -43,6 +43,14 @@ class Imprint(ServerPlan):
         """Return the model behind an imprint layer."""
         return f"imprint:bins={self.bins}({name})"
 
+    def check(self, model: ModelSpec) -> None:
+        """Refuse a model that has no imprint layer of this many units in front."""
+        if dict(flat_model(model).layout.segments).get("imprint.bias") != (self.bins,):
+            raise ValueError(
+                f"the plan needs a model behind an imprint layer of {self.bins} units, such as "
+                f"{self.model('lenet')}; {model.name!r} is another"
+            )
+
     def weights(self, model: ModelSpec, weights: Tensor, public: Tensor) -> Tensor:
         """Return the weights with the imprint layer set; the other layers are left as they are."""
         layout = flat_model(model).layout

@@ -42,6 +42,16 @@ class ServerPlan:
         """Return the name of the model that clients are given where a study asks for ``name``."""
         return name
 
+    def check(self, model: ModelSpec) -> None:
+        """Check that the plan can be carried out on a model, the one that clients are given.
+
+        Raises
+        ------
+        ValueError
+            If it cannot; one line says what the plan needs.
+        """
+        del model
+
     def weights(self, model: ModelSpec, weights: Tensor, public: Tensor) -> Tensor:
         """Return the weights that clients are sent instead of the trained ones.
 

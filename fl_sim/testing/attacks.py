@@ -79,6 +79,7 @@ def observe(
     spec: ModelSpec = _MODEL,
     weights: Tensor | None = None,
     rounds: int = 1,
+    server: str = "curious",
 ) -> list[Observation]:
     """Return what a server sees of clients that hold these images, without a simulation.
 
@@ -98,6 +99,8 @@ def observe(
         ``(size,)`` weights that clients are given; by default the initial ones.
     rounds : int
         Number of rounds, in all of which clients use the same images.
+    server : str
+        Spec of the server's plan; it made the ``weights``.
 
     Returns
     -------
@@ -126,7 +129,8 @@ def observe(
         for round_ in range(1, rounds + 1):
             rng = torch_rng(0, Purpose.QUANTIZER, round_, partition)
             payload, residual = parsed.transmit(Update(update, model.layout), residual, rng)
-            seen.append(Observation("trial", round_, partition, spec, work, weights, payload))
+            facts = ("trial", round_, partition, spec, work, weights, payload, server)
+            seen.append(Observation(*facts))
     return seen
 
 

@@ -28,7 +28,7 @@ def check_server_plan(plan: str | ServerPlan, model: str = "lenet") -> None:
     ContractError
         If a promise is not kept.
     ValueError
-        If there is no such plan or model.
+        If there is no such plan or model, or the plan cannot be carried out on the model.
 
     Examples
     --------
@@ -50,6 +50,7 @@ def check_server_plan(plan: str | ServerPlan, model: str = "lenet") -> None:
     require(isinstance(plan.reader, str), f"{name}: reader is not the name of an attack")
     spec = ModelSpec(plan.model(model), (1, 8, 8), 5)
     check_model(spec.name, spec.shape, spec.classes)
+    plan.check(spec)
     flat = flat_model(spec)
     rng = torch.Generator().manual_seed(0)
     weights = flat.layout.flatten(dict(flat.module.named_parameters())).detach()

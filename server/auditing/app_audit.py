@@ -3,14 +3,13 @@
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from torch import nn
 
 from attacker.choice import with_evidence
 from attacker.presets import build_attack
 from fl_sim.data.public_images import PublicImages
-from fl_sim.models import ModelSpec, build_model, register_model
+from fl_sim.models import ModelSpec, build_model, spec_of_app
 from fl_sim.observed.observations import Observation, load_observations
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.storage.files import StoreError
@@ -105,7 +104,7 @@ def audit(
     """
     chosen = {name: with_evidence(build_attack(name), name) for name in attacks}
     unreadable: list[str] = []
-    observations = _load(Path(store) / trial, _spec(model, shape, classes), work, unreadable)
+    observations = _load(Path(store) / trial, spec_of_app(model, shape, classes), work, unreadable)
     if unreadable:
         warnings.warn(
             f"Left out {len(unreadable)} of what was observed, which cannot be read: "
@@ -149,12 +148,6 @@ def _by_model(observations: Sequence[Observation]) -> list[list[Observation]]:
     for one in observations:
         groups.setdefault(one.model, []).append(one)
     return list(groups.values())
-
-
-def _spec(model: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int) -> ModelSpec:
-    name = f"{getattr(model, '__qualname__', type(model).__qualname__)}:{uuid4().hex}"
-    register_model(name, model)
-    return ModelSpec(name, shape, classes)
 
 
 def _load(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.offline import PREFIX, can_isolate
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart"
+MALICIOUS = ROOT / "examples" / "malicious"
 DEPLOY = ROOT / "examples" / "deployment" / "deploy.sh"
 
 pytestmark = [
@@ -24,9 +26,11 @@ pytestmark = [
     pytest.mark.xdist_group("real-engines"),
 ]
 
-STUDY = 'quantizers="stochastic:bits=4" clients="2" num-server-rounds="{}" batch-size="2"'
+# A planted study: what a malicious server sends must not depend on the engine either.
+STUDY = 'server="imprint:bins=16" quantizers="stochastic:bits=4" clients="2" '
+STUDY += 'num-server-rounds="{}" batch-size="2"'
 IN_PROCESS = ["--quantizers", "stochastic:bits=4", "--clients", "2", "--rounds", "2"]
-IN_PROCESS += ["--batch-size", "2", "--attacks", "analytic"]
+IN_PROCESS += ["--server", "imprint:bins=16", "--batch-size", "2", "--attacks", "analytic"]
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +83,16 @@ def contents(folder, pattern):
 
 @pytest.fixture(scope="module")
 def in_process(tmp_path_factory, shell):
-    """The study and the quick-start in one process each: what others are compared with."""
+    """The study and the examples in one process each: what others are compared with."""
     folder = tmp_path_factory.mktemp("in-process")
     shell(sys.executable, ROOT / "run_simulation.py", *IN_PROCESS, "--out", folder / "study")
-    sys.path.insert(0, str(QUICKSTART))
-    try:
-        from tests.examples.test_quickstart import run
-
-        run(folder / "quickstart", 2, **{"num-server-rounds": 2})
-    finally:
-        sys.path.remove(str(QUICKSTART))
+    for app in (QUICKSTART, MALICIOUS):
+        sys.path.insert(0, str(app))
+        try:
+            module = import_module(f"tests.examples.test_{app.name}")
+            module.run(folder / app.name, 2, **{"num-server-rounds": 2})
+        finally:
+            sys.path.remove(str(app))
     return folder
 
 
@@ -123,6 +127,18 @@ def test_flwr_run_of_the_example_gives_the_same_bytes(in_process, shell, tmp_pat
         "--federation-config", "num-supernodes=2", cwd=QUICKSTART,
     )  # fmt: skip
     check_quickstart(in_process, tmp_path)
+
+
+def test_flwr_run_of_the_app_with_a_malicious_server_gives_the_same_bytes(
+    in_process, shell, tmp_path
+):
+    shell(
+        "flwr", "run", ".", "--stream", "--run-config", f'num-server-rounds=2 out="{tmp_path}"',
+        "--federation-config", "num-supernodes=2", cwd=MALICIOUS,
+    )  # fmt: skip
+    observed = contents(in_process / "malicious" / "observations", "*.safetensors")
+    assert len(observed) == 2
+    assert contents(tmp_path / "observations", "*.safetensors") == observed
 
 
 def test_a_superlink_and_two_supernodes_give_the_same_bytes(in_process, shell, tmp_path):

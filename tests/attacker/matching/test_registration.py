@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from attacker.matching.labels import recover_labels
-from attacker.matching.layers import find_head, find_input
 from attacker.matching.problems import Problems
 from attacker.presets import build_attack
 from attacker.readers.closed_forms import has_linear_input
 from fl_sim.models import ModelSpec, register_model
+from fl_sim.updates.layers import find_head, find_input
 from fl_sim.updates.local_update import LocalWork, flat_model
 from tests.attacker.observing import digits, observe
 

@@ -41,6 +41,30 @@ def find_input(model: ModelSpec) -> Layer | None:
     return _find_input(flat_model(model))
 
 
+def find_relu_input(model: ModelSpec) -> Layer | None:
+    """Find a `find_input` layer behind which a ReLU stands; None if there is none.
+
+    Units that are negative at an image get no gradient from it, and units that are positive do.
+    """
+    layer = find_input(model)
+    return layer if layer is not None and _is_cut_off(flat_model(model), layer) else None
+
+
+@lru_cache(maxsize=8)
+def _is_cut_off(model: FlatModel, layer: Layer) -> bool:
+    image, weights, slope = _draw(model)
+    tensors = model.layout.unflatten(weights)
+    assert layer.weight is not None
+    assert layer.bias is not None
+    tensors[layer.weight].zero_()
+    passed = []
+    for value in (-1.0, 1.0):
+        tensors[layer.bias].fill_(value)
+        slopes = model.layout.unflatten(_pull(model, weights, image, slope))[layer.bias]
+        passed.append(bool(slopes.any()))
+    return passed == [False, True]
+
+
 @lru_cache(maxsize=8)
 def _find_head(model: FlatModel) -> Layer | None:
     _, slope, gradients = _probe(model)
@@ -69,16 +93,24 @@ def _input_layers(gradients: dict[str, Tensor], pixels: Tensor) -> Iterator[Laye
 
 def _probe(model: FlatModel) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return a random image, a random slope at its logits, and the gradient of every tensor."""
+    image, weights, slope = _draw(model)
+    return image, slope, model.layout.unflatten(_pull(model, weights, image, slope))
+
+
+def _draw(model: FlatModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a random image, random weights, and a random slope at the logits."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(model.spec.shape, generator=generator)
     given = model.layout.flatten({n: p.detach() for n, p in model.module.named_parameters()})
     weights = given + _JITTER * torch.randn(given.shape, generator=generator)
-    logits, pull = vjp(  # type: ignore[misc]
-        lambda w: model.logits(w, image[None])[0], weights
-    )
-    slope = torch.randn(logits.shape, generator=generator)
+    return image, weights, torch.randn(model.spec.classes, generator=generator)
+
+
+def _pull(model: FlatModel, weights: Tensor, image: Tensor, slope: Tensor) -> Tensor:
+    """Return the gradient ``(size,)`` of the logits of an image, times a slope."""
+    _, pull = vjp(lambda w: model.logits(w, image[None])[0], weights)  # type: ignore[misc]
     (gradient,) = pull(slope)
-    return image, slope, model.layout.unflatten(gradient.detach())
+    return gradient.detach()
 
 
 def _is_outer(gradient: Tensor, slope: Tensor) -> bool:

@@ -1,0 +1,1 @@
+"""An app whose server plants weights in the model that it sends."""

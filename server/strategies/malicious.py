@@ -1,0 +1,125 @@
+"""The malicious server: it wraps any strategy, plants weights, and stores what clients send."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
+
+from fl_sim.models import ModelSpec, spec_of_app
+from fl_sim.plans import ServerPlan, parse_plan
+from fl_sim.updates.local_update import LocalWork
+from server.strategies.curious import HonestButCurious
+from server.strategies.planned import Planned
+
+
+class Malicious(Planned):
+    """Carries out a server plan in any app, and stores what its clients send: for an audit.
+
+    It wraps a strategy in `HonestButCurious`, and that in `Planned`: clients are sent planted
+    weights, and `server.audit` reads what they answer. Nothing else of the app changes.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy that trains.
+    plan : ServerPlan or str
+        The plan or its spec, such as ``traps``.
+    model : callable or ModelSpec
+        Builds the model that clients train, what the plan needs included; or a model of this
+        project.
+    public : Tensor
+        ``(N, C, H, W)`` public images in [0, 1], like those of the clients.
+    store : Path or str
+        Folder of the observations.
+    every : int
+        Plant in the first of so many rounds; in the others clients are sent the trained weights.
+        What clients answer in a planted round then changes no weights, so that training goes on
+        as if that round had not been. With 1, every round is planted, and trains the weights that
+        the plan leaves alone.
+    trial : str
+        Sub-folder of this training.
+    work : LocalWork, optional
+        What clients do in a round; it can be passed to `server.audit` instead.
+    rounds : iterable of int, optional
+        1-based rounds to keep; all if absent.
+
+    Raises
+    ------
+    ValueError
+        If there is no such plan, or it cannot be carried out on this model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> from torch import nn
+    >>> from server import Malicious
+    >>> def build():
+    ...     return nn.Sequential(nn.Flatten(), nn.Linear(64, 99), nn.ReLU(), nn.Linear(99, 10))
+    >>> public = torch.rand(100, 1, 8, 8)
+    >>> strategy = Malicious(
+    ...     FedAvg(), plan="traps", model=build, public=public, store="/absolute/folder"
+    ... )
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        plan: ServerPlan | str,
+        *,
+        model: Callable[[], nn.Module] | ModelSpec,
+        public: Tensor,
+        store: Path | str,
+        every: int = 1,
+        trial: str = "flower",
+        work: LocalWork | None = None,
+        rounds: Iterable[int] | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every = {every!r}: a round cannot be planted more often; give 1")
+        chosen = parse_plan(plan) if isinstance(plan, str) else plan
+        spec = model if isinstance(model, ModelSpec) else _spec(model, public)
+        try:
+            chosen.check(spec)
+        except ValueError as error:
+            raise ValueError(f"plan = {chosen.spec!r}: {error}") from error
+        kept = {"trial": trial, "work": work, "rounds": rounds}
+        self._curious = HonestButCurious(strategy, store, **kept)  # type: ignore[arg-type]
+        super().__init__(self._curious, chosen, spec, public)
+        self.every = every
+        self._trained = ArrayRecord()
+
+    def _plants(self, server_round: int) -> bool:
+        return (server_round - 1) % self.every == 0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Plant, if it is the turn of this round, and delegate."""
+        self._trained = arrays
+        if self._plants(server_round):
+            self._curious.plan = self.plan.spec
+            return super().configure_train(server_round, arrays, config, grid)
+        self._curious.plan = "curious"
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Delegate; leave the weights as they were if only some rounds are planted."""
+        if self.every == 1:
+            return super().aggregate_train(server_round, replies)
+        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        return self._trained if self._plants(server_round) else arrays, metrics
+
+
+def _spec(build: Callable[[], nn.Module], public: Tensor) -> ModelSpec:
+    """Return the spec of a model; its classes are counted at one public image."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        logits = build().eval()(public[:1])
+    _, channels, height, width = public.shape
+    return spec_of_app(build, (channels, height, width), logits.shape[1])

@@ -1,0 +1,90 @@
+"""The example app with a malicious server, run in this process, and audited."""
+
+import tomllib
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from runpy import run_path
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from fl_sim.engines.grids import LocalGrid
+from fl_sim.storage.files import read_facts
+from server import Malicious
+
+APP = Path(__file__).parents[2] / "examples" / "malicious"
+FLOWER = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+
+
+def component(name):
+    module, attribute = FLOWER["components"][name].split(":")
+    return getattr(import_module(module), attribute)
+
+
+def run(out, clients, **config):
+    config = FLOWER["config"] | {"out": str(out)} | config
+    context = Context(1, 1, {}, RecordDict(), config)
+    component("serverapp")(LocalGrid(component("clientapp"), clients, config), context)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(APP))
+
+
+def test_the_audit_reads_what_the_server_planted_and_says_so(tmp_path, capsys):
+    run(tmp_path, 2, **{"num-server-rounds": 1})
+    run_path(str(APP / "audit.py"))["main"](tmp_path)
+    said = capsys.readouterr().out
+    assert "Server plan: traps:share=0.1 (malicious: sets trap weights)" in " ".join(said.split())
+    (summary,) = [line for line in said.splitlines() if line.split()[:1] == ["uniform:bits=8"]]
+    assert "leaks" in summary
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    for folder in ("one", "two"):
+        run(tmp_path / folder, 2)
+    kept = [sorted((tmp_path / f).rglob("*.safetensors")) for f in ("one", "two")]
+    assert [p.read_bytes() for p in kept[0]] == [p.read_bytes() for p in kept[1]]
+    assert len(kept[0]) == 2
+
+
+def malicious(**more):
+    task = import_module("planted.task")
+    facts = {"plan": "traps", "model": task.Net, "public": task.load_public_images()[0]}
+    return Malicious(FedAvg(fraction_evaluate=0.0), **(facts | more))
+
+
+def test_a_plan_or_model_that_does_not_fit_is_refused_in_one_line(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^plan = 'traps': the plan needs a model whose first[^\n]*$"
+    ):
+        malicious(model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), store=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^plan = 'imprint:bins=8': the plan needs a model behind an"
+    ):
+        malicious(plan="imprint:bins=8", store=tmp_path)
+    with pytest.raises(ValueError, match=r"^no server 'trap'; [^\n]*did you mean 'traps'"):
+        malicious(plan="trap", store=tmp_path)
+    with pytest.raises(ValueError, match="^every = 0"):
+        malicious(every=0, store=tmp_path)
+
+
+def test_training_goes_on_as_if_a_planted_round_had_not_been(tmp_path):
+    arrays = ArrayRecord(import_module("planted.task").Net().state_dict())
+    trained = []
+    result = malicious(every=2, store=tmp_path).start(
+        LocalGrid(component("clientapp"), 2, FLOWER["config"]),
+        arrays,
+        num_rounds=3,
+        train_config=ConfigRecord({"lr": 0.1}),
+        evaluate_fn=lambda _, now: trained.append(now["hidden.weight"].numpy()),
+    )
+    same = [bool((one == other).all()) for one, other in pairwise(trained)]
+    assert same == [True, False, True]
+    assert (result.arrays["hidden.weight"].numpy() == trained[2]).all()
+    plans = [read_facts(path)["server"] for path in sorted(tmp_path.rglob("*.safetensors"))]
+    assert plans == ["traps", "curious", "traps"]
