@@ -110,7 +110,8 @@ def _pull(model: FlatModel, weights: Tensor, image: Tensor, slope: Tensor) -> Te
     """Return the gradient ``(size,)`` of the logits of an image, times a slope."""
     _, pull = vjp(lambda w: model.logits(w, image[None])[0], weights)  # type: ignore[misc]
     (gradient,) = pull(slope)
-    return gradient.detach()
+    moved: Tensor = gradient.detach()
+    return moved
 
 
 def _is_outer(gradient: Tensor, slope: Tensor) -> bool:

@@ -7,11 +7,16 @@ from attacker.presets import PRESETS, build_attack
 from attacker.readers.reading import Reading
 from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec
-from fl_sim.plans import Imprint
+from fl_sim.plans import Curious, Imprint, Traps
 from tests.attacker.observing import digits, initial_weights, observe
 
 READINGS = tuple(name for name, preset in PRESETS.items() if preset.kind is Reading)
-MODELS = {"analytic": "mlp", "active_imprint": Imprint().model("lenet")}
+MODELS = {
+    "analytic": "mlp",
+    "active_imprint": Imprint().model("lenet"),
+    "active_traps": "mlp:activation=relu",
+}
+PLANS = {"active_imprint": Imprint(), "active_traps": Traps()}
 
 
 def observed(name, quantizer="uniform:bits=4"):
@@ -19,14 +24,15 @@ def observed(name, quantizer="uniform:bits=4"):
     images, labels = digits(120)
     spec = ModelSpec(MODELS.get(name, "lenet"), (1, 8, 8), 10)
     weights = initial_weights(spec)
-    if name == "active_imprint":
-        weights = Imprint().weights(spec, weights, images[4:])
-    seen = observe(images[:4], labels[:4], quantizer, spec=spec, weights=weights)
+    plan = PLANS.get(name, Curious())
+    facts = {"weights": plan.weights(spec, weights, images[4:]), "server": plan.spec}
+    seen = observe(images[:4], labels[:4], quantizer, spec=spec, **facts)
     return seen, PublicImages(images[4:], labels[4:])
 
 
-def test_five_presets_read():
-    assert READINGS == ("analytic", "active_imprint", "learned", "inversion_network", "synthetic")
+def test_six_presets_read():
+    passive = ("analytic", "learned", "inversion_network", "synthetic")
+    assert set(READINGS) == {*passive, *PLANS}
 
 
 @pytest.mark.parametrize("name", READINGS)
