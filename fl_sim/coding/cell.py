@@ -8,10 +8,10 @@ from typing import Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from fl_sim.coding.likelihoods import Likelihood
 from fl_sim.updates.local_update import Layout
 
-Noise = Literal["none", "triangular", "gaussian", "laplace"]
-
+Noise = Literal["none", "triangular", "gaussian", "laplace", "discrete"]
 
 _TANGENT = 0.9  # share of the way to a bound at which `_minus_log_of_rest` becomes a polynomial
 
@@ -44,10 +44,10 @@ class Cell:
         a randomized quantizer, bounds of the values that can encode to it.
     step : Tensor
         The resolution: the width of the cell, or the scale of the noise. Positive.
-    noise : "none", "triangular", "gaussian" or "laplace"
+    noise : "none", "triangular", "gaussian", "laplace" or "discrete"
         How a value inside the bounds is encoded to this payload: always; with a probability that
-        falls linearly from ``center`` to either bound (stochastic rounding); or by additive noise
-        of scale ``step``.
+        falls linearly from ``center`` to either bound (stochastic rounding); by additive noise
+        of scale ``step``; or with the probabilities of ``likelihood``.
     scale_free : bool
         True if the payload has no scale (plain sign): ``center``, bounds and step are then in
         units of the candidate's mean magnitude per tensor.
@@ -58,6 +58,8 @@ class Cell:
     certain : Tensor or None
         ``(..., d)`` True where ``noise`` does not apply, only the bounds (elements that a
         sparsifier dropped); None if it applies everywhere.
+    likelihood : Likelihood or None
+        Of ``discrete`` noise: the probability of each code, given the value.
     """
 
     center: Tensor
@@ -69,6 +71,7 @@ class Cell:
     scale_free: bool = False
     transform: Transform | None = None
     certain: Tensor | None = None
+    likelihood: Likelihood | None = None
 
     @property
     def decoded(self) -> Tensor:
@@ -109,6 +112,8 @@ class Cell:
 
     def _unlikeliness(self, value: Tensor, penalty: Tensor) -> Tensor:
         """Negative log-likelihood of the code, up to a constant."""
+        if self.likelihood is not None:
+            return self.likelihood.misfit(value).masked_fill(self.step.isinf(), 0)
         distance = value - self.center
         if self.noise == "gaussian":
             return (distance / self.step) ** 2 / 2
@@ -143,6 +148,7 @@ class Cell:
             upper=self.upper[..., elements],
             step=self.step[..., elements],
             certain=None if self.certain is None else self.certain[..., elements],
+            likelihood=None if self.likelihood is None else self.likelihood.only(elements),
         )
 
     def to(self, device: torch.device | str) -> "Cell":
@@ -154,6 +160,7 @@ class Cell:
             upper=self.upper.to(device),
             step=self.step.to(device),
             certain=None if self.certain is None else self.certain.to(device),
+            likelihood=None if self.likelihood is None else self.likelihood.to(device),
         )
 
     @staticmethod
@@ -162,6 +169,7 @@ class Cell:
         first = cells[0]
         transforms = [cell.transform for cell in cells if cell.transform is not None]
         certain = [cell.certain for cell in cells if cell.certain is not None]
+        likelihoods = [cell.likelihood for cell in cells if cell.likelihood is not None]
         return replace(
             first,
             center=torch.stack([cell.center for cell in cells]),
@@ -170,6 +178,7 @@ class Cell:
             step=torch.stack([cell.step for cell in cells]),
             transform=transforms[0].stack(transforms) if transforms else None,
             certain=torch.stack(certain) if certain else None,
+            likelihood=likelihoods[0].stack(likelihoods) if likelihoods else None,
         )
 
 

@@ -178,6 +178,8 @@ def _of_bounds(cell: Cell, value: Tensor, error: Tensor) -> Tensor:
 
 
 def _of_noise(cell: Cell, value: Tensor, error: Tensor) -> Tensor:
+    if cell.likelihood is not None:
+        return cell.likelihood.surprise(value, error)
     distance = cell.center - value
     if cell.noise == "gaussian":
         variance = cell.step.square() + error.square()

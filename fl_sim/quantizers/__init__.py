@@ -6,6 +6,7 @@ from functools import lru_cache
 from fl_sim.coding.payload import MAX_SPEC
 from fl_sim.quantizers.absmax import Absmax, Blockwise
 from fl_sim.quantizers.base import Quantizer
+from fl_sim.quantizers.composed.clip import Clip
 from fl_sim.quantizers.composed.error_feedback import ErrorFeedback
 from fl_sim.quantizers.composed.mixed import Mixed
 from fl_sim.quantizers.composed.topk import TopK
@@ -14,6 +15,10 @@ from fl_sim.quantizers.floats import Bf16, Fp8, Fp16, Identity
 from fl_sim.quantizers.kmeans import KMeans
 from fl_sim.quantizers.logarithmic import Log, Natural
 from fl_sim.quantizers.noise import DpGaussian, Gaussian, Laplace
+from fl_sim.quantizers.private.modular import DiscreteGaussian, Skellam
+from fl_sim.quantizers.private.noisy_sign import NoisySign
+from fl_sim.quantizers.private.poisson_binomial import PoissonBinomial
+from fl_sim.quantizers.private.rqm import RQM
 from fl_sim.quantizers.qsgd import QSGD, TernGrad
 from fl_sim.quantizers.rotation import Drive, Eden
 from fl_sim.quantizers.sign import ScaledSign, Sign
@@ -45,6 +50,12 @@ for _kind in (
     Gaussian,
     Laplace,
     DpGaussian,
+    NoisySign,
+    RQM,
+    PoissonBinomial,
+    Skellam,
+    DiscreteGaussian,
+    Clip,
     Mixed,
     ErrorFeedback,
 ):
@@ -56,8 +67,9 @@ _FEEDBACK = f"{ErrorFeedback.name}("
 def parse_quantizer(spec: str) -> Quantizer:
     """Return the quantizer a spec string names.
 
-    The grammar is ``name``, ``name:parameter=value,...``, ``topk:keep=r+spec`` (prune, then
-    quantize what is kept) or ``error_feedback(spec)``.
+    The grammar is ``name``, ``name:parameter=value,...``, steps joined by ``+`` in their order,
+    the last one the quantizer (``topk:keep=r+spec`` prunes, ``clip:norm=c+spec`` clips, then
+    ``spec`` quantizes what is left), or ``error_feedback(spec)``.
 
     Raises
     ------
@@ -88,6 +100,6 @@ def _parse(spec: str) -> Quantizer:
     quantizer: Quantizer = kind.from_parameters(parameters)
     if not plus:
         return quantizer
-    if not isinstance(quantizer, TopK):
-        raise ValueError(f"only topk may come before '+', not {name!r}.")
+    if not isinstance(quantizer, TopK | Clip):
+        raise ValueError(f"only clip and topk may come before '+', not {name!r}.")
     return replace(quantizer, then=_parse(rest))

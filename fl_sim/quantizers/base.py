@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import ClassVar, Self
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell
 from fl_sim.coding.payload import Payload, PayloadError
+from fl_sim.privacy.accountant import Guarantee
 from fl_sim.specs import parse_parameters, print_parameters
 from fl_sim.updates.local_update import Layout, Update, all_finite
 
@@ -135,6 +137,19 @@ class Quantizer(ABC):
         """Return the body with its codes unpacked to whole bytes, for an entropy coder to read."""
         self._check(payload)
         return self.body_symbols(payload.body, payload.layout)
+
+    def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
+        """Return what one payload guarantees against any attacker; None if it guarantees nothing.
+
+        Parameters
+        ----------
+        size : int
+            Elements of an update.
+        norm : float
+            Bound on the L2 norm of updates, by an earlier step of the pipeline.
+        """
+        del size, norm
+        return None
 
     @abstractmethod
     def body_size(self, layout: Layout) -> int:

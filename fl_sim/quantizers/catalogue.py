@@ -27,6 +27,12 @@ EXAMPLES: tuple[str, ...] = (
     "gaussian:sigma=0.01",
     "laplace:scale=0.01",
     "dp_gaussian:clip=1,noise=0.1",
+    "noisy_sign:clip=1,noise=0.1",
+    "rqm:clip=1,margin=1,levels=16,keep=0.42",
+    "poisson_binomial:clip=1,trials=16,theta=0.25",
+    "skellam:clip=1,noise=0.1",
+    "discrete_gaussian:clip=1,noise=0.1",
+    "clip:norm=1",
     "mixed:first=8,rest=2",
     "error_feedback(sign)",
 )

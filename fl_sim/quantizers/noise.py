@@ -1,15 +1,17 @@
 """Additive noise: the control beside quantizers, and the Gaussian mechanism."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, sqrt
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fl_sim.coding.cell import Cell, Noise, Transform
+from fl_sim.coding.transforms import ClipToNorm
 from fl_sim.coding.wire import FLOAT, Reader, to_bytes
+from fl_sim.privacy.accountant import GaussianGuarantee, Guarantee, pure_guarantee
 from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.specs import positive
 from fl_sim.updates.local_update import Layout, Update
@@ -62,7 +64,7 @@ class Noisy(Quantizer):
 
 @dataclass(frozen=True)
 class Gaussian(Noisy):
-    """Add Gaussian noise of standard deviation ``sigma``; no privacy claim is made."""
+    """Add Gaussian noise of standard deviation ``sigma``; a guarantee needs clipping before it."""
 
     name: ClassVar[str] = "gaussian"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
@@ -80,10 +82,15 @@ class Gaussian(Noisy):
         """Standard deviation."""
         return self.sigma
 
+    def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
+        """Return that of the Gaussian mechanism, if the norm is bounded."""
+        del size
+        return GaussianGuarantee(norm / self.sigma) if norm < inf else None
+
 
 @dataclass(frozen=True)
 class Laplace(Noisy):
-    """Add Laplace noise of scale ``scale``; no privacy claim is made."""
+    """Add Laplace noise of scale ``scale``; a guarantee needs clipping before it."""
 
     name: ClassVar[str] = "laplace"
     facts: ClassVar[QuantizerFacts] = QuantizerFacts(
@@ -101,6 +108,14 @@ class Laplace(Noisy):
         """Mean absolute deviation."""
         return self.scale
 
+    def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
+        """Return that of the Laplace mechanism, if the norm is bounded.
+
+        The L1 norm is at most sqrt(size) times the L2 norm.
+        """
+        reach = norm * sqrt(size) / self.scale
+        return pure_guarantee(2 * reach, reach) if reach < inf else None
+
     def _draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
         # The difference of two exponential variables is Laplace distributed, and always finite.
         first = torch.empty_like(like).exponential_(generator=generator)
@@ -111,7 +126,7 @@ class Laplace(Noisy):
 class DpGaussian(Noisy):
     """Clip the update to L2 norm ``clip``, then add Gaussian noise of ``noise * clip``.
 
-    The privacy this gives: `fl_sim.privacy.gaussian_epsilon`.
+    The same as ``clip:norm=C+gaussian:sigma=zC``.
     """
 
     name: ClassVar[str] = "dp_gaussian"
@@ -119,7 +134,7 @@ class DpGaussian(Noisy):
         "32 d",
         False,
         "clipping bias, then Var = (z C)^2",
-        "Abadi et al. 2016, arXiv 1607.00133; accountant: Opacus",
+        "Abadi et al. 2016, arXiv 1607.00133",
     )
     noise_kind: ClassVar[Noise] = "gaussian"
 
@@ -136,27 +151,10 @@ class DpGaussian(Noisy):
         """Standard deviation."""
         return self.noise * self.clip
 
+    def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
+        """Return that of the Gaussian mechanism."""
+        del size
+        return GaussianGuarantee(min(norm, self.clip) / self.noise_scale)
+
     def _transform(self) -> Transform:
-        return Clip(self.clip)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Scale an update to an L2 norm of at most ``norm``; public, so attackers apply it too."""
-
-    norm: float
-
-    def __call__(self, update: Tensor) -> Tensor:
-        """Map ``(..., n)`` to ``(..., n)``."""
-        length: Tensor = torch.linalg.vector_norm(update, dim=-1, keepdim=True)
-        scale = self.norm / length.clamp_min(self.norm)
-        return update * scale
-
-    def invert(self, codes: Tensor) -> Tensor:
-        """Return ``codes``: nothing is known of what was clipped."""
-        return codes
-
-    def stack(self, others: Sequence["Clip"]) -> "Clip":
-        """Return itself: it is the same for every payload."""
-        del others
-        return self
+        return ClipToNorm(self.clip)

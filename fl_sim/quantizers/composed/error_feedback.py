@@ -1,6 +1,7 @@
 """Error feedback: the quantization error of one round is added to the next round's update."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Self
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell
 from fl_sim.coding.payload import Payload
+from fl_sim.privacy.accountant import Guarantee
 from fl_sim.quantizers.base import Quantizer, QuantizerFacts
 from fl_sim.updates.local_update import Layout, Update
 
@@ -55,6 +57,14 @@ class ErrorFeedback(Quantizer):
         corrected = vector if residual is None else vector + residual.to(vector.device)
         payload = self.encode(Update(corrected, update.layout), generator)
         return payload, corrected - self.decode(payload).vector.to(vector.device)
+
+    def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
+        """Return the inner guarantee: a client's residual follows from its data and payloads.
+
+        What bounds an update before does not bound the residual, so only inner clipping counts.
+        """
+        del norm
+        return self.inner.guarantee(size)
 
     def body_size(self, layout: Layout) -> int:
         """Return the inner body's bytes."""

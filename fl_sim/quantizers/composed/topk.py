@@ -134,7 +134,7 @@ class TopK(Quantizer):
         """Return the cell of what is kept; what was dropped is at most the least magnitude kept."""
         kept, rest, kept_layout = self._read(body, layout)
         inner = self.then.body_cell(rest, kept_layout)
-        if inner.transform is not None:
+        if inner.transform is not None or inner.likelihood is not None:
             # Nothing that was sent then bounds the dropped elements: only the kept ones have cells.
             return replace(inner, transform=KeptOnly(kept, layout.size, inner.transform))
         threshold = self._threshold(inner, kept_layout, layout)
@@ -165,32 +165,32 @@ class TopK(Quantizer):
 
 @dataclass(frozen=True, eq=False)
 class KeptOnly:
-    """Select the kept positions ``(..., k)`` of an update, then apply a transform to them."""
+    """Select the kept positions ``(..., k)`` of an update, then apply a transform, if any."""
 
     kept: Tensor
     size: int
-    then: Transform
+    then: Transform | None
 
     def __call__(self, update: Tensor) -> Tensor:
         """Map ``(..., n)`` to the code domain of ``then``."""
         kept = self.kept.to(update.device)
         if kept.dim() == 1:
-            return self.then(update[..., kept])
-        dims = max(update.dim(), kept.dim())
-        return self.then(torch.take_along_dim(_lift(update, dims), _lift(kept, dims), dim=-1))
+            chosen = update[..., kept]
+        else:
+            dims = max(update.dim(), kept.dim())
+            chosen = torch.take_along_dim(_lift(update, dims), _lift(kept, dims), dim=-1)
+        return chosen if self.then is None else self.then(chosen)
 
     def invert(self, codes: Tensor) -> Tensor:
         """Map the code domain of ``then`` back to ``(..., n)``, zero where not kept."""
-        values = self.then.invert(codes)
+        values = codes if self.then is None else self.then.invert(codes)
         return values.new_zeros(*values.shape[:-1], self.size).scatter(-1, self.kept, values)
 
     def stack(self, others: Sequence["KeptOnly"]) -> "KeptOnly":
         """Return the selections of several payloads, stacked."""
-        return KeptOnly(
-            torch.stack([other.kept for other in others]),
-            self.size,
-            self.then.stack([other.then for other in others]),
-        )
+        then = [other.then for other in others if other.then is not None]
+        kept = torch.stack([other.kept for other in others])
+        return KeptOnly(kept, self.size, then[0].stack(then) if then else None)
 
 
 def largest_positions(values: Tensor, count: int) -> Tensor:

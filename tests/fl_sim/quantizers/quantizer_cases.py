@@ -36,9 +36,17 @@ SPECS = (
     "eden:bits=1",
     "mixed:of=stochastic,last=8,t0*=3,rest=1",
     "error_feedback(topk:keep=0.2+absmax:bits=3)",
+    "clip:norm=0.7+gaussian:sigma=0.1",
+    "clip:norm=2+eden:bits=3",
+    "clip:norm=1+topk:keep=0.3+stochastic:bits=4",
+    "topk:keep=0.4+clip:norm=1+drive",
+    "topk:keep=0.4+rqm:clip=1,margin=0.5,levels=5,keep=0.3",
+    "error_feedback(clip:norm=3+sign)",
+    "skellam:clip=1,noise=0.2,bits=8",
+    "poisson_binomial:clip=0.1,trials=300,theta=0.1",
 )
 RANDOMIZED = ("stochastic", "qsgd", "terngrad", "natural", "gaussian", "laplace", "dp_", "drive",
-              "eden")  # fmt: skip
+              "eden", "noisy_", "rqm", "poisson", "skellam")  # fmt: skip
 
 
 def is_randomized(spec: str) -> bool:

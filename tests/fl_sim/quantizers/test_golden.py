@@ -20,7 +20,16 @@ from tests.fl_sim.quantizers.make_golden import (
 
 # What these write depends on the processor: torch draws normal numbers by another method without
 # AVX2, and rotations are sums whose order the processor chooses.
-ONLY_READ = {"gaussian:sigma=0.01", "dp_gaussian:clip=1,noise=0.1", "drive", "eden:bits=4"}
+ONLY_READ = {
+    "gaussian:sigma=0.01",
+    "dp_gaussian:clip=1,noise=0.1",
+    "drive",
+    "eden:bits=4",
+    "noisy_sign:clip=1,noise=0.1",
+    "skellam:clip=1,noise=0.1",
+    "discrete_gaussian:clip=1,noise=0.1",
+    "clip:norm=1",
+}
 GOLDEN = read_golden()
 
 

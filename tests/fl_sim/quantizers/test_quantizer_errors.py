@@ -119,6 +119,99 @@ def test_noise_is_unbiased_with_the_exact_variance(spec, variance):
     assert_mean((got - X) ** 2, variance)
 
 
+def test_clipping_bounds_the_norm_and_leaves_small_updates_alone():
+    update = update_of([3.0, -4.0], [0.0])
+    torch.testing.assert_close(sent("clip:norm=1", update), torch.tensor([0.6, -0.8, 0.0]))
+    assert torch.equal(sent("clip:norm=5.5", update), update.vector)
+    # After pruning, the norm of what is kept is clipped.
+    kept = sent("topk:keep=0.4,scope=global+clip:norm=2", update)
+    torch.testing.assert_close(kept, torch.tensor([1.2, -1.6, 0.0]))
+
+
+@pytest.mark.parametrize("spec", ["clip:norm=1", "clip:norm=1+scaled_sign", "clip:norm=1+drive"])
+@some
+@given(update=updates())
+def test_what_follows_clipping_sees_the_clipped_update(spec, update):
+    inner = spec.partition("+")[2] or "none"
+    exact = update.vector / max(1.0, float(update.vector.norm()))
+    expected = sent(inner, Update(exact, update.layout))
+    torch.testing.assert_close(sent(spec, update), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_clipped_update_is_known_up_to_its_scale():
+    quantizer = parse_quantizer("clip:norm=1+gaussian:sigma=0.001")
+    update = update_of(torch.randn(50, generator=seeded()))
+    payload = quantizer.encode(update, seeded())
+    exact = quantizer.misfit(payload, update.vector)
+    same = quantizer.misfit(payload, 7 * update.vector)
+    torch.testing.assert_close(same, exact, rtol=1e-3, atol=1e-3)
+    assert quantizer.misfit(payload, 0.1 * update.vector).mean() > 100 * exact.mean()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "rqm:clip=1,margin=1,levels=16,keep=0.42",
+        "rqm:clip=1,margin=0.2,levels=4,keep=0.9",
+        "poisson_binomial:clip=1,trials=16,theta=0.25",
+        "poisson_binomial:clip=2,trials=300,theta=0.1",
+    ],
+)
+def test_private_levels_are_unbiased_and_as_likely_as_they_say(spec):
+    quantizer = parse_quantizer(spec)
+    got = draws(spec)
+    assert_mean(got, X)
+    outside = draws(spec, torch.tensor([-5.0, 5.0]))
+    clip = quantizer.clip
+    assert_mean(outside, torch.tensor([-clip, clip]))
+    # How often each code was drawn for each value, against the likelihood that attackers use.
+    codes = torch.arange(quantizer.code_levels)
+    likelihood = quantizer._likelihood(codes[:, None].expand(-1, len(X)))
+    said = likelihood.log_probability(X.expand(len(codes), -1)).exp().double()
+    values = quantizer._value(codes)
+    drawn = torch.stack([(got - value).abs().lt(1e-5).double().mean(dim=0) for value in values])
+    torch.testing.assert_close(said.sum(dim=0), torch.ones(len(X)).double(), rtol=1e-4, atol=0)
+    assert ((drawn - said).abs() <= 5 * (said / COPIES).sqrt() + 5 / COPIES).all()
+
+
+def test_poisson_binomial_has_the_exact_variance():
+    got = draws("poisson_binomial:clip=1,trials=16,theta=0.25")
+    assert_mean((got - X) ** 2, (0.25 - (0.25 * X) ** 2) / (16 * 0.25**2))
+
+
+def test_noisy_sign_has_the_exact_mean():
+    spec = "noisy_sign:clip=1000,noise=0.0005"
+    sigma = 0.5
+    exact = sigma * math.sqrt(math.pi / 2) * torch.erf(X.double() / (sigma * math.sqrt(2)))
+    assert_mean(draws(spec), exact)
+    clipped = sent("noisy_sign:clip=0.01,noise=100", update_of(X.repeat(COPIES)))
+    assert_mean(clipped[:, None], 0.0)  # what is left of the values is far below the noise
+
+
+@pytest.mark.parametrize("name", ["skellam", "discrete_gaussian"])
+@pytest.mark.parametrize(("noise", "bits"), [(0.01, 16), (0.5, 8), (2.0, 12)])
+def test_integer_noise_has_the_variance_it_says(name, noise, bits):
+    spec = f"{name}:clip=1,noise={noise},bits={bits}"
+    quantizer = parse_quantizer(spec)
+    x = torch.randn(2000, generator=seeded(3))
+    x /= 2 * x.norm()
+    errors = torch.stack([sent(spec, update_of(x), seed) - x for seed in range(30)])
+    assert_mean(errors.flatten()[:, None], 0.0)
+    least, most = noise**2, noise**2 + quantizer.grain**2 / 4
+    variance = float(errors.square().mean())
+    slack = 5 * math.sqrt(2 / errors.numel())
+    assert least * (1 - slack) < variance < most * (1 + slack)
+
+
+def test_rounding_never_exceeds_the_norm_that_is_accounted_for():
+    quantizer = parse_quantizer("skellam:clip=1,noise=1,bits=6")
+    x = torch.randn(640, generator=seeded()).sign() / math.sqrt(640)
+    for seed in range(20):
+        whole = quantizer._round((x / quantizer.grain).double(), 640, seeded(seed))
+        assert float(whole.norm()) <= quantizer._largest_norm(640, 1.0)
+        assert torch.equal(whole, whole.round())
+
+
 def test_dp_gaussian_clips_and_adds_noise_of_z_times_clip():
     x = torch.full((20_000,), 0.01)  # norm sqrt(2)
     got = sent("dp_gaussian:clip=0.5,noise=0.02", update_of(x))

@@ -45,6 +45,12 @@ TABLE = {
     "gaussian:sigma=0.1": (32, 0, 0),
     "laplace:scale=0.1": (32, 0, 0),
     "dp_gaussian:clip=1,noise=1": (32, 0, 0),
+    "noisy_sign:clip=1,noise=0.1": (1, 0, 0),
+    "rqm:clip=1,margin=1,levels=16,keep=0.42": (4, 0, 0),
+    "poisson_binomial:clip=1,trials=16,theta=0.25": (5, 0, 0),
+    "skellam:clip=1,noise=0.1": (16, 0, 32),
+    "discrete_gaussian:clip=1,noise=0.1,bits=8": (8, 0, 32),
+    "clip:norm=1+uniform:bits=4": (4, 64, 0),
     "error_feedback(sign)": (1, 0, 0),
 }
 

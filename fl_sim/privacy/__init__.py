@@ -1,0 +1,1 @@
+"""What noise guarantees against any attacker: epsilon of differential privacy, and bounds."""

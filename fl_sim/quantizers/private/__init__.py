@@ -1,0 +1,1 @@
+"""Quantizers whose own randomness gives differential privacy."""
