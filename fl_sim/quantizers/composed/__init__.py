@@ -1,1 +1,1 @@
-"""Quantizers that wrap others: pruning, bits per layer, error feedback."""
+"""Quantizers that wrap others: clipping, pruning, bits per layer, error feedback."""
