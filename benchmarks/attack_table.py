@@ -1,216 +1,231 @@
-"""What attacks recover from quantized updates of CIFAR images: docs/results/attacks/trials.csv."""
+"""What attacks recover from quantized updates of CIFAR images: docs/results/attacks/table.csv.
+
+Each attack has a row, and so has the choice among all of a trial's attacks by evidence, with the
+best guess that the truth would choose. What is done is kept below ``--work``: the same command
+continues. The file is written whenever a trial is complete.
+"""
 
 import argparse
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from attacker.choice import with_evidence
 from attacker.presets import build_attack
-from benchmarks.provenance import print_csv
-from fl_sim.data.datasets import Images, load_splits
-from fl_sim.data.public_images import PublicImages
-from fl_sim.models import ModelSpec, build_model
-from fl_sim.observed.observations import Observation
-from fl_sim.observed.reconstructions import Reconstruction
-from fl_sim.quantizers import parse_quantizer
-from fl_sim.seeding import Purpose, numpy_rng, torch_rng
-from fl_sim.study.settings import DataSettings
-from fl_sim.updates.local_update import Layout, LocalWork, Update, flat_model, local_update, one_hot
-from results.scores.baselines import mean_colour
-from results.scores.scoring import score_batch, score_images
+from benchmarks.attack_trials import (
+    GALLERY,
+    Job,
+    Trial,
+    Victims,
+    argument_parser,
+    code,
+    medians,
+    percent,
+    score_job,
+    victims_of,
+)
+from benchmarks.provenance import commit
+from fl_sim.engines.tasks import run_tasks
+from fl_sim.storage.files import write_bytes
+from fl_sim.study.settings import EngineSettings
+from fl_sim.updates.local_update import LocalWork
+from results.scores.baselines import bar, mean_colour, score_baselines
+from results.scores.gates import doubt
+from results.scores.rows import compare_attacks
+from results.scores.scoring import psnr, score_images
+from results.tables.csv_text import write_csv
+from results.tables.verdicts import starred, verdict
 
-SPEC = ModelSpec("lenet_dlg", (3, 32, 32), 10)
-GALLERY = 1000
 DLG = "dlg:iterations=600,restarts=1"
-COSINE = "inverting_gradients:iterations=1200"
-TUNED = "cell:tv=3e-4"
+SEARCHES = ("scaled", "cell", "synthetic_cell")
+STEPS = LocalWork("delta", learning_rate=0.1, local_steps=5)
 BASELINE = "mean colour"
+CHOSEN = "chosen"
+WITH_PUBLIC = "chosen, with public images"
+FACTS = ("labels %", "stalled", "victims", "evaluations", "CPU s", "best known dB")
+"""Columns of attacks, beside their errors."""
+CHOICE = ("chosen", "verdict", "doubt")
+"""Columns of what is chosen among the attacks of a trial."""
 
+_FIRST = {  # further attacks on one image a client at the first weights, by quantizer
+    "none": ("rgap",),
+    "uniform:bits=8": (),
+    "uniform:bits=4": (),
+    "uniform:levels=16": ("inverting_gradients",),
+    "stochastic:levels=16": (),
+    "stochastic:bits=2": (),
+    "absmax:bits=2": (),
+    "sign": ("inverting_gradients", "synthetic", "learned_cell"),
+    "scaled_sign": (),
+    "terngrad": (),
+    "gaussian:sigma=0.1": (),
+    "gaussian:sigma=100": (),
+    "qsgd:levels=4,norm=l2": (),
+    "topk:keep=0.1": (),
+    "error_feedback(sign)": (),
+}
+_TRAINED = ("none", "uniform:bits=4", "stochastic:bits=2", "sign", "terngrad")
+_BATCH = ("none", "uniform:bits=4", "sign", "terngrad")
+_STEPS = ("none", "uniform:bits=4", "terngrad")
+_SHUFFLED = ("uniform:bits=4", "sign", "terngrad")
+_AVERAGED = ("stochastic:bits=2", "error_feedback(scaled_sign)")
 
-@dataclass(frozen=True)
-class Trial:
-    """One quantizer of the table, and the attacks on it."""
-
-    line: int
-    quantizer: str
-    attacks: tuple[str, ...]
-    rounds: int = 1
-    work: LocalWork = field(default_factory=LocalWork)
-
-
-BATCHES = tuple(LocalWork(batch_size=size) for size in (4, 8))
-LABELS_ONLY = ("idlg:iterations=1,warmup=0,restarts=0",)
 TRIALS = (
-    Trial(1, "none", ("dlg", "rgap", "scaled", "synthetic_cell")),
-    Trial(3, "sign", (DLG, COSINE, "cell", TUNED, "synthetic", "synthetic_cell", "learned_cell")),
-    Trial(3, "scaled_sign", (DLG, COSINE, "cell", TUNED, "synthetic_cell")),
-    Trial(3, "uniform:bits=2", (COSINE, "scaled", "cell", "synthetic_cell")),
-    Trial(2, "uniform:levels=16", (DLG, "scaled", "synthetic_cell")),
-    Trial(2, "stochastic:levels=16", (DLG, "scaled", "synthetic_cell")),
-    *(Trial(5, "none", LABELS_ONLY, work=work) for work in BATCHES),
-    *(Trial(5, "uniform:bits=4", LABELS_ONLY, work=work) for work in BATCHES),
-    *(Trial(5, "sign", LABELS_ONLY, work=work) for work in BATCHES),
-    Trial(4, "absmax:bits=2", (DLG, "scaled", "synthetic_cell")),
-    Trial(4, "topk:keep=0.1", (DLG, "scaled", "cell", "synthetic_cell")),
-    Trial(4, "qsgd:levels=4,norm=l2", (DLG, "scaled", "synthetic_cell")),
-    Trial(4, "error_feedback(sign)", (DLG, "cell", "synthetic_cell"), rounds=16),
-    Trial(4, "error_feedback(scaled_sign)", (DLG, "averaging"), rounds=16),
-    Trial(4, "stochastic:bits=2", (DLG, "averaging"), rounds=16),
-    Trial(6, "none", ("scaled:iterations=200,restarts=0",), work=LocalWork("delta", 1, 0.1, 5, 1)),
+    *(Trial(name, (DLG, *SEARCHES, *more)) for name, more in _FIRST.items()),
+    *(Trial(name, (DLG, *SEARCHES), trained=True) for name in _TRAINED),
+    *(Trial(name, ("scaled", "cell"), LocalWork(batch_size=4)) for name in _BATCH),
+    *(Trial(name, ("scaled:restarts=1", "cell:restarts=1"), STEPS) for name in _STEPS),
+    *(Trial(name, ("averaging",), LocalWork(fixed_batch=True), rounds=16) for name in _AVERAGED),
+    *(Trial(name, ("scaled", "cell"), shuffled=True) for name in _SHUFFLED),
 )
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--lines", type=int, nargs="*", default=[1, 2, 3, 4, 5, 6])
-    parser.add_argument(
-        "--trial", nargs="+", metavar=("QUANTIZER", "ATTACK"), help="these instead of the table's"
+    arguments = parser().parse_args()
+    trials, victims = chosen_trials(arguments), victims_of(arguments)
+    jobs = [Job(trial, name, victims) for trial in trials for name in trial.attacks]
+    left = sorted((job for job in jobs if not _kept(arguments, job).exists()), key=_patience)
+    print(f"{len(jobs) - len(left)} of {len(jobs)} attacks are done", file=sys.stderr)
+    engine = EngineSettings(workers=arguments.workers)
+    for job, scores in run_tasks(score_job, left, engine):
+        write_bytes(_kept(arguments, job), scores.to_parquet(index=False))
+        spent = f"{scores['CPU s'].iloc[0]:.0f} CPU s"
+        print(job.trial.quantizer, job.trial.setting, job.attack, spent, sep="; ", file=sys.stderr)
+        _write(arguments, trials, victims)
+    _write(arguments, trials, victims)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argument_parser(__doc__)
+    made.add_argument("--out", type=Path, default=Path("docs/results/attacks/table.csv"))
+    made.add_argument("--work", type=Path, default=Path("runs/attack_table"))
+    made.add_argument("--workers", type=int, default=1, help="0: one per core")
+    made.add_argument("--only", nargs="+", metavar="QUANTIZER", help="rows of the table")
+    made.add_argument(
+        "--trial", nargs="+", metavar=("QUANTIZER", "ATTACK"), help="this instead of the table's"
     )
-    parser.add_argument("--rounds", type=int, default=1, help="of --trial, weights unchanged")
-    parser.add_argument("--set", default="main", help="name of these rows in the CSV file")
-    arguments = parser.parse_args()
-    trials = [trial for trial in TRIALS if trial.line in arguments.lines]
+    made.add_argument("--edit", default="", help="of every attack, such as iterations=3")
+    return made
+
+
+def chosen_trials(arguments: argparse.Namespace) -> list[Trial]:
+    """Return the trials that the command line asks for."""
     if arguments.trial:
         quantizer, *attacks = arguments.trial
-        trials = [Trial(0, quantizer, tuple(attacks), arguments.rounds)]
-    test, public = load(arguments)
-
-    def every_row() -> Iterator[dict[str, object]]:
-        for trial in trials:
-            first, last = arguments.skip, arguments.skip + arguments.victims
-            victims = test.take(np.arange(first * trial.work.images, last * trial.work.images))
-            for row in rows(trial, victims.pixels(), victims.labels, public, arguments.seed):
-                baseline = ", baseline" if row["attack"] == BASELINE else ""
-                yield {"set": arguments.set + baseline} | row
-
-    print_csv(every_row())
+        return [Trial(quantizer, tuple(attacks))]
+    chosen = [one for one in TRIALS if not arguments.only or one.quantizer in arguments.only]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(one.quantizer for one in TRIALS))
+        raise SystemExit(f"--only {' '.join(arguments.only)}: none of {known}")
+    return [replace(one, attacks=_edited(one.attacks, arguments.edit)) for one in chosen]
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of which victims are attacked."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
-    parser.add_argument("--victims", type=int, default=24)
-    parser.add_argument("--skip", type=int, default=0, help="victims of the draw to leave out")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
+def _edited(attacks: Sequence[str], edit: str) -> tuple[str, ...]:
+    """Return attacks with further parameters; those that are given already are replaced."""
+    if not edit:
+        return tuple(attacks)
+    return tuple(dict.fromkeys(f"{one.partition(':')[0]}:{edit}" for one in attacks))
 
 
-def load(arguments: argparse.Namespace) -> tuple[Images, PublicImages]:
-    """Return the test images in the order in which victims are drawn, and the public ones."""
-    torch.set_num_threads(1)
-    data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
-    splits = load_splits(data, arguments.seed)
-    order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
-    return splits.test.take(order), PublicImages(splits.public.pixels(), splits.public.labels)
+def _kept(arguments: argparse.Namespace, job: Job) -> Path:
+    work: Path = arguments.work
+    return work / f"{job.key}.parquet"
 
 
-def rows(
-    trial: Trial, images: Tensor, labels: Tensor, public: PublicImages, seed: int
+def _patience(job: Job) -> float:
+    """Return a key that puts the longest jobs first, so that all workers end at about one time."""
+    slow = 4 if job.attack in ("inverting_gradients", "learned_cell") else 1
+    return -slow * job.trial.work.images * job.trial.work.local_steps
+
+
+def _write(arguments: argparse.Namespace, trials: Sequence[Trial], victims: Victims) -> None:
+    """Write the rows of all trials whose attacks are done."""
+    scored: dict[Trial, pd.DataFrame] = {}
+    for trial in trials:
+        files = [_kept(arguments, Job(trial, name, victims)) for name in trial.attacks]
+        if all(file.exists() for file in files):
+            scored[trial] = pd.concat(map(pd.read_parquet, files), ignore_index=True)
+    rows = [row for trial in scored for row in _rows(trial, victims, scored)]
+    if rows:
+        write_csv(arguments.out, pd.DataFrame(rows).assign(commit=commit(), code=code()))
+
+
+def _rows(
+    trial: Trial, victims: Victims, scored: Mapping[Trial, pd.DataFrame]
 ) -> Iterator[dict[str, object]]:
-    """Yield the table's rows of one trial: medians over the victims, then shares."""
-    head: dict[str, object] = {
-        "quantizer": trial.quantizer,
-        "setting": _setting(trial),
-        "images": trial.work.images,
-    }
-    seen = list(observe(trial, images, labels, seed))
-    if trial.work.images == 1:
-        constant = score_images(
-            mean_colour(images, public.images), images, public.images[-GALLERY:]
-        )
-        unknown = dict.fromkeys(("labels %", "stalled"), "")
-        spent = dict.fromkeys(("evaluations", "CPU s"), "")
-        figures = medians(constant) | unknown | {"victims": len(seen) // trial.rounds} | spent
-        yield head | {"attack": BASELINE} | figures
+    """Yield the rows of one trial: a baseline, each attack, and what is chosen among them."""
+    scores = scored[trial]
+    public = {name for name in trial.attacks if build_attack(name).needs_public}
+    constant, least = _featureless(victims, trial.work)
+
+    def row(attack: str, own: pd.DataFrame, *, attacked: bool = True) -> dict[str, object]:
+        head = {"quantizer": trial.quantizer, "setting": trial.setting, "images": trial.work.images}
+        facts = _facts(own, victims.count) if attacked else dict.fromkeys(FACTS, "")
+        known = attack in (CHOSEN, WITH_PUBLIC)
+        choice = _choice(own, least, _success_on_none(trial, scored)) if known else {}
+        return head | {"attack": attack} | medians(own) | facts | dict.fromkeys(CHOICE, "") | choice
+
+    yield row(BASELINE, constant, attacked=False)
     for name in trial.attacks:
-        attack = build_attack(name)
-        if trial.rounds > 1 and getattr(attack, "grouping", "single") == "single":
-            chosen = [o for o in seen if o.round == 1]  # a residual spoils all later rounds
-        else:
-            chosen = seen
-        yield head | attacked(name, chosen, images, labels, public, seed)
+        yield row(name, scores[scores["attack"] == name])
+    private = compare_attacks(scores[~scores["attack"].isin(public)])
+    yield row(CHOSEN, private[private["strongest"]])
+    if public:
+        compared = compare_attacks(scores)
+        yield row(WITH_PUBLIC, compared[compared["strongest"]])
 
 
-def attacked(
-    name: str,
-    seen: Sequence[Observation],
-    images: Tensor,
-    labels: Tensor,
-    public: PublicImages,
-    seed: int,
-) -> dict[str, object]:
-    """Run an attack and return its figures by column."""
-    started = time.process_time()
-    made = with_evidence(build_attack(name)).reconstruct(seen, seed=seed, public=public)
-    spent = time.process_time() - started
-    made.sort(key=lambda one: one.partition)
-    scores = score(made, images, labels, public.images[-GALLERY:])
-    stalled = sum(one.status != "converged" for one in made)
-    evaluations = sum(one.evaluations for one in made) / len(made)
-    return {
-        "attack": name,
-        **medians(scores),
-        "labels %": percent(scores.labels_recovered),
-        "stalled": stalled,
-        "victims": len(made),
-        "evaluations": f"{evaluations:.0f}",
-        "CPU s": f"{spent:.0f}",
+def _facts(own: pd.DataFrame, victims: int) -> dict[str, object]:
+    spent = own.groupby("attack")["CPU s"].first().sum()
+    values = (
+        percent(own["labels_recovered"]),
+        int((own["status"] != "converged").sum()),
+        victims,
+        f"{own['evaluations'].mean():.0f}",
+        f"{spent:.0f}",
+        f"{np.median(psnr(own['mse_best_known'].to_numpy())):.1f}",
+    )
+    return dict(zip(FACTS, values, strict=True))
+
+
+def _choice(own: pd.DataFrame, least: float, success_on_none: float | None) -> dict[str, object]:
+    """Return what a row of the results says of the strongest attack, and which attacks it is."""
+    reason = doubt(own, success_on_none)
+    facts: dict[str, object] = {
+        "success_rate": own["recovered"].mean(),
+        "identified_rate": own["identified"].mean(),
+        "identified_chance": own["identified_chance"].mean(),
+        "mse_median": own["mse"].median(),
+        "baseline_mse": least,
+        "established": not reason,
     }
+    facts["verdict"] = verdict(pd.Series(facts))
+    counts = own["attack"].value_counts()
+    chosen = ", ".join(f"{name} {counts[name]}" for name in counts.index)
+    return dict(zip(CHOICE, (chosen, starred(pd.Series(facts)), reason), strict=True))
 
 
-def observe(trial: Trial, images: Tensor, labels: Tensor, seed: int) -> Iterator[Observation]:
-    """Yield what a server sees of clients that each hold ``trial.work.images`` of the images."""
-    module = build_model(SPEC, seed)
-    weights = Layout.of(module).flatten({k: p.detach() for k, p in module.named_parameters()})
-    model, work, quantizer = flat_model(SPEC), trial.work, parse_quantizer(trial.quantizer)
-    batches = zip(images.split(work.images), labels.split(work.images), strict=True)
-    for partition, (batch, truth) in enumerate(batches):
-        vector = local_update(model, work, weights, batch, one_hot(truth, SPEC.classes))
-        residual = None
-        for round_ in range(1, trial.rounds + 1):
-            rng = torch_rng(seed, Purpose.QUANTIZER, round_, partition)
-            payload, residual = quantizer.transmit(Update(vector, model.layout), residual, rng)
-            yield Observation("table", round_, partition, SPEC, work, weights, payload)
+def _success_on_none(trial: Trial, scored: Mapping[Trial, pd.DataFrame]) -> float | None:
+    """Return the share recovered without a quantizer in the same setting, but not shuffled."""
+    for other, scores in scored.items():
+        same = (other.work, other.rounds, other.trained) == (trial.work, 1, trial.trained)
+        if other.quantizer == "none" and same and not other.shuffled:
+            compared = compare_attacks(scores)
+            return float(compared.loc[compared["strongest"], "recovered"].mean())
+    return None
 
 
-def score(
-    made: Sequence[Reconstruction], images: Tensor, labels: Tensor, gallery: Tensor
-) -> pd.DataFrame:
-    """Score every reconstruction against its client's images."""
-    size = len(made[0].labels)
-    truth = zip(made, images.split(size), labels.split(size), strict=True)
-    return pd.concat([score_batch(o.images, o.labels, x, y, gallery) for o, x, y in truth])
-
-
-def medians(scores: pd.DataFrame) -> dict[str, object]:
-    middle = scores[["mse", "psnr", "correlation", "ssim"]].median()
-    return {
-        "MSE": f"{middle['mse']:.2g}",
-        "PSNR dB": f"{middle['psnr']:.1f}",
-        "correlation": f"{middle['correlation']:.2f}",
-        "SSIM": f"{middle['ssim']:.2f}",
-        "MSE < 1e-3 %": percent(scores.mse < 1e-3),
-        "identified %": percent(scores.identified),
-    }
-
-
-def percent(shares: "pd.Series") -> str:
-    """Return the mean of shares in percent."""
-    return f"{100 * shares.mean():.0f}"
-
-
-def _setting(trial: Trial) -> str:
-    if trial.work.kind == "delta":
-        return f"{trial.work.local_steps} local steps"
-    return f"{trial.rounds} rounds" if trial.rounds > 1 else ""
+@lru_cache
+def _featureless(victims: Victims, work: LocalWork) -> tuple[pd.DataFrame, float]:
+    """Return scores of each victim's mean colour, and the MSE of the best featureless image."""
+    images, gallery = victims.batches(work).images.flatten(0, 1), victims.public.images[-GALLERY:]
+    constant = score_images(mean_colour(images, gallery), images, gallery)
+    return constant, bar(score_baselines(images, gallery))
 
 
 if __name__ == "__main__":

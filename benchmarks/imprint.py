@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from attacker.presets import build_attack
-from benchmarks.attack_table import GALLERY, percent, score
+from benchmarks.attack_trials import GALLERY, Victims, percent, score
 from benchmarks.provenance import print_csv
-from fl_sim.data.datasets import load_splits
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.plans import parse_plan
-from fl_sim.seeding import Purpose, numpy_rng
-from fl_sim.study.settings import DataSettings
 from fl_sim.testing import observe
 from fl_sim.updates.local_update import Layout, LocalWork
 
@@ -42,24 +39,22 @@ def main() -> None:
     spec = ModelSpec(plan.model(arguments.model), (3, 32, 32), 10)
     plan.check(spec)
     torch.set_num_threads(1)
-    data = DataSettings(dataset="folder", data_dir=arguments.data_dir, public_fraction=0.5)
-    splits = load_splits(data, arguments.seed)
-    public = splits.public.pixels()
-    order = numpy_rng(arguments.seed, Purpose.VICTIMS).permutation(len(splits.test))
-    victims = splits.test.take(order[: arguments.images])
+    public = Victims(arguments.data_dir, 0, 0, arguments.seed).public.images
     weights = plan.weights(spec, initial_weights(spec, arguments.seed), public)
     attack = build_attack(arguments.attack or plan.reader)
-    images, labels = victims.pixels(), victims.labels
 
     def every_row() -> Iterator[dict[str, object]]:
         for quantizer in arguments.quantizers:
             for batch in arguments.batches:
                 work, facts = LocalWork(batch_size=batch), {"weights": weights, "server": plan.spec}
+                clients = Victims(arguments.data_dir, arguments.images // batch, 0, arguments.seed)
+                truth = clients.batches(work)
+                images, labels = (part.flatten(0, 1) for part in truth)
                 seen = observe(images, labels, quantizer, work, spec=spec, **facts)
                 started = time.process_time()
                 made = attack.reconstruct(seen, seed=arguments.seed)
                 spent = time.process_time() - started
-                scores = score(made, images, labels, public[-GALLERY:])
+                scores = score(made, truth, public[-GALLERY:])
                 yield {
                     "quantizer": quantizer,
                     "batch": batch,

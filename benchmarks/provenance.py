@@ -1,15 +1,22 @@
 """Measurements as lines of a CSV file, each with the code that made it."""
 
 import csv
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 
 
 def commit() -> str:
-    """Return the commit of the checkout, with a ``+`` where files differ from it."""
+    """Return the commit of the checkout, with a ``+`` where files differ from it.
+
+    Of a copy without git it is what the environment variable ``COMMIT`` says.
+    """
     command = ["git", "describe", "--always", "--abbrev=7", "--dirty=+"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("COMMIT", "unknown")
     return done.stdout.strip()
 
 
