@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from attacker.presets import build_attack
-from benchmarks.attack_table import SPEC, Trial, observe
+from benchmarks.attack_trials import SPEC
 from fl_sim.data.datasets import load_splits
 from fl_sim.models import build_model
 from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings
+from fl_sim.testing import observe
 
 SUCCESS = 1e-3
 BATCHED = "scaled:tv=0,box=0,warmup=0,iterations=1500,history=100,target=0.001,restarts=1"
@@ -118,7 +119,7 @@ def main() -> None:
     test = load_splits(data, 0).test
     order = numpy_rng(0, Purpose.VICTIMS).permutation(len(test))[:256]
     images, labels = test.pixels(order), test.labels[order]
-    seen = list(observe(Trial(0, "none", ()), images, labels, 0))
+    seen = observe(images, labels, spec=SPEC)
     scaling(seen)
     loop = Side("published loop", "300 x L-BFGS.step")
     ours = [Side("batched L-BFGS", BATCHED), Side("recursive closed form", CLOSED_FORM)]

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,11 +21,11 @@ from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
-from fl_sim.quantizers import parse_quantizer
-from fl_sim.seeding import Purpose, numpy_rng, torch_rng
+from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.storage.fingerprint import code_version, fingerprint
 from fl_sim.study.settings import DataSettings
-from fl_sim.updates.local_update import Layout, LocalWork, Update, flat_model, local_update, one_hot
+from fl_sim.testing import observe
+from fl_sim.updates.local_update import Layout, LocalWork
 from results.scores.gates import Truth
 from results.scores.scoring import score_batches
 from results.scores.victims import score_victims
@@ -141,7 +141,7 @@ def score_job(job: Job) -> pd.DataFrame:
     torch.set_num_threads(1)
     trial, victims = job.trial, job.victims
     truth, public = victims.batches(trial.work), victims.public
-    seen = list(observe(trial, truth, victims.weights(trial.trained), victims.seed))
+    seen = observe_trial(trial, truth, victims.weights(trial.trained))
     attack = with_evidence(build_attack(job.attack), job.attack)
     started = time.process_time()
     made = attack.reconstruct(usable(attack, seen), seed=victims.seed, public=public)
@@ -172,19 +172,12 @@ def one_a_client(made: Sequence[Reconstruction]) -> list[Reconstruction]:
     return [by_client[partition] for partition in sorted(by_client)]
 
 
-def observe(trial: Trial, truth: Truth, weights: Tensor, seed: int) -> Iterator[Observation]:
-    """Yield what a server sees of clients that each hold one of the batches."""
-    model, work, quantizer = flat_model(SPEC), trial.work, parse_quantizer(trial.quantizer)
-    clients = len(truth.labels)
-    for partition in range(clients):
-        source = (partition + trial.shuffled) % clients
-        targets = one_hot(truth.labels[source], SPEC.classes)
-        vector = local_update(model, work, weights, truth.images[source], targets)
-        residual = None
-        for round_ in range(1, trial.rounds + 1):
-            rng = torch_rng(seed, Purpose.QUANTIZER, round_, source)
-            payload, residual = quantizer.transmit(Update(vector, model.layout), residual, rng)
-            yield Observation("table", round_, partition, SPEC, work, weights, payload)
+def observe_trial(trial: Trial, truth: Truth, weights: Tensor) -> list[Observation]:
+    """Return what a server sees of clients that each hold one of the batches."""
+    sent = (part.roll(-int(trial.shuffled), 0).flatten(0, 1) for part in truth)
+    return observe(
+        *sent, trial.quantizer, trial.work, spec=SPEC, weights=weights, rounds=trial.rounds
+    )
 
 
 def _train(module: torch.nn.Module, images: Images, seed: int) -> None:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attacker.attack import Attack
 from attacker.presets import build_attack
-from benchmarks.attack_table import SPEC, Trial, observe
+from benchmarks.attack_trials import SPEC
 from benchmarks.provenance import commit
 from benchmarks.simulation import MODEL, in_process
 from fl_sim.data import load_splits
@@ -32,6 +32,7 @@ from fl_sim.models import ModelSpec, build_model
 from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.study.settings import DataSettings, EngineSettings, load_settings
+from fl_sim.testing import observe
 from fl_sim.updates.local_update import Layout, Update, flat_model, one_hot
 
 TABLE, PLOT = Path("docs/results/performance/scaling.csv"), Path("docs/images/performance.png")
@@ -234,7 +235,7 @@ def main() -> None:
     machine = Machine.measure()
     test = load_splits(DataSettings(dataset="folder", data_dir=arguments.data_dir), 0).test
     rows = slice(0, 256)
-    seen = list(observe(Trial(0, "none", ()), test.pixels(rows), test.labels[rows], 0))
+    seen = observe(test.pixels(rows), test.labels[rows], spec=SPEC)
     every = []
     for make in (partial(victims, seen), clients, parameters, partial(workers, seen)):
         every.append(make())
