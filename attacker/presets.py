@@ -76,6 +76,15 @@ PRESETS: Mapping[str, Preset] = {
         {"start": "traps"},
         Reading,
     ),
+    "active_thresholds": Preset(
+        "Reads images off thresholds that the server set in the weights (the active threat model).",
+        {"start": "thresholds"},
+        Reading,
+    ),
+    "active_thresholds_cell": Preset(
+        "As active_thresholds, then a short search inside the quantizer's cell.",
+        {**_CELL, "start": "thresholds", "iterations": 30},
+    ),
     "learned": Preset(
         "Predicts the image by a regression fitted on public images.",
         {"start": "public"},
@@ -147,6 +156,7 @@ SUITE = (
     "analytic",
     "active_imprint",
     "active_traps",
+    "active_thresholds",
     "idlg",
     "scaled",
     "cell",

@@ -4,10 +4,10 @@ from typing import Literal
 
 UpdateKind = Literal["gradient", "delta"]
 
-MODEL_NAMES = ("lenet_dlg", "lenet", "convnet", "mlp", "resnet18")
+MODEL_NAMES = ("lenet_dlg", "lenet", "convnet", "mlp", "cnn", "resnet18")
 DATASET_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder")
 PARTITION_NAMES = ("iid", "dirichlet", "pathological")
-SERVER_NAMES = ("curious", "imprint", "traps")
+SERVER_NAMES = ("curious", "imprint", "traps", "thresholds")
 """Names that come along with this project; a plug-in adds others."""
 
 MAX_IMAGES = 1 << 20

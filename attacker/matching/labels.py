@@ -12,6 +12,7 @@ from torch.special import log_ndtr
 
 from attacker.matching.problems import Problems
 from attacker.readers.synthetic import synthetic_images
+from attacker.readers.thresholds import has_thresholds, read_labels
 from fl_sim.coding.cell import Cell, Transform
 from fl_sim.updates.layers import Layer, find_head
 
@@ -35,7 +36,8 @@ def recover_labels(problems: Problems) -> Tensor:
     prediction at synthetic images, and labels are handed out one by one to the class with the
     largest remaining count (after Geng et al. 2021). Where the quantizer is too coarse to tell n
     labels from n + 1 in this bias, or where there is no bias, the whole payload decides: one label
-    at a time is exchanged for another as long as that makes the payload more likely.
+    at a time is exchanged for another as long as that makes the payload more likely. Where the
+    server planted a bank of thresholds, its units tell the labels of single images.
 
     Returns
     -------
@@ -47,6 +49,8 @@ def recover_labels(problems: Problems) -> Tensor:
 
 def _recovered(problems: Problems) -> Tensor:
     """Recover the labels of batches that share weights."""
+    if has_thresholds(problems.model, problems.weights):
+        return read_labels(problems)
     head = find_head(problems.model)
     images, classes = problems.work.images, problems.model.classes
     if images == 1 and head is not None:

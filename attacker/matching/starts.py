@@ -21,6 +21,7 @@ from attacker.readers.learned import (
     public_examples,
     synthetic_examples,
 )
+from attacker.readers.thresholds import can_read_thresholds, read_thresholds
 from attacker.readers.traps import has_traps, invert_traps
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.observations import Observation
@@ -31,6 +32,7 @@ ReadingName = Literal[
     "recursive",
     "imprint",
     "traps",
+    "thresholds",
     "synthetic",
     "synthetic_network",
     "public",
@@ -172,6 +174,9 @@ STARTS: dict[StartName, Start] = {
         random=False,
     ),
     "traps": Start(lambda problems, _: invert_traps(problems), has_traps, random=False),
+    "thresholds": Start(
+        lambda problems, _: read_thresholds(problems), can_read_thresholds, random=False
+    ),
     "synthetic": Start(_synthetic(invert_by_ridge), _single_image, random=False),
     "synthetic_network": Start(_synthetic(invert_by_network), _single_image, random=False),
     "public": Start(_public(invert_by_ridge), _single_image, needs_public=True, random=False),

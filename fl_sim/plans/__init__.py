@@ -2,6 +2,7 @@
 
 from fl_sim.plans.imprint import Imprint
 from fl_sim.plans.plan import Curious, ServerPlan, parse_plan
+from fl_sim.plans.thresholds import Thresholds
 from fl_sim.plans.traps import Traps
 
-__all__ = ["Curious", "Imprint", "ServerPlan", "Traps", "parse_plan"]
+__all__ = ["Curious", "Imprint", "ServerPlan", "Thresholds", "Traps", "parse_plan"]

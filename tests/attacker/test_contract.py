@@ -4,7 +4,7 @@ import pytest
 
 from attacker.presets import ATTACK_NAMES, build_attack
 from fl_sim.models import ModelSpec
-from fl_sim.plans import Imprint
+from fl_sim.plans import Imprint, Thresholds
 from fl_sim.testing import check_attack
 from fl_sim.updates.local_update import flat_model
 from tests.attacker.observing import SPEC, digits, initial_weights, observe
@@ -26,6 +26,13 @@ def planted():
     return observe(images, labels, spec=spec, weights=weights.detach())
 
 
+def with_thresholds():
+    """Return what is seen of clients whose weights are a bank of thresholds."""
+    spec = ModelSpec("cnn", SPEC.shape, SPEC.classes)
+    weights = Thresholds(batch=1).weights(spec, initial_weights(spec), digits(40, seed=1)[0])
+    return observe(*digits(2), "sign", spec=spec, weights=weights)
+
+
 def repeated():
     """Return what is seen of clients that use the same images in three rounds."""
     return observe(*digits(2), "stochastic:bits=4", rounds=3)
@@ -34,6 +41,8 @@ def repeated():
 SEEN = {
     "rgap": lambda: observe(*digits(2)),
     "active_imprint": planted,
+    "active_thresholds": with_thresholds,
+    "active_thresholds_cell": with_thresholds,
     "averaging": repeated,
     "joint": repeated,
     "synthetic_joint": repeated,

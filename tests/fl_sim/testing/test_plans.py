@@ -13,7 +13,7 @@ from fl_sim.plans import ServerPlan
 from fl_sim.registry import names
 from fl_sim.testing import ContractError, check_server_plan
 
-FITTING = {"traps": "mlp:activation=relu,width=16"}
+FITTING = {"traps": "mlp:activation=relu,width=16", "thresholds": "cnn"}
 """Models for plans that need more than any."""
 
 _numbers = count()
