@@ -7,4 +7,6 @@ from lazy_loader import attach
 
 import fl_sim  # noqa: F401 - before Flower is imported: switches its telemetry off
 
-__getattr__, __dir__, __all__ = attach(__name__, submod_attrs={"mods": ["Quantize"]})
+__getattr__, __dir__, __all__ = attach(
+    __name__, submod_attrs={"inspection": ["Inspect"], "mods": ["Quantize"]}
+)

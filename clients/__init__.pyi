@@ -1,1 +1,2 @@
+from .inspection import Inspect as Inspect
 from .mods import Quantize as Quantize
