@@ -29,7 +29,7 @@ LIMITS: Mapping[str, float] = {
     "disaggregated": 1.5,
     "surprise": 1.5,
 }
-"""What honest models stay below; ``python -m benchmarks.inspection --limits`` shows what they reach.
+"""What honest models stay below; ``benchmarks.inspection --limits`` prints what they reach.
 
 ``moved`` is that of one local step or few; clients that train for epochs give it a larger limit.
 """
