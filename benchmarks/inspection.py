@@ -146,9 +146,9 @@ def run(task: Task, data_dir: Path, last: int) -> list[dict[str, object]]:
             signs = signs_of(spec, sent, before, images, labels)
             read = number == READ_AT and plan.reader
             share = recovered(plan, spec, sent, images, labels) if read else ""
-            names_ = {"case": task.plan, "model": task.model, "variant": variant}
-            names_["plan"] = "" if variant == "honest" else task.plan
-            found.append(names_ | head | {"recovered": share} | signs)
+            case = {"case": task.plan, "model": task.model, "variant": variant}
+            case["plan"] = "" if variant == "honest" else task.plan
+            found.append(case | head | {"recovered": share} | signs)
     return found
 
 
@@ -214,14 +214,18 @@ def signs_of(
 
 def recovered(
     plan: ServerPlan, spec: ModelSpec, weights: Tensor, images: Tensor, labels: Tensor
-) -> float:
+) -> float | str:
     """Return the share of the images that the plan's attack reads off the plain gradient.
 
-    Off an honest model it reads what leaks without any plan.
+    Off an honest model it reads what leaks without any plan. Empty if it reads no such model: then
+    how much another reader would find is unknown.
     """
     work = LocalWork(batch_size=len(images))
     seen = observe(images, labels, "none", work, spec=spec, weights=weights, server=plan.spec)
-    (made,) = build_attack(plan.reader).reconstruct(seen, seed=0)
+    attack = build_attack(plan.reader)
+    if not attack.applies(seen):
+        return ""
+    (made,) = attack.reconstruct(seen, seed=0)
     return float((score_batch(made.images, made.labels, images, labels).mse < 1e-2).mean())
 
 
