@@ -430,6 +430,46 @@ def quantizers(as_json: Json = False) -> None:
     Console().print(table)
 
 
+@command("epsilon clip:norm=1+gaussian:sigma=4 --parameters 8026 --rounds 200")
+def epsilon(
+    specs: Annotated[str, typer.Argument(metavar="QUANTIZERS", help="By spec.")],
+    parameters: Annotated[int, typer.Option(min=1, help="Elements of an update.")] = 8026,
+    rounds: Annotated[str, typer.Option(help="Payloads of a client.", metavar="INTEGER")] = "1",
+    delta: Annotated[str, typer.Option(help="Delta.", metavar="NUMBER")] = "1e-5",
+    gallery: Annotated[int, typer.Option(min=1, help="Public images.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Print what quantizers guarantee against any attacker: epsilon, and a bound."""
+    settings = load_settings(None, {"quantizers": specs, "rounds": rounds, "delta": delta})
+    from fl_sim.quantizers import parse_quantizer  # noqa: PLC0415
+
+    facts = []
+    for spec in settings.quantizers:
+        guarantee = parse_quantizer(spec).guarantee(parameters)
+        if guarantee is None:
+            raise SettingsError("quantizers", spec, _NO_GUARANTEE)
+        count, least = settings.training.rounds, settings.audit.delta
+        most = guarantee.identified(count, 1 / (gallery + 1))
+        found = guarantee.epsilon(count, least)
+        facts.append(
+            {"quantizer": spec, "epsilon": found, "delta": least, "identified_bound": most}
+        )
+    if as_json:
+        _print_json(facts)
+        return
+    for one in facts:
+        print(
+            f"{one['quantizer']}: epsilon {one['epsilon']:.4g} at delta {one['delta']:g}; "
+            f"no attacker identifies more than {one['identified_bound']:.2%}"
+        )
+
+
+_NO_GUARANTEE = (
+    "guarantees nothing; only clipping before noise does, "
+    "e.g. clip:norm=1+gaussian:sigma=4 or noisy_sign:clip=1,noise=4"
+)
+
+
 @command("attacks --json")
 def attacks(
     plugin: Annotated[str, typer.Option(help="Modules or files of attacks of your own.")] = "",

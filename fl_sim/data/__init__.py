@@ -1,7 +1,7 @@
 """Images, and who holds them."""
 
 from fl_sim.data.datasets import Images, Splits, load_splits
-from fl_sim.data.partitions import Federation, load_federation, private_batch
+from fl_sim.data.partitions import Federation, load_federation, private_batch, private_rows
 
 __all__ = [
     "Federation",
@@ -10,4 +10,5 @@ __all__ = [
     "load_federation",
     "load_splits",
     "private_batch",
+    "private_rows",
 ]

@@ -76,11 +76,18 @@ def private_batch(
     labels : Tensor
         ``(work.images,)`` int64.
     """
-    draw = 0 if work.fixed_batch else server_round
-    rng = numpy_rng(federation.seed, Purpose.BATCH, draw, partition)
-    rows = rng.choice(federation.partitions[partition], size=work.images, replace=False)
+    rows = private_rows(federation, work, partition, server_round)
     train = federation.splits.train
     return train.pixels(rows), train.labels[rows]
+
+
+def private_rows(
+    federation: Federation, work: LocalWork, partition: int, server_round: int
+) -> Indices:
+    """Return which rows of ``splits.train`` a `private_batch` is, ``(work.images,)``."""
+    draw = 0 if work.fixed_batch else server_round
+    rng = numpy_rng(federation.seed, Purpose.BATCH, draw, partition)
+    return rng.choice(federation.partitions[partition], size=work.images, replace=False)
 
 
 def _partition(settings: DataSettings, splits: Splits, seed: int) -> tuple[Indices, ...]:

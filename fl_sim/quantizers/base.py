@@ -51,6 +51,11 @@ class Quantizer(ABC):
         return cls(**parse_parameters(cls, text))
 
     @property
+    def noise_deviation(self) -> float | None:
+        """Deviation of the Gaussian noise that payloads are made of; None if there is none."""
+        return None
+
+    @property
     def parameters(self) -> str:
         """The part of the spec after its colon."""
         return print_parameters(self)

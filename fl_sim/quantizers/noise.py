@@ -82,6 +82,11 @@ class Gaussian(Noisy):
         """Standard deviation."""
         return self.sigma
 
+    @property
+    def noise_deviation(self) -> float:
+        """Standard deviation."""
+        return self.noise_scale
+
     def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
         """Return that of the Gaussian mechanism, if the norm is bounded."""
         del size
@@ -150,6 +155,11 @@ class DpGaussian(Noisy):
     def noise_scale(self) -> float:
         """Standard deviation."""
         return self.noise * self.clip
+
+    @property
+    def noise_deviation(self) -> float:
+        """Standard deviation."""
+        return self.noise_scale
 
     def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
         """Return that of the Gaussian mechanism."""

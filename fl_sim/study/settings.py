@@ -327,6 +327,9 @@ class AuditSettings(_Section):
     metrics: MetricList = Field(
         (), description="Further metrics of reconstructed images; see docs/extending.md."
     )
+    delta: float = Field(
+        1e-5, gt=0, lt=1, description="Delta at which epsilon is given, for what guarantees one."
+    )
     tuned: Tuned = Field({}, description="File of attacks tuned per quantizer; see `tune`.")
 
     def spec(self, attack: str, quantizer: str) -> str:

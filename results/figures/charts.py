@@ -17,7 +17,7 @@ from results.tables.verdicts import starred
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8860B")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = {"leaks": "circle", "partly leaks": "square", "nothing found": "diamond"}
-_SYMBOLS["not established"] = "triangle-up"
+_SYMBOLS |= {"bounded": "pentagon", "not established": "triangle-up"}
 _FAR_RIGHT = 0.75  # of the way from the leftmost to the rightmost point
 
 

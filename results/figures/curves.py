@@ -22,6 +22,7 @@ from results.tables.verdicts import server_plans
 VERDICT_STYLE = {
     "leaks": ("#D55E00", "o"),
     "partly leaks": ("#E69F00", "s"),
+    "bounded": ("#009E73", "p"),
     "nothing found": ("#0072B2", "D"),
     "not established": ("#666666", "^"),
 }

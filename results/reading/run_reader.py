@@ -4,12 +4,14 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from fl_sim.coding.entropy import entropy_coded_bytes
 from fl_sim.metrics import further_metrics
+from fl_sim.observed.observations import Observation
 from fl_sim.study.plan import TrainingJob, training_jobs
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.trials import Trial, trials_of
@@ -23,9 +25,11 @@ from results.reading.attacked import (
     private_images,
     public_images,
 )
+from results.reading.guarantees import epsilon_of, identified_bound, mse_bound
 from results.scores.baselines import score_baselines
-from results.scores.rows import OBSERVATION, compare_attacks, no_scores
+from results.scores.rows import OBSERVATION, VICTIM, compare_attacks, no_scores
 from results.tables.summary import results_table
+from results.tables.verdicts import GUARANTEES
 
 _HISTORY_COLUMNS = ["quantizer", "seed", "round", "accuracy", "loss"]
 _HISTORY_COLUMNS += ["uplink_bytes", "updates", "dropped"]
@@ -93,7 +97,32 @@ class RunReader:
             parameters=self.parameters,
             server=self.settings.server,
             metrics=[metric.column for metric in self.metrics],
+            guarantees=self.guarantees,
         )
+
+    @cached_property
+    def guarantees(self) -> pd.DataFrame:
+        """What is guaranteed against any attacker, one row per quantizer: `GUARANTEES`."""
+        rounds, delta = self.settings.training.rounds, self.settings.audit.delta
+        of_seed = {trial.seed: trial for trial in self.trials}
+        rows = []
+        for quantizer in dict.fromkeys(trial.quantizer for trial in self.trials):
+            epsilon = epsilon_of(quantizer, self.parameters, rounds, delta)
+            own = self.scores[self.scores["quantizer"] == quantizer]
+            victims = own[VICTIM].drop_duplicates()
+            sizes = (self.parameters, rounds)
+            most = identified_bound(quantizer, *sizes, victims, list(of_seed.values()))
+            least = [
+                mse_bound(job.trial.federation.splits.public, self._observed(job))
+                for job in self._trained
+                if job.trial.quantizer == quantizer and len(victims)
+            ]
+            missing = delta if pd.notna(epsilon) else np.nan
+            rows.append((quantizer, epsilon, missing, most, fmean(least) if least else np.nan))
+        return pd.DataFrame(rows, columns=["quantizer", *GUARANTEES])
+
+    def _observed(self, job: TrainingJob) -> list[list[Observation]]:
+        return [load_round(job, one) for one in self.settings.observed_rounds]
 
     @cached_property
     def baselines(self) -> pd.DataFrame:

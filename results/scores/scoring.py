@@ -275,6 +275,24 @@ def identification_rank(images: Array, true_images: Array, public: Array) -> NDA
     return nearer + 1
 
 
+def chance_to_identify(true_images: Tensor, public: Tensor) -> Array:
+    """Return how often a blind guess ranks each true image first in `identification_rank`.
+
+    One among the public images and the true one; a public image that is a copy of the true one
+    (`_SAME_PICTURE`) counts with it.
+
+    Parameters
+    ----------
+    true_images : Tensor
+        ``(n, C, H, W)``.
+    public : Tensor
+        ``(m, C, H, W)``.
+    """
+    truth, others = (_standardised(_unit_range(images)) for images in (true_images, public))
+    copies = (truth @ others.T >= _SAME_PICTURE).sum(axis=1)
+    return np.asarray((1 + copies) / (1 + len(others)), dtype=np.float64)
+
+
 def _standardised(images: Array) -> Array:
     """Return flat images of mean 0 and norm 1; a constant image becomes 0."""
     flat = _flat(images)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from results.tables.numbers import with_interval
 from results.tables.summary import further_medians, heading_of
-from results.tables.verdicts import starred
+from results.tables.verdicts import guaranteed, starred
 
 
 def paper_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -25,6 +25,13 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
     def column(name: str, pattern: str, scale: float = 1) -> list[str]:
         return [with_interval(row, name, pattern, scale) for _, row in results.iterrows()]
 
+    promises = {}
+    if guaranteed(results):
+        promises = {
+            "epsilon": ["none" if pd.isna(one) else f"{one:,.3g}" for one in results["epsilon"]],
+            "identified <= %": column("identified_bound", "{:.0f}", 100),
+            "MSE >=": column("mse_bound", "{:.2g}"),
+        }
     axes = results.columns[: results.columns.get_loc("quantizer")]
     return pd.DataFrame(
         {
@@ -39,6 +46,7 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
             "MSE, exposed tenth": column("mse_p10", "{:.2g}"),
             **{heading_of(name): column(name, "{:.2g}") for name in further_medians(results)},
             "identified %": column("identified_rate", "{:.0f}", 100),
+            **promises,
             "dB to none": column("psnr_difference", "{:+.1f}"),
             "p (Holm)": column("p_holm", "{:.2g}"),
             "Pareto": ["yes" if front else "no" for front in results["pareto"]],

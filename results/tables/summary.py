@@ -18,7 +18,7 @@ from results.scores.statistics import (
     pareto_front,
     tenth,
 )
-from results.tables.verdicts import CHANCES, verdict
+from results.tables.verdicts import CHANCES, GUARANTEES, verdict
 
 REFERENCE = "none"
 """The row without quantization; every other row is compared with it."""
@@ -73,6 +73,7 @@ def results_table(
     parameters: int,
     server: str = "curious",
     metrics: Sequence[str] = (),
+    guarantees: pd.DataFrame | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Sum up a study: one row per quantizer, in the study's order.
@@ -95,14 +96,17 @@ def results_table(
         Spec of the server's plan.
     metrics : sequence of str
         Columns of ``scores`` by further metrics; the median of each is added.
+    guarantees : DataFrame, optional
+        ``quantizer`` and `GUARANTEES`; without it they are missing.
     seed : int
         Seed of the bootstrap.
 
     Returns
     -------
     DataFrame
-        `COLUMNS`, then ``entropy_coded_bytes_per_update``, ``victims``, ``established``,
-        ``doubt`` (the reason if not), ``verdict`` (see `verdict`), ``correlation_median``,
+        `COLUMNS`, `GUARANTEES` (see docs/explanation/guarantees.md), then
+        ``entropy_coded_bytes_per_update``, ``victims``, ``established``, ``doubt`` (the reason if
+        not), ``verdict`` (see `verdict`), ``correlation_median``,
         ``*_median`` of each further metric, ``success_rate``, ``naive_attack`` and
         ``naive_mse_median`` (the weakest attack of the suite), ``mse_best_known`` (median of the
         lowest error among all guesses at a victim, which only the truth can choose),
@@ -133,11 +137,15 @@ def results_table(
     table = table.merge(_accuracy_against_none(history, seed), how="left", on="quantizer")
     table = table.merge(against_control(table, strongest), how="left", on="quantizer")
     table["control"] = table["control"].fillna("")
+    if guarantees is None:
+        guarantees = pd.DataFrame(columns=["quantizer", *GUARANTEES], dtype="float64")
+    table = table.merge(guarantees.astype({"quantizer": "str"}), how="left", on="quantizer")
     table["verdict"] = [verdict(row) for _, row in table.iterrows()]
     table["pareto"] = _pareto(table)
-    further = [column for column in table.columns if column not in COLUMNS + CHANCES]
+    first = COLUMNS + GUARANTEES
+    further = [column for column in table.columns if column not in first + CHANCES]
     bounds = [column for column in further if column.endswith(("_low", "_high"))]
-    return table[COLUMNS + [c for c in further if c not in bounds] + bounds + CHANCES]
+    return table[first + [c for c in further if c not in bounds] + bounds + CHANCES]
 
 
 def further_medians(results: pd.DataFrame) -> list[str]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from results.tables.numbers import number, with_spread
 from results.tables.summary import further_medians, heading_of
-from results.tables.verdicts import chance, definitions, server_plans, starred
+from results.tables.verdicts import chance, definitions, guaranteed, server_plans, starred
 
 _LESSER_COLUMNS = ["bits/par.", "SSIM", "label %", "attack"]
 
@@ -27,6 +27,8 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
             console.print(Text(", ".join(map("{} = {}".format, axes, values))))
         console.print(terminal_table(point, console.width))
         for _, row in point[~point["established"]].iterrows():
+            if not starred(row).endswith("*"):
+                continue
             console.print(Text(f"* {row['quantizer']}: not established, {row['doubt']}"))
     for word, meaning in definitions(results).items():
         console.print(Text(f"{word}: {meaning}"))
@@ -74,6 +76,13 @@ def _terminal_cells(results: pd.DataFrame) -> pd.DataFrame:
     def column(name: str, pattern: str, scale: float = 1) -> list[str]:
         return [number(scale * value, pattern) for value in results[name]]
 
+    promises = {}
+    if guaranteed(results):
+        epsilons = [number(one, "{:,.3g}") for one in results["epsilon"]]
+        promises = {
+            "epsilon": ["none" if one == "–" else one for one in epsilons],
+            "id. <=": column("identified_bound", "{:.0f}", 100),
+        }
     spread = zip(results["test_accuracy_mean"], results["test_accuracy_std"], strict=True)
     return pd.DataFrame(
         {
@@ -85,6 +94,7 @@ def _terminal_cells(results: pd.DataFrame) -> pd.DataFrame:
             "PSNR": column("psnr_median", "{:.1f}"),
             "SSIM": column("ssim_median", "{:.2f}"),
             "id. %": column("identified_rate", "{:.0f}", 100),
+            **promises,
             "label %": column("label_accuracy", "{:.0f}", 100),
             "attack": results["strongest_attack"],
             "verdict": [starred(row) for _, row in results.iterrows()],
@@ -96,5 +106,6 @@ def _terminal_caption(results: pd.DataFrame) -> str:
     least = number(results["baseline_mse"].iloc[0], "{:.2g}")
     return (
         f"{escape(server_plans(results))}\nPrivacy figures: strongest attack, median over victims; "
-        f"the best featureless image has MSE {least}. {chance(results)}"
-    )
+        f"the best featureless image has MSE {least}. {chance(results)} "
+        f"{guaranteed(results)}"
+    ).rstrip()

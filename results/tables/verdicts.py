@@ -1,5 +1,7 @@
 """The verdict of each row of the results, and the sentences that explain the table."""
 
+from math import nan
+
 import pandas as pd
 
 from fl_sim.plans import parse_plan
@@ -11,6 +13,8 @@ VERDICTS: dict[str, str] = {
     f"(MSE below {SUCCESS_MSE:g}), or identified beyond chance",
     "partly leaks": "the median reconstruction is closer than every featureless image, or more "
     "than a tenth of the victims are identified beyond chance",
+    "bounded": "nothing was found, and no attack of any kind can identify more than a tenth of the "
+    "victims beyond chance",
     "nothing found": "the attack is shown to work and found nothing",
     "not established": "nothing was found, but the attack is not shown to work: do not read it "
     "as private",
@@ -24,10 +28,15 @@ CHANCES = ["identified_chance", "label_chance"]
 """What ``identified_rate`` and ``label_accuracy`` are for a blind guess."""
 
 
+GUARANTEES = ["epsilon", "delta", "identified_bound", "mse_bound"]
+"""What is guaranteed against any attacker; missing where nothing is."""
+
+
 def verdict(row: "pd.Series") -> str:
     """Return the key of `VERDICTS` that describes what the strongest attack found.
 
-    A leak counts even if a gate fails. Finding nothing counts only if all gates pass. Rates of
+    A leak counts even if a gate fails. Finding nothing counts only if all gates pass, or if a
+    guarantee bounds what any attack can find. Rates of
     identification are corrected for chance: with one public image, a blind guess identifies half
     of the victims.
     """
@@ -36,7 +45,14 @@ def verdict(row: "pd.Series") -> str:
         return "leaks"
     if row["mse_median"] < row["baseline_mse"] or identified > 0.1:
         return "partly leaks"
+    if _bounded(row):
+        return "bounded"
     return "nothing found" if row["established"] else "not established"
+
+
+def _bounded(row: "pd.Series") -> bool:
+    most, chance = row.get("identified_bound", nan), row["identified_chance"]
+    return bool(chance < 1 and _beyond_chance(most, chance) <= 0.1)
 
 
 def _beyond_chance(rate: float, chance: float) -> float:
@@ -45,14 +61,22 @@ def _beyond_chance(rate: float, chance: float) -> float:
 
 
 def starred(row: "pd.Series") -> str:
-    """Return a row's verdict, with a star if its privacy figures are not established."""
-    return str(row["verdict"]) + ("" if row["established"] else "*")
+    """Return a row's verdict, with a star if its privacy figures are not established.
+
+    A bound holds whether or not the attack works, so it has no star.
+    """
+    return str(row["verdict"]) + ("" if _sure(row) else "*")
+
+
+def _sure(row: "pd.Series") -> bool:
+    return bool(row["established"]) or row["verdict"] == "bounded"
 
 
 def definitions(results: pd.DataFrame) -> dict[str, str]:
     """Return the meaning of each verdict in some results, and of the star if one is shown."""
     shown = {word: text for word, text in VERDICTS.items() if word in set(results["verdict"])}
-    return shown if results["established"].all() else shown | {"*": STAR}
+    sure = all(_sure(row) for _, row in results.iterrows())
+    return shown if sure else shown | {"*": STAR}
 
 
 def chance(results: pd.DataFrame) -> str:
@@ -62,6 +86,17 @@ def chance(results: pd.DataFrame) -> str:
         return ""
     identified, labels = (" to ".join(_ends(known[name])) for name in CHANCES)
     return f"Chance alone identifies {identified} of the victims and knows {labels} of the labels."
+
+
+def guaranteed(results: pd.DataFrame) -> str:
+    """Return a sentence on what is guaranteed in some results; empty if nothing is."""
+    if "epsilon" not in results or results["epsilon"].isna().all():
+        return ""
+    delta = ", ".join(f"{one:g}" for one in results["delta"].dropna().unique())
+    return (
+        f"Epsilon: of one client over the whole training, against the server, at delta {delta}. "
+        "Id. <=: the most that any attack can identify, in percent."
+    )
 
 
 def _ends(rates: "pd.Series[float]") -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from attacker.presets import ATTACK_NAMES, SUITE, build_attack
+from fl_sim.privacy.accountant import GaussianGuarantee
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.registry import names
 from tests.commands import command
@@ -63,3 +64,31 @@ def test_the_status_as_json(capsys, tmp_path):
     assert facts["left"] == {"trained": 0, "attacked": 0, "scored": 0}
     assert facts["at_work"] == ""
     assert facts["last_session"]["seconds"].keys() == {"training", "attacking"}
+
+
+def test_epsilon_is_printed_for_what_guarantees_one(capsys):
+    (facts,) = json.loads(
+        printed(capsys, "epsilon", "noisy_sign:clip=1,noise=2", "--rounds", "100", "--json")
+    )
+    assert facts["epsilon"] == GaussianGuarantee(0.5).epsilon(100, 1e-5)
+    said = printed(capsys, "epsilon", "noisy_sign:clip=1,noise=2", "--rounds", "100")
+    assert said.startswith("noisy_sign:clip=1,noise=2: epsilon 91.")
+    assert "at delta 1e-05" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sign"], ["quantizers = 'sign'", "guarantees nothing", "clip:norm=1+gaussian"]),
+        (["clip:norm=1+stochastic:bits=4"], ["guarantees nothing"]),
+        (["gaussian:sigma=1+clip:norm=1"], ["only clip and topk may come before"]),
+        (["clip:norm=1+error_feedback(sign)"], ["outermost"]),
+        (["dp_gaussian:clip=1,noise=1", "--delta", "0"], ["delta", "greater than 0"]),
+        (["dp_gaussian:clip=1,noise=1", "--rounds", "0"], ["rounds"]),
+    ],
+)
+def test_epsilon_of_what_has_none_is_refused_in_one_line(capsys, arguments, words):
+    assert command("epsilon", *arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert all(word in lines[0] for word in words)

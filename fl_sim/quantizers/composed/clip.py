@@ -48,6 +48,11 @@ class Clip(Quantizer):
         """Version of the format of what follows."""
         return self.then.version
 
+    @property
+    def noise_deviation(self) -> float | None:
+        """That of what follows."""
+        return self.then.noise_deviation
+
     def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
         """Return that of what follows, on updates of the smaller norm."""
         return self.then.guarantee(size, min(norm, self.norm))

@@ -48,6 +48,11 @@ class NoisySign(Quantizer):
         """Standard deviation of the noise of one element."""
         return self.noise * self.clip
 
+    @property
+    def noise_deviation(self) -> float:
+        """Standard deviation of the noise before the sign."""
+        return self.sigma
+
     def guarantee(self, size: int, norm: float = inf) -> Guarantee | None:
         """Return that of the Gaussian mechanism, of which the sign is post-processing."""
         del size
