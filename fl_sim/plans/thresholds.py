@@ -51,6 +51,8 @@ class Thresholds(ServerPlan):
         model change between them; large where noise or steps have a size of their own.
     dither : "colours" or "none"
         Whether the levels of the colours are shifted against each other.
+    floor : float
+        Lowest level of ``values``. Below black, it lifts dark pixels over a coarse step.
     """
 
     threat: ClassVar[str] = "malicious: sets thresholds in the model's weights"
@@ -62,12 +64,14 @@ class Thresholds(ServerPlan):
     rate: float = 1.0
     slope: float = 1.0
     dither: Literal["colours", "none"] = "colours"
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         within("levels", self.levels, 1, _MOST_LEVELS)
         positive("batch", self.batch)
         positive("rate", self.rate)
         positive("slope", self.slope)
+        within("floor", self.floor, -2.0, 0.0)
 
     def check(self, model: ModelSpec) -> None:
         """Raise `ValueError` if the model is another chain of layers, or has too few channels."""
@@ -124,7 +128,7 @@ class Thresholds(ServerPlan):
         shift = shift if self.dither == "colours" else torch.zeros(colours)
         if self.reads == "signs":
             return (level + 1 + shift) / (self.levels + 1)
-        return (level + (level > 0) * shift) / self.levels
+        return self.floor + (level + (level > 0) * shift) / self.levels
 
     def _set_levels(self, kernel: Tensor, offset: Tensor) -> None:
         colours, middle = kernel.shape[1], (kernel.shape[2] // 2, kernel.shape[3] // 2)
@@ -146,7 +150,7 @@ class Thresholds(ServerPlan):
         colours, pixels = kernel.shape[1], public[0, 0].numel()
         rng = torch.Generator().manual_seed(0)
         levels = self.thresholds(colours)
-        knots = torch.cat([levels, torch.ones(1, colours)])[:, :, None]
+        knots = torch.cat([levels, levels[-1:] + 1 / self.levels])[:, :, None]
         drawn = torch.randn(units, self.levels, colours, pixels, generator=rng)
         drawn = torch.cat([torch.zeros_like(drawn[:, :1]), drawn], dim=1)
         rises = drawn.diff(dim=1) / knots.diff(dim=0)
