@@ -20,6 +20,7 @@ from attacker.matching.problems import (
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.evidence import BLOCKS, HeldBack, choose, nats
 from fl_sim.observed.observations import Observation
+from fl_sim.observed.patches import can_judge
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.updates.local_update import one_hot
 
@@ -92,6 +93,7 @@ class Suite:
                     progress(
                         len(found) + done * len(row.observations) // len(usable), len(observations)
                     )
+            row.polish()
             for index, one in row.finish().items():
                 found.update({_key(o): replace(one, round=o.round) for o in row.groups[index]})
         return [found[_key(o)] for o in observations if _key(o) in found]
@@ -194,11 +196,14 @@ class _Row:
         """Try smaller and larger weights of the prior, for as long as the evidence grows."""
         if self._problems.cell.noise != "none":
             attack = attack.for_noise()
-        best = first = self.attempt(attack)
+        return self._walk(attack, self.attempt)
+
+    def _walk(self, attack: Matching, attempt: Callable[[Matching], "_Tried"]) -> "_Tried":
+        best = first = attempt(attack)
         for larger in (False, True):
             last, step = first, attack.reweighted(larger)
             while step is not None:
-                tried = self.attempt(step)
+                tried = attempt(step)
                 best = min(best, tried, key=lambda one: one.nats)
                 if tried.nats > last.nats - _PROGRESS:
                     break
@@ -206,6 +211,26 @@ class _Row:
             if best is not first:
                 break
         return best
+
+    def polish(self) -> None:
+        """Continue the best tuned search with the prior of natural patches, where that applies."""
+        tuned = [
+            one
+            for one in self.tried
+            if isinstance(one.attack, Matching) and one.attack.prior == "tuned"
+        ]
+        if not tuned or self.solved or not can_judge(self._problems.image_shape):
+            return
+        best = min(tuned, key=lambda one: one.nats)
+        rows = [row for row, guess in enumerate(best.guesses) if guess is not None]
+        guesses = [guess for guess in best.guesses if guess is not None]
+
+        def attempt(attack: Matching) -> "_Tried":
+            return self._try(attack, attack.refine(self._shown(rows), guesses, device=self.device))
+
+        noisy = self._problems.cell.noise != "none"
+        assert isinstance(best.attack, Matching)
+        self._walk(best.attack.with_patches(noisy), attempt)
 
     def attempt(self, attack: Attack) -> "_Tried":
         """Run an attack on what is shown of all victims; return its best guesses.

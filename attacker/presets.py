@@ -264,7 +264,7 @@ def _build(spec: Spec) -> Attack:
     if preset.kind is Matching and "optimizer" in given:
         preset = preset._replace(values={**preset.values, "optimizer": given["optimizer"]})
     edits = parse_parameters(_parts(preset), spec.parameters, spec.inner)
-    if "tv" in edits and preset.kind is Matching:
+    if {"tv", "patches"} & edits.keys() and preset.kind is Matching:
         edits = {"prior": "fixed"} | edits
     return _assemble(spec.name, preset, _values(preset) | edits)
 

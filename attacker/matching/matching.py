@@ -25,6 +25,7 @@ from attacker.matching.starts import STARTS, StartContext, StartName, label_logi
 from attacker.solutions import Solution, mean_misfit
 from fl_sim.coding.cell import Cell
 from fl_sim.data.public_images import PublicImages
+from fl_sim.observed import patches
 from fl_sim.observed.attack_loss import AttackLoss, floored
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
@@ -34,6 +35,9 @@ from fl_sim.updates.local_update import convolutions_for, one_hot
 
 _WEIGHTS = tuple(float(f"{digit}e{power}") for power in range(-5, 1) for digit in (1, 3))
 _WEIGHT_FOR_NOISE = 0.1  # likelihoods are in nats; distances from a cell are far smaller
+_PATCH_WEIGHTS = 1e-5, 0.01  # to start from, for cells and for noise
+_ASSIGNMENTS = 4  # times that the patches of a picture are assigned to components anew
+_BOUNDED = LBFGS(iterations=80, progress=1e-4)  # from one assignment to the next
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class Matching:
         if self.grouping != "single" and not all(o.work.fixed_batch for o in observations):
             return False
         if self.grouping == "joint" and not all(map(repeats_images, observations)):
+            return False
+        if self.loss.patches and not all(patches.can_judge(o.model.shape) for o in observations):
             return False
         groups = client_groups(observations, self.grouping)
         if self.grouping != "single" and not any(map(_more_than_one_tells, groups)):
@@ -208,10 +214,22 @@ class Matching:
         candidates = _Candidates(problems, one_hot(labels, problems.model.classes), None)
         candidates = candidates.to(device)
         points = candidates.join(torch.stack([guess.images for guess in guesses]).to(device))
-        minimum = self.optimizer.minimize(
-            _objective(self.loss, candidates.problems, candidates), points
-        )
+        minimum = self._minimize(candidates, points)
         return _solution(minimum, candidates.problems, candidates, 0).to("cpu")
+
+    def _minimize(self, candidates: "_Candidates", points: Tensor) -> Minimum:
+        """Minimise the loss; that of patches by bounds that are quadratic in the images."""
+        problems = candidates.problems
+        if not self.loss.patches:
+            return self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
+        everyone = torch.arange(len(points), device=points.device)
+        spent = torch.zeros_like(everyone)
+        for _ in range(_ASSIGNMENTS):
+            components = patches.assign(candidates.split(points, everyone)[0])
+            bound = _objective(self.loss, problems, candidates, components=components)
+            minimum = _BOUNDED.minimize(bound, points)
+            points, spent = minimum.points, spent + minimum.evaluations
+        return replace(minimum, evaluations=spent)
 
     def for_noise(self) -> "Matching":
         """Return this attack with a weight of the prior to start from where payloads are noisy."""
@@ -219,15 +237,26 @@ class Matching:
             return self
         return replace(self, loss=replace(self.loss, tv=_WEIGHT_FOR_NOISE))
 
+    def with_patches(self, noisy: bool) -> "Matching":
+        """Return this attack with the prior of natural patches in place of total variation."""
+        return replace(self, loss=replace(self.loss, tv=0.0, patches=_PATCH_WEIGHTS[noisy]))
+
     def reweighted(self, larger: bool) -> "Matching | None":
         """Return this attack with the next larger or smaller weight of the prior, if there is one.
 
         Two weights a decade, from 1e-5 to 3.
         """
-        beyond = [w for w in _WEIGHTS if (w > self.loss.tv if larger else w < self.loss.tv)]
+        weight = self.loss.patches or self.loss.tv
+        beyond = [w for w in _WEIGHTS if (w > weight if larger else w < weight)]
         if not beyond:
             return None
-        return replace(self, loss=replace(self.loss, tv=beyond[0] if larger else beyond[-1]))
+        other = beyond[0] if larger else beyond[-1]
+        return replace(
+            self,
+            loss=replace(self.loss, patches=other)
+            if self.loss.patches
+            else replace(self.loss, tv=other),
+        )
 
     def _attempt_all(
         self, groups: Sequence[ClientGroup], context: StartContext, batches: Batches
@@ -255,7 +284,7 @@ class Matching:
         if self.warmup:
             resized = _objective(self.loss, problems, candidates, resize=True)
             points = LBFGS(self.warmup).minimize(resized, points).points
-        minimum = self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
+        minimum = self._minimize(candidates, points)
         solutions = _solution(minimum, problems, candidates, self.warmup).to("cpu")
         return solutions.parts(len(contexts))
 
@@ -309,7 +338,12 @@ class _Candidates:
 
 
 def _objective(
-    loss: AttackLoss, problems: Problems, candidates: _Candidates, *, resize: bool = False
+    loss: AttackLoss,
+    problems: Problems,
+    candidates: _Candidates,
+    *,
+    resize: bool = False,
+    components: Tensor | None = None,
 ) -> Objective:
     """Return what the optimizer minimises: losses and gradients of points."""
     # The unfinished problems and their cells, selected again only when one is finished.
@@ -323,7 +357,7 @@ def _objective(
             cells = _floored_cells(left, loss)
         points = points.detach().requires_grad_()
         images, targets = candidates.split(points, index)
-        losses = on_floored.prior(images)
+        losses = on_floored.prior(images, None if components is None else components[index])
         with convolutions_for(images):
             for one, cell in zip(left.rounds, cells, strict=True):
                 updates = one.candidate(images, targets)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.coding.cell import Cell
+from fl_sim.observed import patches
 from fl_sim.specs import Spec, not_negative, parse_parameters, print_parameters
 from fl_sim.suggestions import one_of
 
@@ -42,6 +43,9 @@ class AttackLoss:
         - ``cell``: mean misfit, zero for every update that encodes to this very payload.
     tv : float
         Weight of the total variation, mean absolute difference of neighbouring pixels.
+    patches : float
+        Weight of how unlike natural pictures the patches are, in nats a value; see
+        `fl_sim.observed.patches`.
     box : float
         Weight of the mean squared distance of the pixels to [0, 1].
     floor : float
@@ -51,6 +55,7 @@ class AttackLoss:
 
     objective: Objective = "squared"
     tv: float = 0.0
+    patches: float = 0.0
     box: float = 0.0
     floor: float = 0.01
 
@@ -58,7 +63,7 @@ class AttackLoss:
         if self.objective not in OBJECTIVES:
             known = one_of(self.objective, OBJECTIVES)
             raise ValueError(f"objective={self.objective} is not allowed; {known}")
-        for name in ("tv", "box", "floor"):
+        for name in ("tv", "patches", "box", "floor"):
             not_negative(name, getattr(self, name))
 
     @property
@@ -114,11 +119,22 @@ class AttackLoss:
         tiny = torch.finfo(value.dtype).tiny
         return difference.square().sum(-1) / cell.center.square().sum(-1).clamp_min(tiny)
 
-    def prior(self, images: Tensor) -> Tensor:
-        """Return the weighted priors alone, ``(B,)``."""
+    def prior(self, images: Tensor, components: Tensor | None = None) -> Tensor:
+        """Return the weighted priors alone, ``(B,)``.
+
+        Parameters
+        ----------
+        images : Tensor
+            ``(B, n, C, H, W)``.
+        components : Tensor, optional
+            What `fl_sim.observed.patches.assign` gave for images nearby. It saves most of the time
+            that patches take.
+        """
         loss = images.new_zeros(images.shape[0])
         if self.tv:
             loss = loss + self.tv * total_variation(images)
+        if self.patches:
+            loss = loss + self.patches * patches.energy(images, components)
         if self.box:
             outside = (-images).relu() + (images - 1).relu()
             loss = loss + self.box * outside.square().flatten(1).mean(dim=1)
