@@ -36,8 +36,11 @@ def export(root: Path, formats: Iterable[str]) -> list[Path]:
 
 def _figures(study: StudyReader, suffix: str) -> list[Path]:
     paths = [study.root / f"curve.{suffix}"]
-    draw_curve(study.named_results, paths[0])
+    draw_curve(study.results, paths[0])
     for run in study.runs.values():
+        if run.scores["round"].nunique() > 1:
+            paths.append(run.folder.root / f"curve_by_round.{suffix}")
+            draw_curve(run.results_by_round, paths[-1])
         gallery = run_gallery(run)
         if gallery is not None:
             paths.append(run.folder.root / f"gallery.{suffix}")

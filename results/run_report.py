@@ -14,9 +14,9 @@ from results.tables.csv_text import write_csv
 def summarise(root: Path) -> pd.DataFrame:
     """Score a run or study and write its tables, its curve, its gallery and its page.
 
-    The files are ``scores.csv``, ``results.csv``, ``curve.png``, ``gallery.png`` and
-    ``report.html``. A study with axes has them for each point, and over all points the results,
-    the curve and the page.
+    The files are ``scores.csv``, ``results.csv``, ``curve.png``, ``curve_by_round.png`` (if several
+    rounds were observed), ``gallery.png`` and ``report.html``. A study with axes has them for each
+    point, and over all points the results, the curve (a panel for each point) and the page.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def summarise(root: Path) -> pd.DataFrame:
     if study.study.axes:
         write_csv(root / "results.csv", study.results)
         write_csv(root / "history.csv", study.history)
-        draw_curve(study.named_results, root / "curve.png")
+        draw_curve(study.results, root / "curve.png")
         write_comparison(study.runs, root.resolve().name, root / "report.html")
     return study.results
 
@@ -50,6 +50,8 @@ def _summarise_run(run: RunReader) -> None:
     write_csv(root / "scores.csv", run.scores)
     write_csv(root / "results.csv", run.results)
     draw_curve(run.results, root / "curve.png")
+    if run.scores["round"].nunique() > 1:
+        draw_curve(run.results_by_round, root / "curve_by_round.png")
     gallery = run_gallery(run)
     if gallery is not None:
         save_figure(gallery, root / "gallery.png")

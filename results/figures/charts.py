@@ -8,16 +8,20 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from fl_sim.metrics import FurtherMetric
-from results.figures.curves import VERDICT_STYLE, VISIBLE_MSE, marker_areas
+from results.figures.curves import VISIBLE_MSE, marker_areas
+from results.figures.styles import ALONE, family_styles
 from results.scores.baselines import FEATURELESS
+from results.scores.families import with_families
 from results.scores.statistics import Statistic, mean, median, tenth
 from results.tables.numbers import percent
 from results.tables.verdicts import starred
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8860B")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_SYMBOLS = {"leaks": "circle", "partly leaks": "square", "nothing found": "diamond"}
-_SYMBOLS |= {"bounded": "pentagon", "not established": "triangle-up"}
+_FILLS = {"leaks": "", "partly leaks": "-dot", "bounded": "-open-dot"}
+_FILLS |= {"nothing found": "-open", "not established": "-open"}
+_WITHOUT_FAMILY = "other quantizers"
+_MOST_NAMES = 12  # of quantizers without a family that have their names beside them
 _FAR_RIGHT = 0.75  # of the way from the leftmost to the rightmost point
 
 
@@ -30,10 +34,13 @@ class CurveMetric(NamedTuple):
     title: str
     better_high: bool  # for the attacker
     log: bool = False
+    best: str = ""  # column of what the truth would choose, if there is one
 
 
 METRICS = (
-    CurveMetric("mse_median", "mse", median, "MSE, median victim", better_high=False, log=True),
+    CurveMetric(
+        "mse_median", "mse", median, "MSE, median victim", False, log=True, best="mse_best_known"
+    ),
     CurveMetric("mse_p10", "mse", tenth, "MSE, most exposed tenth", better_high=False, log=True),
     CurveMetric("psnr_median", "psnr", median, "PSNR (dB), median victim", better_high=True),
     CurveMetric("ssim_median", "ssim", median, "SSIM, median victim", better_high=True),
@@ -64,6 +71,8 @@ def curve(
 ) -> tuple[go.Figure, dict[str, Switch]]:
     """Build the privacy-utility curve and its switches: metric, vertical axis, marker size.
 
+    Each family of quantizers is a trace, and all quantizers without one share a trace; such traces
+    have the meta ``family``, so that the page can switch them on and off.
     The metric sets only the x of a trace, the vertical axis only its y, the marker size only its
     size. So the three switches do not depend on each other.
 
@@ -74,8 +83,12 @@ def curve(
     further : sequence of FurtherMetric
         Metrics that all runs have, beside `METRICS`.
     """
-    points = _with_label_sides(results.dropna(subset=["test_accuracy_mean", "mse_median"]))
-    groups = [points[points["verdict"] == verdict] for verdict in VERDICT_STYLE]
+    points = with_families(results.dropna(subset=["test_accuracy_mean", "mse_median"]))
+    styles = family_styles(points)
+    groups = {name: points[points["family"] == name] for name in styles}
+    alone = points[points["value"].isna()]
+    if len(alone):
+        groups[_WITHOUT_FAMILY] = alone
     front = points[points["pareto"]]
     figure = go.Figure()
     figure.add_scatter(
@@ -97,30 +110,40 @@ def curve(
         marker={"symbol": "circle-open", "color": "#888888", "line": {"width": 2}},
         hoverinfo="skip",
     )
-    for verdict, group in zip(VERDICT_STYLE, groups, strict=True):
-        hollow = np.where(group["established"], "", "-open").tolist()
+    for name, group in groups.items():
+        style = styles.get(name, ALONE)
+        names = name == _WITHOUT_FAMILY and len(group) <= _MOST_NAMES
+        stars = [starred(row)[len(row["verdict"]) :] for _, row in group.iterrows()]
         figure.add_scatter(
-            name=verdict,
-            mode="markers+text" if len(points) <= 12 else "markers",
-            text=group["quantizer"].tolist(),
-            textposition=group["label_side"].tolist(),
+            name=name,
+            meta="family",
+            mode="lines+markers+text" if name in styles else "markers+text",
+            text=(group["quantizer"] + stars).tolist() if names else stars,
+            textposition=_label_sides(group, points).tolist() if names else "top right",
             customdata=[[text] for text in group["quantizer"]],
             hovertext=[_hover(row) for _, row in group.iterrows()],
             hoverinfo="text",
-            visible=True if len(group) else "legendonly",
-            showlegend=bool(len(group)),
+            line={"color": style.colour, "dash": style.dash, "width": 2},
             marker={
-                "color": VERDICT_STYLE[verdict][0],
-                "symbol": [_SYMBOLS[verdict] + suffix for suffix in hollow],
-                "line": {"width": 2},
+                "color": style.colour,
+                "symbol": [style.symbol + _FILLS[verdict] for verdict in group["verdict"]],
+                "line": {"width": 2, "color": style.colour},
             },
         )
+    figure.add_scatter(
+        name="strongest attack → best guess (by the truth)",
+        mode="lines",
+        line={"color": "#444444", "width": 5},
+        opacity=0.35,
+        hoverinfo="skip",
+    )
     metrics = {
-        one.title: _across(one, points, front, groups, scores, baselines)
+        one.title: _across(one, points, front, [*groups.values()], scores, baselines)
         for one in (*METRICS, *map(_curve_metric, further))
     }
-    upright = {name: _up(*UPRIGHT[name], points, front, groups) for name in UPRIGHT}
-    sizes = {name: _marker_sizes(points, front, groups, column) for name, column in SIZES.items()}
+    lines = [*groups.values()]
+    upright = {name: _up(*UPRIGHT[name], points, front, lines) for name in UPRIGHT}
+    sizes = {name: _marker_sizes(points, front, lines, column) for name, column in SIZES.items()}
     figure.update_layout(height=520, hovermode="closest")
     if points.empty:
         figure.add_annotation(text="nothing attacked yet", showarrow=False, font={"size": 16})
@@ -136,23 +159,19 @@ def _curve_metric(metric: FurtherMetric) -> CurveMetric:
     return CurveMetric(f"{column}_median", column, median, title, metric.higher_is_better)
 
 
-def _with_label_sides(points: pd.DataFrame) -> pd.DataFrame:
-    """Choose the side of each point's label: neighbours on the curve get different sides.
+def _label_sides(group: pd.DataFrame, points: pd.DataFrame) -> "pd.Series[str]":
+    """Choose the side of each label of a group: neighbours on the curve get different sides.
 
-    Labels of the points furthest right are on the left, where a narrow screen still shows them.
+    Labels of points far to the right are on the left, where a narrow screen still shows them.
     """
     sides = ("bottom", "middle", "top")
-    shown = points.assign(mse_median=points["mse_median"].clip(lower=VISIBLE_MSE))
-    ordered = shown.sort_values(["mse_median", "test_accuracy_mean"])["mse_median"]
-    place = np.log10(ordered) - np.log10(ordered.min())
-    chosen = pd.Series(
-        [
-            f"{sides[number % len(sides)]} {'left' if far else 'right'}"
-            for number, far in enumerate(place > _FAR_RIGHT * place.max())
-        ],
-        index=ordered.index,
-    )
-    return points.assign(label_side=chosen.astype(str))
+    every = np.log10(points["mse_median"].clip(lower=VISIBLE_MSE))
+    place = (every[group.index] - every.min()).sort_values()
+    chosen = [
+        f"{sides[number % len(sides)]} {'left' if far else 'right'}"
+        for number, far in enumerate(place > _FAR_RIGHT * (every.max() - every.min()))
+    ]
+    return pd.Series(chosen, index=place.index, dtype="str")[group.index]
 
 
 def training(history: pd.DataFrame) -> go.Figure:
@@ -291,8 +310,10 @@ def _across(
     arrows = _interleave(shown(naive), shown(points[metric.column]))
     bar = _best_featureless(metric, baselines)
     x = [arrows, shown(pd.Series([bar, bar])), shown(front[metric.column])]
+    x += [shown(group[metric.column]) for group in groups]
+    x += [_interleave(shown(points[metric.column]), shown(points[metric.best or metric.column]))]
     restyle: dict[str, Any] = {
-        "x": x + [shown(group[metric.column]) for group in groups],
+        "x": x,
         "error_x.array": [[]] * 3,
         "error_x.arrayminus": [[]] * 3,
         "error_x.thickness": 1,
@@ -306,6 +327,8 @@ def _across(
             *restyle["error_x.arrayminus"],
             np.nan_to_num(low).tolist(),
         ]
+    for name in ("error_x.array", "error_x.arrayminus"):
+        restyle[name] = [*restyle[name], []]
     # For every metric, further to the right is more private.
     relayout = {
         "xaxis.title.text": f"{metric.title} (→ less recovered)",
@@ -333,15 +356,18 @@ def _up(
 
     y = shown(points)
     ends = [min(y), max(y)] if y else []
-    spreads = [
-        (scale * group["test_accuracy_std"].fillna(0)).tolist() if accuracy else []
-        for group in groups
-    ]
-    restyle = {
-        "y": [_interleave(y, y), ends, shown(front), *(shown(group) for group in groups)],
-        "error_y.array": [[], [], [], *spreads],
+    restyle: dict[str, Any] = {
+        "y": [_interleave(y, y), ends, shown(front), *map(shown, groups), _interleave(y, y)],
         "error_y.thickness": 1,
     }
+    for name, end in (("array", "high"), ("arrayminus", "low")):
+        distances = [
+            (scale * (group[f"{column}_{end}"] - group[column]).abs().fillna(0)).tolist()
+            if accuracy
+            else []
+            for group in groups
+        ]
+        restyle[f"error_y.{name}"] = [[], [], [], *distances, []]
     relayout = {
         "yaxis.title.text": title + (" (log)" if log else ""),
         "yaxis.type": "log" if log else "linear",
@@ -358,7 +384,7 @@ def _marker_sizes(
     """Return the changes when a marker size is chosen: diameters in pixels."""
     diameters = 1.3 * np.sqrt(marker_areas(points[column]))
     sizes = [diameters[group.index].tolist() for group in groups]
-    return {"marker.size": [9, 1, (diameters[front.index] + 9).tolist(), *sizes]}, {}
+    return {"marker.size": [9, 1, (diameters[front.index] + 9).tolist(), *sizes, 1]}, {}
 
 
 def _naive(metric: CurveMetric, points: pd.DataFrame, scores: pd.DataFrame) -> "pd.Series[float]":

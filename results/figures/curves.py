@@ -1,9 +1,10 @@
-"""The curve: accuracy against the error of the strongest attack, one point per quantizer."""
+"""The curve: accuracy against the error of the strongest attack, one line for each family."""
 
 import io
 import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,25 +16,36 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from fl_sim.storage.files import write_bytes
+from results.figures.styles import ALONE, FILLS, Style, family_styles
+from results.scores.families import with_families
 from results.scores.statistics import CONFIDENCE
-from results.tables.verdicts import server_plans
+from results.tables.verdicts import server_plans, starred
 
-# Colours of Okabe and Ito, safe for colour-blind readers; each has its own marker shape too.
-VERDICT_STYLE = {
-    "leaks": ("#D55E00", "o"),
-    "partly leaks": ("#E69F00", "s"),
-    "bounded": ("#009E73", "p"),
-    "nothing found": ("#0072B2", "D"),
-    "not established": ("#666666", "^"),
-}
 VISIBLE_MSE = 1e-6
 """Below this MSE two images are equal in 8 bits; rounding to 8 bits alone gives 1.3e-6."""
 
-_BASELINE_STYLE: dict[str, Any] = {"color": "#009E73", "linestyle": "--", "linewidth": 1.2}
+COLUMN_WIDTH = 8.5
+"""Width of a paper's column in centimetres, and of a figure with one panel."""
 
-_AREAS = (30.0, 300.0)  # points squared, for the fewest and the most bytes
-_NOTE_WIDTH = 36  # letters that fit beside the axes
+_PAGE_WIDTH, _PANELS_A_ROW = 17.6, 3  # of small multiples
+_LEFT, _RIGHT, _TITLE, _BELOW_AXES = 1.05, 0.15, 0.6, 0.95  # centimetres around a panel
+_HEIGHT, _SMALL_HEIGHT = 6.4, 4.6  # of the panel, and of each of several
+_LINE = 0.31  # of legend and note
+_FONT = 6.0
+
+_AREAS = (9.0, 70.0)  # points squared, for the fewest and the most bytes
 _NAIVE_GAP = 1.1  # a shorter arrow would be only its head
+_BASELINE_STYLE: dict[str, Any] = {"color": "#555555", "linestyle": (0, (6, 2)), "linewidth": 0.8}
+_BEST_STYLE: dict[str, Any] = {"linewidth": 2.5, "alpha": 0.3, "solid_capstyle": "butt"}
+_FRONT_STYLE: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": "#777777", "mew": 0.5}
+_BOUND_STYLE: dict[str, Any] = {"marker": "|", "markersize": 7, "mew": 1.2, "linestyle": "none"}
+_ERRORS = ["mse_median", "mse_median_low", "mse_median_high", "naive_mse_median", "mse_best_known"]
+_ERRORS += ["mse_bound"]
+
+
+class _Panel(NamedTuple):
+    title: str
+    points: pd.DataFrame
 
 
 def draw_curve(results: pd.DataFrame, path: Path) -> None:
@@ -44,45 +56,40 @@ def draw_curve(results: pd.DataFrame, path: Path) -> None:
 def curve_figure(results: pd.DataFrame) -> Figure:
     """Draw test accuracy against the strongest attack's median MSE.
 
-    Error bars are 95 % bootstrap intervals of the median (horizontal) and standard deviations over
-    seeds (vertical). A hollow point is not established: a better attack may find more. A dotted
-    arrow leads from the weakest attack of the suite to the strongest. A note names the server plan.
-    Errors below `VISIBLE_MSE` are drawn at `VISIBLE_MSE`.
+    Each family of quantizers is a line through its parameters, with its ends labelled; colour,
+    dashes and markers differ, so that the figure can be read in grey. A larger marker sends more
+    bytes, a fuller one leaks more (`results.figures.styles.FILLS`), a star is not established, a
+    ring is on the Pareto front. Bars are bootstrap intervals over victims (horizontal) and seeds
+    (vertical). A dotted arrow leads from the weakest attack of the suite to the strongest; a pale
+    bar leads on to the best guess that the truth would choose. A tick is the mean error that no
+    attack can get below, where there is such a bound. The dashed line is the best featureless
+    image. A note names the server plan. Errors below `VISIBLE_MSE` are drawn at `VISIBLE_MSE`.
 
     Parameters
     ----------
     results : DataFrame
         Of `results.tables.summary.results_table`; quantizers without accuracy or attack are left
-        out.
+        out. Columns before ``quantizer`` are axes of a study, or the observed round: each of their
+        values gets a panel. One panel is as wide as a paper's column, several as its page.
     """
-    points = results.dropna(subset=["test_accuracy_mean", "mse_median"]).copy()
-    for column in points.columns[points.columns.str.contains("mse")]:
-        points[column] = points[column].clip(lower=VISIBLE_MSE)
-    room = 1 + max(0, len(points) - 12) / 40  # more labels need more room
-    figure = Figure(figsize=(8.5 * room, 5 * room), dpi=150)
-    axes = figure.add_axes((0.08, 0.11, 0.66, 0.83))
-    axes.set_xscale("log")
-    axes.set_xlabel("reconstruction MSE of the strongest attack, median over victims (log)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_title("private →", loc="right", fontsize=9, color="#444444")
-    axes.set_title(
-        "← recovered (10⁻⁶ or less is drawn at 10⁻⁶)", loc="left", fontsize=9, color="#444444"
-    )
-    axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(points):
-        _set_limits(axes, points)
-    areas = marker_areas(points["uplink_bytes_per_update"])
-    for (_, row), area in zip(points.iterrows(), areas, strict=True):
-        _draw_point(axes, row, float(area))
-    if len(points):
-        axes.axvline(points["baseline_mse"].iloc[0], **_BASELINE_STYLE, zorder=1)
-        _draw_legends(axes, points)
-        _draw_labels(axes, points)
+    points = with_families(_visible(results))
+    styles = family_styles(points)
+    panels = list(_panels(points, list(results.columns[: results.columns.get_loc("quantizer")])))
+    legend = _legend(points, styles) if len(points) else []
+    figure, every = _layout(len(panels), legend, _note(results))
+    if points.empty:
+        every[0].text(0.5, 0.5, "nothing attacked yet", transform=every[0].transAxes, ha="center")
     else:
-        axes.text(0.5, 0.5, "nothing attacked yet", transform=axes.transAxes, ha="center")
-    note = textwrap.fill(server_plans(results), _NOTE_WIDTH)
-    figure.text(0.75, 0.02, note, fontsize=7.5, va="bottom")
+        areas = marker_areas(points["uplink_bytes_per_update"])
+        points = points.assign(area=areas / (1 if len(panels) == 1 else 2))
+    for number, (axes, panel) in enumerate(zip(every, panels, strict=True)):
+        _draw_frame(axes, number, len(panels))
+        if len(points):
+            own = panel.points.join(points["area"])
+            axes.set_title(panel.title, fontsize=_FONT + 1)
+            _set_limits(axes, points)
+            axes.axvline(own["baseline_mse"].median(), **_BASELINE_STYLE, zorder=1)
+            _draw_lines(axes, own, styles)
     return figure
 
 
@@ -103,115 +110,229 @@ def render(figure: Figure, kind: str) -> bytes:
     """Return a figure as png, svg or pdf, without dates: equal figures give equal bytes."""
     stream = io.BytesIO()
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with rc_context({"svg.hashsalt": "fl_sim"}):
+    with rc_context({"svg.hashsalt": "fl_sim", "pdf.fonttype": 42}):
         figure.savefig(stream, format=kind, metadata=metadata.get(kind))
     return stream.getvalue()
 
 
+def _visible(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that can be drawn, with errors no lower than what the eye can tell."""
+    points = results.dropna(subset=["test_accuracy_mean", "mse_median"]).reset_index(drop=True)
+    columns = [*_ERRORS, "baseline_mse"]
+    points[columns] = points[columns].clip(lower=VISIBLE_MSE)
+    return points
+
+
+def _panels(points: pd.DataFrame, axes: Sequence[str]) -> Iterator[_Panel]:
+    if not axes or points.empty:
+        yield _Panel("", points)
+        return
+    for values, own in points.groupby(list(axes), sort=False):
+        yield _Panel(", ".join(map("{} = {}".format, axes, values)), own)
+
+
+def _note(results: pd.DataFrame) -> str:
+    bars = f"Bars: {CONFIDENCE:.0%} intervals over victims and over seeds."
+    return f"{bars} 10⁻⁶ stands for 10⁻⁶ or less. {server_plans(results)}"
+
+
+def _layout(count: int, legend: Sequence[Line2D], note: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure with its legend and note, and its empty panels; lengths in centimetres."""
+    columns = min(count, _PANELS_A_ROW)
+    rows = -(-count // columns)
+    width, panel, top = COLUMN_WIDTH, _HEIGHT, 0.2
+    if count > 1:
+        width, panel, top = _PAGE_WIDTH, _SMALL_HEIGHT, _TITLE
+    lines = textwrap.wrap(note, int(width * 9.5))
+    legend_columns = 2 if count == 1 else 4
+    below_legend = 0.1 + 0.25 * len(lines)
+    below_panels = below_legend + _LINE * (-(-len(legend) // legend_columns) + 0.4)
+    height = below_panels + rows * (panel + top + _BELOW_AXES)
+    figure = Figure(figsize=(width / 2.54, height / 2.54), dpi=300)
+    across = (width - _RIGHT) / columns
+    every = []
+    for number in range(count):
+        row, column = divmod(number, columns)
+        left, bottom = column * across + _LEFT, height - (row + 1) * (panel + top + _BELOW_AXES)
+        box = (left, bottom + _BELOW_AXES, across - _LEFT, panel)
+        shares = (length / side for length, side in zip(box, (width, height) * 2, strict=True))
+        every.append(figure.add_axes(tuple(shares)))  # type: ignore[arg-type]
+    if legend:
+        figure.legend(
+            handles=legend,
+            loc="upper left",
+            bbox_to_anchor=(0.01, below_panels / height),
+            ncols=legend_columns,
+            fontsize=_FONT,
+            frameon=False,
+            handlelength=3.2,
+            columnspacing=1.2,
+            labelspacing=0.35,
+            borderpad=0,
+            borderaxespad=0,
+        )
+    figure.text(0.01, 0.08 / height, "\n".join(lines), fontsize=_FONT - 1, va="bottom")
+    return figure, every
+
+
+def _draw_frame(axes: Axes, number: int, count: int) -> None:
+    axes.set_xscale("log")
+    axes.tick_params(labelsize=_FONT, length=2, pad=2, which="both")
+    axes.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.4)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_linewidth(0.6)
+    columns = min(count, _PANELS_A_ROW)
+    if number >= count - columns:
+        text = "MSE of the strongest attack, median victim (→ less recovered)"
+        axes.set_xlabel(text if count == 1 else "MSE, median victim", fontsize=_FONT + 0.5)
+    if number % columns == 0:
+        axes.set_ylabel("test accuracy (%)", fontsize=_FONT + 0.5, labelpad=2)
+
+
 def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
     """Leave room around every point, bar and arrow for the labels."""
-    columns = ["mse_median", "mse_median_low", "mse_median_high", "naive_mse_median"]
-    errors = points[[*columns, "baseline_mse"]].to_numpy(dtype=np.float64)
+    errors = points[[*_ERRORS, "baseline_mse"]].to_numpy(dtype=np.float64)
     least, most = np.nanmin(errors) / 2, np.nanmax(errors) * 2
     axes.set_xlim(least, most)
     if most < 100 * least:  # powers of ten alone are too few labels, all multiples too many
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    accuracy, spread = points["test_accuracy_mean"], points["test_accuracy_std"].fillna(0)
-    low, high = 100 * (accuracy - spread).min(), 100 * (accuracy + spread).max()
+    centre = points["test_accuracy_mean"]
+    low = 100 * points["test_accuracy_mean_low"].fillna(centre).min()
+    high = 100 * points["test_accuracy_mean_high"].fillna(centre).max()
     margin = max(0.5, 0.1 * (high - low))
     axes.set_ylim(low - margin, high + margin)
 
 
-def _draw_point(axes: Axes, row: "pd.Series", area: float) -> None:
-    colour, marker = VERDICT_STYLE[row["verdict"]]
-    x, y = row["mse_median"], 100 * row["test_accuracy_mean"]
-    across = np.array([[x - row["mse_median_low"]], [row["mse_median_high"] - x]])
-    up = 100 * row["test_accuracy_std"]
+def _draw_lines(axes: Axes, points: pd.DataFrame, styles: dict[str, Style]) -> None:
+    """Draw every family and every quantizer without one, then label the ends."""
+    labels, targets = [], []
+    for family, own in points.groupby("family", sort=False):
+        style = styles.get(str(family), ALONE)
+        x, y = own["mse_median"], 100 * own["test_accuracy_mean"]
+        axes.plot(x, y, **_line(style), zorder=2)
+        for _, row in own.iterrows():
+            _draw_point(axes, row, style)
+        for end, neighbour in ((0, 1), (-1, -2)) if len(own) > 1 else ((0, 0),):
+            row = own.iloc[end]
+            text = f"{row['value']:g}" if str(family) in styles else str(row["quantizer"])
+            place = _beside(axes, row, own.iloc[neighbour])
+            centred: dict[str, Any] = {"ha": "center", "va": "center"}
+            labels.append(axes.text(*place, text, fontsize=_FONT, color=style.colour, **centred))
+            targets.append((row["mse_median"], 100 * row["test_accuracy_mean"]))
+    _spread(axes, labels, targets, points)
+
+
+def _beside(axes: Axes, row: "pd.Series", neighbour: "pd.Series") -> tuple[float, float]:
+    """Return a place next to a point, on the side away from its neighbour on the line."""
+    here, there = (
+        axes.transData.transform((one["mse_median"], 100 * one["test_accuracy_mean"]))
+        for one in (row, neighbour)
+    )
+    away = here - there if np.any(here != there) else np.array([0.0, 1.0])
+    length = (np.sqrt(row["area"]) / 2 + _FONT) * axes.figure.dpi / 72
+    x, y = axes.transData.inverted().transform(here + away / np.linalg.norm(away) * length)
+    return float(x), float(y)
+
+
+def _draw_point(axes: Axes, row: "pd.Series", style: Style) -> None:
+    x, y, colour = row["mse_median"], 100 * row["test_accuracy_mean"], style.colour
+    size = float(np.sqrt(row["area"]))
+    across = [[x - row["mse_median_low"]], [row["mse_median_high"] - x]]
+    up = [[y - 100 * row["test_accuracy_mean_low"]], [100 * row["test_accuracy_mean_high"] - y]]
     axes.errorbar(
         x,
         y,
         xerr=np.nan_to_num(across).clip(min=0),
-        yerr=0 if np.isnan(up) else up,
+        yerr=np.nan_to_num(up).clip(min=0),
         fmt="none",
         ecolor=colour,
-        elinewidth=1,
-        capsize=2,
+        elinewidth=0.5,
+        alpha=0.7,
         zorder=2,
     )
-    axes.scatter(
+    axes.plot([row["mse_best_known"], x], [y, y], color=colour, **_BEST_STYLE, zorder=1)
+    axes.plot(
         x,
         y,
-        s=area,
-        marker=marker,
-        facecolor=colour if row["established"] else "white",
-        edgecolor=colour,
-        linewidth=1.3,
-        alpha=0.9,
-        zorder=3,
+        marker=style.marker,
+        markersize=size,
+        fillstyle=FILLS[row["verdict"]],
+        color=colour,
+        markerfacecoloralt="white",
+        markeredgewidth=0.7,
+        zorder=4,
     )
+    if pd.notna(row["mse_bound"]):
+        axes.plot(row["mse_bound"], y, **_BOUND_STYLE, color=colour, zorder=3)
+    if row["pareto"]:
+        axes.plot(x, y, markersize=size + 3, **_FRONT_STYLE, zorder=3)
+    if starred(row).endswith("*"):
+        offset = (size / 2, size / 2 - 2)
+        axes.annotate("*", (x, y), offset, textcoords="offset points", fontsize=_FONT, zorder=5)
     if row["naive_mse_median"] > _NAIVE_GAP * x:
-        arrow = {"arrowstyle": "->", "color": colour, "linewidth": 0.8, "linestyle": ":"}
+        arrow = {"arrowstyle": "->", "color": colour, "linewidth": 0.5, "linestyle": ":"}
+        arrow |= {"mutation_scale": 4}
         axes.annotate("", (x, y), (row["naive_mse_median"], y), arrowprops=arrow, zorder=1)
-        axes.plot(row["naive_mse_median"], y, "x", color=colour, markersize=4, zorder=1)
 
 
-def _draw_labels(axes: Axes, points: pd.DataFrame) -> None:
+def _spread(
+    axes: Axes, labels: list[Any], targets: list[tuple[float, float]], points: pd.DataFrame
+) -> None:
+    """Move labels away from each other, from points and from the ends of bars."""
     x, y = points["mse_median"].to_numpy(), 100 * points["test_accuracy_mean"].to_numpy()
-    texts = [
-        axes.text(mse, accuracy, name, fontsize=7.5, zorder=4)
-        for mse, accuracy, name in zip(x, y, points["quantizer"], strict=True)
-    ]
     ends = ("mse_median_low", "mse_median_high", "naive_mse_median")
-    bars = [
-        points[column].fillna(points["mse_median"]) for column in ends
-    ]  # missing with a single victim
+    bars = [points[name].fillna(points["mse_median"]) for name in ends]  # missing with one victim
     adjust_text(
-        texts,
+        labels,
         x=np.concatenate([x, *bars]),
         y=np.tile(y, 1 + len(bars)),
+        target_x=[across for across, _ in targets],
+        target_y=[up for _, up in targets],
         ax=axes,
         iter_lim=500,
-        expand=(1.1, 2.0),
+        expand=(1.1, 1.6),
         force_text=(0.2, 0.5),
         force_static=(0.1, 0.5),
-        arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.5},
+        arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.3},
     )
 
 
-def _draw_legends(axes: Axes, points: pd.DataFrame) -> None:
-    handles = []
-    for verdict in [name for name in VERDICT_STYLE if name in set(points["verdict"])]:
-        colour, marker = VERDICT_STYLE[verdict]
-        face = "white" if verdict == "not established" else colour
-        handles.append(
-            Line2D([], [], marker=marker, color="none", mfc=face, mec=colour, label=verdict)
-        )
-    if not points["established"].all():
-        label = "hollow: not established,\na better attack may find more"
-        handles.append(
-            Line2D([], [], marker="o", color="none", mfc="white", mec="black", label=label)
-        )
+def _legend(points: pd.DataFrame, styles: dict[str, Style]) -> list[Line2D]:
+    """Return what families, fills, rings, bars and sizes mean, as far as they are drawn."""
+    handles = [
+        _key(name, **_line(style), marker=style.marker, markersize=4)
+        for name, style in styles.items()
+    ]
+    grey: dict[str, Any] = {"color": "#444444", "linewidth": 0.8}
+    dot = {**grey, "marker": "o", "markersize": 4, "linestyle": "none", "mew": 0.7}
+    for fill in dict.fromkeys(FILLS.values()):
+        verdicts = [verdict for verdict, own in FILLS.items() if own == fill]
+        if points["verdict"].isin(verdicts).any():
+            handles.append(_key(verdicts[0], **dot, fillstyle=fill, markerfacecoloralt="white"))
+    if any(starred(row).endswith("*") for _, row in points.iterrows()):
+        handles.append(_key("not established", **{**dot, "marker": "$*$"}))
+    if points["pareto"].any():
+        handles.append(_key("Pareto front", linestyle="none", markersize=7, **_FRONT_STYLE))
+    handles.append(_key("best featureless image", **_BASELINE_STYLE))
+    handles.append(_key("to the best known guess", color="#444444", **_BEST_STYLE))
+    if points["mse_bound"].notna().any():
+        handles.append(_key("bound on the mean MSE", color="#444444", **_BOUND_STYLE))
     if (points["naive_mse_median"] > _NAIVE_GAP * points["mse_median"]).any():
-        label = "from the weakest attack\nto the strongest"
-        handles.append(Line2D([], [], marker="x", color="#444444", linestyle=":", label=label))
-    handles.append(Line2D([], [], **_BASELINE_STYLE, label="best featureless image"))
+        handles.append(_key("from the weakest attack", **grey, linestyle=":"))
     sizes = points["uplink_bytes_per_update"]
     shown = pd.Series(sorted({sizes.min(), sizes.max()}))
     for size, area in zip(shown, marker_areas(shown), strict=True):
-        label = f"{size:,.0f} bytes"
-        dot = Line2D([], [], marker="o", color="none", mfc="#cccccc", mec="#888888", label=label)
-        dot.set_markersize(float(np.sqrt(area)))
-        handles.append(dot)
-    axes.figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.75, 0.96),
-        fontsize=7.5,
-        frameon=False,
-        labelspacing=1.1,
-        title=f"bars: {CONFIDENCE:.0%} interval,\ns.d. over seeds",
-        title_fontsize=7.5,
-        alignment="left",
-    )
+        dot |= {"markersize": float(np.sqrt(area)), "mfc": "#bbbbbb"}
+        handles.append(_key(f"{size:,.0f} bytes an update", **dot))
+    return handles
+
+
+def _line(style: Style) -> dict[str, Any]:
+    return {"color": style.colour, "linestyle": style.dashes, "linewidth": 1}
+
+
+def _key(label: str, **style: Any) -> Line2D:
+    return Line2D([], [], label=label, **style)

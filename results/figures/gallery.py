@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from results.figures.curves import VERDICT_STYLE
+from results.figures.styles import VERDICT_COLOURS
 from results.tables.verdicts import STAR
 
 _PITCH = 1.27  # inches from row to row; an image is one inch wide
@@ -24,7 +24,7 @@ class GalleryRow(NamedTuple):
     label : str
         Quantizer.
     verdict : str
-        A key of `results.figures.curves.VERDICT_STYLE`; it colours the label.
+        A key of `results.figures.styles.VERDICT_COLOURS`; it colours the label.
     shown : str
         The verdict as it is written, with a star if it is not established.
     images : Tensor
@@ -73,7 +73,7 @@ def gallery_figure(
     _draw_row(axes, 0, label="private images", colour="black", images=truth, captions=captions)
     for number, row in enumerate(rows, start=1):
         errors = ["failed" if not np.isfinite(e) else f"MSE {e:.2g}" for e in row.errors]
-        label, colour = f"{row.label}\n{row.shown}", VERDICT_STYLE[row.verdict][0]
+        label, colour = f"{row.label}\n{row.shown}", VERDICT_COLOURS[row.verdict]
         _draw_row(axes, number, label=label, colour=colour, images=row.images, captions=errors)
     axes.text(0.1 - margin, bottom, "\n".join(note), va="top", fontsize=7)
     return figure

@@ -88,16 +88,36 @@ class RunReader:
     @cached_property
     def results(self) -> pd.DataFrame:
         """Sum up the run, one row per quantizer: `results.tables.summary.results_table`."""
+        return self._table(self.scores, self.baselines, self.guarantees)
+
+    @cached_property
+    def results_by_round(self) -> pd.DataFrame:
+        """`results` of each observed round alone, its number in the column ``round`` in front.
+
+        Accuracy and bytes are those of the whole training.
+        """
+        frames = []
+        for server_round, scores in self.scores.groupby("round"):
+            baselines = self.baselines[self.baselines["round"] == server_round]
+            bounds = self.guarantees.assign(mse_bound=np.nan)  # which is a mean over the rounds
+            frame = self._table(scores, baselines, bounds)
+            frame.insert(0, "round", server_round)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True) if frames else self.results
+
+    def _table(
+        self, scores: pd.DataFrame, baselines: pd.DataFrame, guarantees: pd.DataFrame
+    ) -> pd.DataFrame:
         return results_table(
             list(dict.fromkeys(trial.quantizer for trial in self.trials)),
             history=self.history,
-            scores=self.scores,
-            baselines=self.baselines,
+            scores=scores,
+            baselines=baselines,
             entropy_coded=self.entropy_coded,
             parameters=self.parameters,
             server=self.settings.server,
             metrics=[metric.column for metric in self.metrics],
-            guarantees=self.guarantees,
+            guarantees=guarantees,
         )
 
     @cached_property

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -81,16 +80,9 @@ class StudyReader:
         """One row per trial and round: columns of the axes, then accuracy, loss and bytes."""
         return self._over_points(lambda run: run.history)
 
-    @property
-    def named_results(self) -> pd.DataFrame:
-        """Return `results` with names unique over all points, ``alpha=0.1 / sign``."""
-        prefixes = [f"{name} / " if name else "" for name in self.runs]
-        named = np.repeat(prefixes, [len(run.results) for run in self.runs.values()])
-        return self.results.assign(quantizer=named + self.results["quantizer"].astype("str"))
-
     def curve(self) -> Image.Image:
         """Return `results.figures.curves.curve_figure` as an image for a notebook."""
-        return _picture(curve_figure(self.named_results))
+        return _picture(curve_figure(self.results))
 
     def gallery(self, point: str = "") -> Image.Image:
         """Return the gallery of one point as an image for a notebook; see `run_gallery`.

@@ -16,6 +16,7 @@ def test_the_questions_of_the_project_each_have_a_study():
     names = {path.stem for path in STUDIES}
     assert names >= {"default", "accuracy", "reconstruction", "stages", "seeds"}
     assert names >= {"dlg_table", "one_bit", "rounds", "non_iid", "local_steps", "batch_size"}
+    assert names >= {"curves", "curves_cifar"}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -9,7 +9,9 @@ from results.tables.verdicts import STAR, VERDICTS, chance
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_figures_are_written_in_every_format(graded_run, kind):
     paths = export(graded_run, [kind])
-    assert [path.name for path in paths] == [f"curve.{kind}", f"gallery.{kind}"]
+    assert [path.name for path in paths] == [
+        f"{name}.{kind}" for name in ("curve", "curve_by_round", "gallery")
+    ]
     start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind]
     assert all(path.read_bytes().startswith(start) for path in paths)
 

@@ -65,7 +65,7 @@ def test_each_table_of_the_terminal_names_its_plan(study):
 
 def test_figures_pages_and_exports_say_what_each_plan_is(study):
     assert server_plans(study.results) == f"{CURIOUS} {IMPRINT}"
-    assert f"{CURIOUS} {IMPRINT}" in words_of(curve_figure(study.named_results))
+    assert f"{CURIOUS} {IMPRINT}" in words_of(curve_figure(study.results))
     curious, imprint = study.runs.values()
     assert CURIOUS in words_of(run_gallery(curious))
     assert IMPRINT in words_of(run_gallery(imprint))

@@ -18,7 +18,7 @@ from tests.results.tables.table_cases import (
 @pytest.fixture
 def made():
     weak = score_rows("sign", "weak", [0.5] * 11, 0.9).assign(psnr=3.0)
-    scores = study(NONE, SIGN, weak)
+    scores = study(NONE, SIGN.assign(mse_best_known=0.05), weak)
     trained = history(none=[0.9, 0.8], sign=[0.8, 0.7])
     baselines = BASELINES.assign(psnr=[7.0, 10.0, 20.0], ssim=0.1, identified=0.0)
     return charts.curve(table(scores, trained), scores, baselines)
@@ -30,16 +30,17 @@ def trace(figure, name):
 
 def test_the_curve_starts_with_the_first_option_of_every_switch(made):
     figure, _ = made
-    leaks, hidden = trace(figure, "leaks"), trace(figure, "nothing found")
-    assert list(leaks.x) == [pytest.approx(1e-6)]
-    assert list(leaks.y) == [pytest.approx(85)]
-    assert list(hidden.x) == [pytest.approx(0.2)]
+    alone = trace(figure, "other quantizers")
+    assert list(alone.x) == [pytest.approx(1e-6), pytest.approx(0.2)]
+    assert list(alone.y) == [pytest.approx(85), pytest.approx(75)]
+    assert list(alone.marker.symbol) == ["circle", "circle-open"]  # leaks, nothing found
     assert list(trace(figure, "best featureless image").x) == [0.1, 0.1]
     assert figure.layout.xaxis.type == "log"
     assert "MSE" in figure.layout.xaxis.title.text
     assert figure.layout.yaxis.title.text == "test accuracy (%)"
-    assert hidden.customdata[0][0] == "sign"
-    assert list(hidden.error_y.array) == [pytest.approx(100 * np.std([0.8, 0.7], ddof=1))]
+    assert alone.customdata[1][0] == "sign"
+    assert list(alone.error_y.array) == [pytest.approx(5)] * 2
+    assert list(alone.error_y.arrayminus) == [pytest.approx(5)] * 2
 
 
 def test_arrows_start_at_the_weakest_attack(made):
@@ -47,6 +48,14 @@ def test_arrows_start_at_the_weakest_attack(made):
     assert list(arrows.x[3:5]) == [pytest.approx(0.5), pytest.approx(0.2)]
     assert arrows.x[2] is None
     assert list(arrows.y[3:5]) == [pytest.approx(75)] * 2
+
+
+def test_a_pale_bar_leads_from_the_strongest_attack_to_the_best_guess(made):
+    figure, switches = made
+    bar = trace(figure, "strongest attack → best guess (by the truth)")
+    assert list(bar.x[3:5]) == [pytest.approx(0.2), pytest.approx(0.05)]
+    restyle, _ = switches["metric"]["SSIM, median victim"]  # nothing is best known of it
+    assert restyle["x"][-1][3] == restyle["x"][-1][4]
 
 
 def test_each_switch_restyles_every_trace_and_only_its_own_part(made):
@@ -68,30 +77,48 @@ def test_a_metric_that_rises_with_recovery_runs_the_other_way(made):
     assert relayout["xaxis.type"] == "linear"
     assert restyle["x"][1] == [10, 10]  # the best featureless image by PSNR
     restyle, _ = options["victims identified (%)"]
-    assert restyle["x"][3] == [100]
+    assert restyle["x"][3] == [100, 0]
 
 
-def test_hollow_points_are_not_established():
+def test_hollow_points_with_a_star_are_not_established():
     scores = study(NONE, SIGN.assign(masked=True))
     baselines = BASELINES.assign(psnr=7.0, ssim=0.1, identified=0.0)
     results = table(scores, history(none=[0.9], sign=[0.8]))
-    figure, _ = charts.curve(results, scores, baselines)
-    assert list(trace(figure, "not established").marker.symbol) == ["triangle-up-open"]
-    assert list(trace(figure, "leaks").marker.symbol) == ["circle"]
-    assert "failed to optimise" in trace(figure, "not established").hovertext[0]
+    alone = trace(charts.curve(results, scores, baselines)[0], "other quantizers")
+    assert list(alone.marker.symbol) == ["circle", "circle-open"]
+    assert list(alone.text) == ["none", "sign*"]
+    assert "failed to optimise" in alone.hovertext[1]
 
 
-def test_a_leak_that_is_not_established_has_a_star_and_is_hollow():
+def test_a_leak_that_is_not_established_has_a_star():
     half = pd.concat([SIGN.assign(recovered=True)[:6], SIGN.assign(masked=True)[6:]])
     scores = study(NONE, half)
     baselines = BASELINES.assign(psnr=7.0, ssim=0.1, identified=0.0)
-    figure, _ = charts.curve(table(scores, history(none=[0.9], sign=[0.8])), scores, baselines)
-    leaks = trace(figure, "leaks")
-    assert list(leaks.marker.symbol) == ["circle", "circle-open"]
-    assert [text.split("<br>")[0] for text in leaks.hovertext] == [
+    results = table(scores, history(none=[0.9], sign=[0.8]))
+    alone = trace(charts.curve(results, scores, baselines)[0], "other quantizers")
+    assert list(alone.text) == ["none", "sign*"]
+    assert [text.split("<br>")[0] for text in alone.hovertext] == [
         "<b>none</b>: leaks",
         "<b>sign</b>: leaks*",
     ]
+
+
+def test_a_family_is_a_trace_of_its_own_in_the_order_of_its_parameters():
+    names = ["uniform:bits=8", "none", "uniform:bits=2"]
+    scores = study(
+        *(score_rows(name, "a", [0.01 * k] * 11, 0.5) for k, name in enumerate(names, 1))
+    )
+    trained = history(**{name: [0.9, 0.8] for name in names})
+    baselines = BASELINES.assign(psnr=7.0, ssim=0.1, identified=0.0)
+    figure, switches = charts.curve(table(scores, trained), scores, baselines)
+    families = [one for one in figure.data if one.meta == "family"]
+    assert [one.name for one in families] == ["uniform:bits", "other quantizers"]
+    assert "lines" in families[0].mode
+    assert "lines" not in families[1].mode
+    assert list(families[0].x) == [pytest.approx(0.03), pytest.approx(0.01)]
+    assert [one for (one,) in families[0].customdata] == ["uniform:bits=2", "uniform:bits=8"]
+    restyle, _ = switches["metric"]["PSNR (dB), median victim"]
+    assert restyle["x"][3] == [pytest.approx(-10 * np.log10(0.03)), pytest.approx(20)]
 
 
 def test_training_counts_the_bytes_one_client_sent():
@@ -131,13 +158,7 @@ def test_an_empty_study_has_an_empty_curve():
 
 
 def test_labels_of_the_points_furthest_right_are_to_their_left(made):
-    figure, _ = made
-    places = {
-        text: (x, side)
-        for one in figure.data
-        if one.text is not None
-        for text, x, side in zip(one.text, one.x, one.textposition, strict=True)
-    }
-    last = max(places.values())
-    assert last[1].endswith("left")
-    assert min(places.values())[1].endswith("right")
+    alone = trace(made[0], "other quantizers")
+    sides = [side for _, side in sorted(zip(alone.x, alone.textposition, strict=True))]
+    assert sides[0].endswith("right")
+    assert sides[-1].endswith("left")

@@ -41,7 +41,6 @@ def test_a_study_is_read_over_all_its_points(graded_study):
     assert list(results["alpha"]) == [0.5, 0.5, 9.0, 9.0]
     assert list(results["verdict"]) == ["leaks", "not established", *["not established"] * 2]
     assert set(study.scores["alpha"]) == {0.5}
-    assert list(study.named_results["quantizer"])[::3] == ["alpha=0.5 / none", "alpha=9.0 / sign"]
     assert study.curve().width > 1000
     assert study.gallery("alpha=0.5").width > 500
     with pytest.raises(ValueError, match="nothing has been attacked"):
@@ -54,7 +53,7 @@ def test_a_study_is_exported_over_all_its_points(graded_study):
     paths = export(graded_study, ["md", "tex", "parquet", "png"])
     names = [path.relative_to(graded_study).as_posix() for path in paths]
     tables = ["results.md", "results.tex", "results.parquet", "scores.parquet"]
-    assert names == [*tables, "curve.png", "alpha=0.5/gallery.png"]
+    assert names == [*tables, "curve.png", "alpha=0.5/curve_by_round.png", "alpha=0.5/gallery.png"]
     lines = paths[0].read_text().splitlines()
     assert lines[0].startswith("| alpha | quantizer | ")
     assert [line.split(" | ")[0] for line in lines[2:6]] == ["| 0.5", "| 0.5", "| 9.0", "| 9.0"]

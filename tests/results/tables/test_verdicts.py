@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from results.figures.curves import VERDICT_STYLE
+from results.figures.styles import FILLS, VERDICT_COLOURS
 from results.tables.terminal import print_results
 from results.tables.verdicts import VERDICTS, chance, verdict
 from tests.results.tables.table_cases import NONE, SIGN, history, study, table
@@ -70,4 +70,4 @@ def test_chance_stands_beside_the_rates():
 
 
 def test_every_verdict_has_a_colour():
-    assert list(VERDICT_STYLE) == list(VERDICTS)
+    assert list(VERDICT_COLOURS) == list(FILLS) == list(VERDICTS)
