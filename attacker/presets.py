@@ -85,6 +85,11 @@ PRESETS: Mapping[str, Preset] = {
         "As active_thresholds, then a short search inside the quantizer's cell.",
         {**_CELL, "start": "thresholds", "iterations": 30},
     ),
+    "active_loki": Preset(
+        "Reads images of all clients off the sum of their updates (the active threat model).",
+        {"start": "loki"},
+        Reading,
+    ),
     "learned": Preset(
         "Predicts the image by a regression fitted on public images.",
         {"start": "public"},
@@ -156,6 +161,7 @@ SUITE = (
     "analytic",
     "active_imprint",
     "active_traps",
+    "active_loki",
     "active_thresholds",
     "idlg",
     "scaled",

@@ -31,7 +31,6 @@ from clients.signs import (
 from fl_sim.data.datasets import Images, load_splits
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.plans import ServerPlan, parse_plan
-from fl_sim.registry import names
 from fl_sim.seeding import Purpose, numpy_rng, torch_rng
 from fl_sim.study.settings import DataSettings
 from fl_sim.testing import observe
@@ -42,6 +41,7 @@ ROUNDS = (0, 1, 5, 20, 60, 200)
 RATES = (0.01, 0.03, 0.1)
 READ_AT = 5
 BATCH, ROUND_BATCH = 8, 64
+CLIENT = 1  # that inspects, among those that a plan tells apart
 RELU_MLP = "mlp:activation=relu,width=256"
 CASES = (
     ("lenet", "curious"),
@@ -51,6 +51,8 @@ CASES = (
     (RELU_MLP, "traps:share=0.1"),
     ("lenet", "imprint"),
     ("cnn:hidden=128", "thresholds"),
+    ("lenet", "loki:clients=4"),
+    (RELU_MLP, "inconsistent(traps:share=0.1)"),
 )
 """Models, and the plans that are carried out on them; ``curious``: honest models alone."""
 
@@ -97,13 +99,11 @@ def main() -> None:
 def sample(arguments: argparse.Namespace) -> None:
     """Append the samples of every task that the file does not have yet."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    known = set(names("server"))
     tasks = [
         Task(model, plan, seed, rate)
         for seed in range(arguments.seeds)
         for rate in RATES
         for model, plan in CASES
-        if plan.partition(":")[0] in known
     ]
     done = set()
     if arguments.out.exists():
@@ -139,10 +139,10 @@ def run(task: Task, data_dir: Path, last: int) -> list[dict[str, object]]:
         for variant in ("honest", *(() if task.plan == "curious" else VARIANTS)):
             sent, before = weights, previous
             if variant != "honest":
-                planted = plan.weights(spec, weights, public)
+                planted = plan.weights_for(CLIENT, spec, weights, public)
                 sent = adapted(variant, spec, planted, weights, task.seed)
             if variant == "kept" and previous is not None:
-                before = plan.weights(spec, previous, public)
+                before = plan.weights_for(CLIENT, spec, previous, public)
             signs = signs_of(spec, sent, before, images, labels)
             read = number == READ_AT and plan.reader
             share = recovered(plan, spec, sent, images, labels) if read else ""

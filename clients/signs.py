@@ -90,11 +90,12 @@ def _signs_of_layer(layer: Layer) -> dict[str, float]:
         found["constant"] = float(
             (rows.mean(dim=1).abs() * inputs**0.5 / norm.clamp_min(_TINY)).mean()
         )
+    if inputs >= 64:  # rows of fewer inputs are alike by chance
+        found["alike"] = float(cosine.mean())
     if inputs >= 16:
         positive = rows.clamp_min(0).sum(dim=1).clamp_min(_TINY)
         negative = (-rows).clamp_min(0).sum(dim=1).clamp_min(_TINY)
         spread = (positive / negative).log().std() * inputs**0.5
-        found["alike"] = float(cosine.mean())
         found["even"] = float(1 / spread.clamp_min(1e-3))
     return found
 

@@ -21,6 +21,7 @@ from attacker.readers.learned import (
     public_examples,
     synthetic_examples,
 )
+from attacker.readers.loki import has_sections, invert_sections
 from attacker.readers.thresholds import can_read_thresholds, read_thresholds
 from attacker.readers.traps import has_traps, invert_traps
 from fl_sim.data.public_images import PublicImages
@@ -32,6 +33,7 @@ ReadingName = Literal[
     "recursive",
     "imprint",
     "traps",
+    "loki",
     "thresholds",
     "synthetic",
     "synthetic_network",
@@ -171,6 +173,11 @@ STARTS: dict[StartName, Start] = {
     "imprint": Start(
         lambda problems, _: invert_imprint(problems),
         lambda o: o.work.local_steps == 1 and has_imprint(o.model),
+        random=False,
+    ),
+    "loki": Start(
+        lambda problems, _: invert_sections(problems),
+        lambda o: o.work.local_steps == 1 and has_sections(o.model),
         random=False,
     ),
     "traps": Start(lambda problems, _: invert_traps(problems), has_traps, random=False),

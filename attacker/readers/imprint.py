@@ -38,8 +38,8 @@ def invert_imprint(problems: Problems) -> Tensor:
         ``(B, n, C, H, W)`` in [0, 1]; exact on unquantized updates where images are alone in
         their bins, in the order of `recover_labels`.
     """
-    bias = _alone(problems.decoded("imprint.bias"))
-    rows = _alone(_filled(problems))
+    bias = alone_in_bins(problems.decoded("imprint.bias"))
+    rows = alone_in_bins(filled(problems))
     brightness = rows.mean(dim=2)
     bins = brightness.abs().topk(problems.work.images, dim=1).indices
     empty = brightness.abs() <= _EMPTY * brightness.abs().amax(dim=1, keepdim=True)
@@ -52,7 +52,7 @@ def invert_imprint(problems: Problems) -> Tensor:
     return torch.stack([batch[index] for batch, index in zip(images, order, strict=True)])
 
 
-def _filled(problems: Problems) -> Tensor:
+def filled(problems: Problems) -> Tensor:
     """Return the weight gradient ``(B, K, pixels)``, hidden elements as those of a unit next to it.
 
     Units between which no image lies have equal gradients; bias gradients tell which these are.
@@ -103,7 +103,7 @@ def _order(problems: Problems, images: Tensor, slopes: Tensor) -> list[list[int]
     return [linear_sum_assignment(one.detach().numpy())[1].tolist() for one in cost]
 
 
-def _alone(units: Tensor) -> Tensor:
+def alone_in_bins(units: Tensor) -> Tensor:
     """Return what each bin ``(B, K, ...)`` adds to the units ``(B, K, ...)`` above it."""
     above = torch.cat([units[:, 1:], torch.zeros_like(units[:, :1])], dim=1)
     return units - above

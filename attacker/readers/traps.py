@@ -8,6 +8,7 @@ from torch.func import jacrev
 from attacker.matching.labels import recover_labels
 from attacker.matching.problems import Problems
 from fl_sim.observed.observations import Observation
+from fl_sim.specs import Spec
 from fl_sim.updates.layers import Layer, find_relu_input
 
 _SILENT = 1e-6  # relative to the unit of the largest bias gradient; less is rounding error
@@ -19,8 +20,10 @@ _INSIDE = 1e-3  # mean squared excess over the range of a pixel, of an image tha
 
 def has_traps(observation: Observation) -> bool:
     """Tell whether the server planted trap weights, and the update is one step."""
-    planted = observation.server.partition(":")[0] == "traps"
-    return planted and observation.work.local_steps == 1
+    plan = Spec.parse(observation.server)
+    while plan.inner is not None:
+        plan = Spec.parse(plan.inner)
+    return plan.name == "traps" and observation.work.local_steps == 1
 
 
 def invert_traps(problems: Problems) -> Tensor:

@@ -1,6 +1,6 @@
 """One architecture a file; what a model is, and how it is built from its public description."""
 
-from fl_sim.models import cnn, convnet, imprint, lenet, mlp, resnet  # noqa: F401 - they register themselves
+from fl_sim.models import cnn, convnet, imprint, lenet, loki, mlp, resnet  # noqa: F401 - they register themselves
 from fl_sim.models.spec import (
     ModelSpec,
     build_model,

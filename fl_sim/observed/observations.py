@@ -19,6 +19,7 @@ from fl_sim.storage.files import StoreError, check_format, read_tensors, write_t
 from fl_sim.updates.local_update import Layout, LocalWork, Segment, flat_model, layout_of_model
 
 FORMAT = 1  # version of a round's file; it rises when older code could not read it
+_OWN = "weights."  # and the partition: the weights of a client that was given others
 _UNREADABLE = (KeyError, TypeError, ValueError, PayloadError)
 
 
@@ -83,6 +84,7 @@ def save_round(
     tensors: Layout | None = None,
     changes: Mapping[int, Changes] | None = None,
     server: str = "curious",
+    own_weights: Mapping[int, Tensor] | None = None,
 ) -> None:
     """Write what was seen of one round of one trial to one file, atomically.
 
@@ -100,6 +102,8 @@ def save_round(
         Which of ``tensors`` each client changed.
     server : str
         Spec of the server's plan.
+    own_weights : Mapping[int, Tensor], optional
+        The weights of those partitions that were given others.
     """
     stored = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
     facts: dict[str, Any] = {
@@ -110,6 +114,7 @@ def save_round(
         "work": work and asdict(work),
         "server": server,
     }
+    own = {f"{_OWN}{partition}": weights for partition, weights in (own_weights or {}).items()}
     if tensors is not None:
         facts["tensors"] = tensors.segments
         facts["changes"] = {
@@ -120,7 +125,9 @@ def save_round(
             }
             for partition, one in (changes or {}).items()
         }
-    write_tensors(round_path(root, trial, server_round), {"weights": weights, **stored}, facts)
+    write_tensors(
+        round_path(root, trial, server_round), {"weights": weights, **own, **stored}, facts
+    )
 
 
 def save_observations(root: Path, observations: Sequence[Observation]) -> None:
@@ -128,7 +135,8 @@ def save_observations(root: Path, observations: Sequence[Observation]) -> None:
     first = observations[0]
     payloads = {o.partition: o.payload for o in observations}
     facts = (first.trial, first.round, first.model, first.work, first.weights)
-    save_round(root, *facts, payloads, server=first.server)
+    own = {o.partition: o.weights for o in observations if o.weights is not first.weights}
+    save_round(root, *facts, payloads, server=first.server, own_weights=own)
 
 
 def load_observations(
@@ -165,9 +173,10 @@ def load_observations(
             app = _AppRound(tensors, facts, spec, done)
             return app.observations(unreadable)
         layout = layout_of_model(spec) if model is None else flat_model(model).layout
-        weights = tensors.pop("weights")
-        if weights.shape != (layout.size,) or weights.dtype != torch.float32:
-            raise ValueError(f"weights of shape {tuple(weights.shape)} are not the model's")
+        weights, own_weights = _take_weights(tensors)
+        for given in (weights, *own_weights.values()):
+            if given.shape != (layout.size,) or given.dtype != torch.float32:
+                raise ValueError(f"weights of shape {tuple(given.shape)} are not the model's")
         payloads = {
             int(name.removeprefix("payload.")): Payload.from_bytes(_bytes_of(raw), layout)
             for name, raw in tensors.items()
@@ -175,7 +184,8 @@ def load_observations(
         trial, server_round = _where(facts)
         return [
             Observation(
-                *(trial, server_round, partition, spec, done, weights),
+                *(trial, server_round, partition, spec, done),
+                weights=own_weights.get(partition, weights),
                 payload=payloads[partition],
                 server=_server(facts),
             )
@@ -193,7 +203,9 @@ class _AppRound:
     ) -> None:
         whole = Layout(tuple(Segment(name, tuple(shape)) for name, shape in facts["tensors"]))
         _compare(whole, build_model(model))
-        self.values = whole.unflatten(tensors.pop("weights"))
+        weights, own_weights = _take_weights(tensors)
+        self.values = whole.unflatten(weights)
+        self.own = {partition: whole.unflatten(own) for partition, own in own_weights.items()}
         self.payloads, self.changes = tensors, facts["changes"]
         self.trial, self.round = _where(facts)
         self.model, self.work, self.server = model, work, _server(facts)
@@ -219,7 +231,8 @@ class _AppRound:
             raise ValueError(f"training changes {changes['exact'][0]!r}, which is no parameter")
         trained = set(changes["trained"])
         moved = trained | set(changes["tied"])
-        fixed = {n: value for n, value in self.values.items() if n not in moved}
+        values = self.own.get(partition, self.values)
+        fixed = {n: value for n, value in values.items() if n not in moved}
         own = partly_trained(self.model, fixed, trained)
         layout = flat_model(own).layout
         strange = trained - {name for name, _ in layout.segments}
@@ -227,9 +240,19 @@ class _AppRound:
             raise ValueError(f"clients trained {min(strange)!r}, which is no parameter")
         payload = Payload.from_bytes(_bytes_of(self.payloads[name]), layout)
         parse_quantizer(payload.spec).cell(payload)  # what attacks read of it
-        weights = self.given.setdefault(own, layout.flatten(self.values))
+        if partition in self.own:
+            weights = layout.flatten(values)
+        else:
+            weights = self.given.setdefault(own, layout.flatten(values))
         facts = (self.trial, self.round, partition, own, self.work, weights)
         return Observation(*facts, payload, self.server)
+
+
+def _take_weights(tensors: dict[str, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+    """Take out the weights of a round, and those of clients that were given others."""
+    names = [name for name in tensors if name.startswith(_OWN)]
+    own = {int(name.removeprefix(_OWN)): tensors.pop(name) for name in names}
+    return tensors.pop("weights"), own
 
 
 def _compare(sent: Layout, model: nn.Module) -> None:

@@ -1,8 +1,19 @@
 """Server plans: what a server does to the model and its weights before it hands them out."""
 
 from fl_sim.plans.imprint import Imprint
+from fl_sim.plans.inconsistent import Inconsistent
+from fl_sim.plans.loki import Loki
 from fl_sim.plans.plan import Curious, ServerPlan, parse_plan
 from fl_sim.plans.thresholds import Thresholds
 from fl_sim.plans.traps import Traps
 
-__all__ = ["Curious", "Imprint", "ServerPlan", "Thresholds", "Traps", "parse_plan"]
+__all__ = [
+    "Curious",
+    "Imprint",
+    "Inconsistent",
+    "Loki",
+    "ServerPlan",
+    "Thresholds",
+    "Traps",
+    "parse_plan",
+]

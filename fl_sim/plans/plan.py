@@ -72,6 +72,29 @@ class ServerPlan:
         del model, public
         return weights
 
+    def weights_for(self, client: int, model: ModelSpec, weights: Tensor, public: Tensor) -> Tensor:
+        """Return the weights that one client is sent; those of `weights`, unless a plan overrides.
+
+        Parameters
+        ----------
+        client : int
+            Place of the client among those that are asked in the round, from 0.
+        model, weights, public
+            As of `weights`.
+
+        Returns
+        -------
+        Tensor
+            ``(size,)``; planting again what was planted must change nothing.
+        """
+        del client
+        return self.weights(model, weights, public)
+
+    @cached_property
+    def tells_clients_apart(self) -> bool:
+        """Whether the plan sends different weights to different clients."""
+        return type(self).weights_for is not ServerPlan.weights_for
+
 
 @register("server", "curious")
 @dataclass(frozen=True)

@@ -607,7 +607,8 @@ def _several(name: str, value: object) -> object:
         and is_axis(name)
         and field.annotation != Path | None
     ):
-        return split_list(value)
+        values = split_list(value)
+        return values if len(values) > 1 else value  # a spec may have commas as well
     return value
 
 

@@ -70,3 +70,15 @@ def check_server_plan(plan: str | ServerPlan, model: str = "lenet") -> None:
     require(torch.equal(planted, again), f"{name}: the same weights are planted differently")
     twice = plan.weights(spec, planted.clone(), public)
     require(torch.equal(planted, twice), f"{name}: planting twice is not the same as once")
+    if plan.tells_clients_apart:
+        for client in (0, 1):
+            one = plan.weights_for(client, spec, weights, public)
+            require(
+                one.shape == planted.shape and one.isfinite().all(),
+                f"{name}: weights for client {client} are not those of the model, or not finite",
+            )
+            twice = plan.weights_for(client, spec, one.clone(), public)
+            require(
+                torch.equal(one, twice),
+                f"{name}: planting twice for client {client} is not the same as once",
+            )

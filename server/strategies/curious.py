@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fl_sim.exchange.messages import is_flat, unpack_weights
 from fl_sim.exchange.weight_records import flatten, floats_of
@@ -88,12 +89,16 @@ class HonestButCurious(Wrapper):
     def _save(self, server_round: int) -> None:
         sent, received = self.reception.sent_weights, self.reception.received
         tensors = None if is_flat(sent) else floats_of(sent)
-        weights = unpack_weights(sent) if tensors is None else flatten(sent, tensors)
+
+        def flat(arrays: ArrayRecord) -> Tensor:
+            return unpack_weights(arrays) if tensors is None else flatten(arrays, tensors)
+
+        own = {p: flat(one) for p, one in self.reception.own_weights.items() if p in received}
         payloads = {partition: one.payload for partition, one in received.items()}
         changes = {partition: one.changes for partition, one in received.items()}
         self._warn_of_buffers({name for one in changes.values() for name in one.exact})
         facts = (self.store, self.trial, server_round, self.model, self.work)
-        save_round(*facts, weights, payloads, tensors, changes, self.plan)
+        save_round(*facts, flat(sent), payloads, tensors, changes, self.plan, own)
 
     def _warn_of_buffers(self, names: set[str]) -> None:
         """Warn once, in the first observed round, that the observations cannot be attacked."""

@@ -2,21 +2,24 @@
 
 from collections.abc import Iterable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.exchange.messages import is_flat, pack_weights, unpack_weights
-from fl_sim.exchange.weight_records import flatten, with_floats
+from fl_sim.exchange.weight_records import flatten, only_arrays, with_floats
 from fl_sim.models import ModelSpec
 from fl_sim.plans import ServerPlan
 from fl_sim.updates.local_update import flat_model
+from server.strategies.reception import find_reception
 from server.strategies.wrapper import Wrapper
 
 
 class Planned(Wrapper):
     """Sends clients the weights that a server plan makes; trains as the strategy it wraps.
+
+    Where a plan tells clients apart, their updates train the weights of `ServerPlan.weights`.
 
     Wrap `HonestButCurious` in it, which stores the weights that were sent.
 
@@ -53,19 +56,37 @@ class Planned(Wrapper):
         self.model = model
         self.public = public
 
-    def plant(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the planted weights, given those of a study or the arrays of an app."""
-        if is_flat(arrays):
-            return pack_weights(self.plan.weights(self.model, unpack_weights(arrays), self.public))
+    def plant(self, arrays: ArrayRecord, client: int | None = None) -> ArrayRecord:
+        """Return the planted weights, given those of a study or the arrays of an app.
+
+        ``client`` is the place of the client among those that are asked, where it matters.
+        """
         layout = flat_model(self.model).layout
-        planted = self.plan.weights(self.model, flatten(arrays, layout), self.public)
-        return with_floats(arrays, layout, planted)
+        weights = unpack_weights(arrays) if is_flat(arrays) else flatten(arrays, layout)
+        facts = (self.model, weights, self.public)
+        if client is None:
+            planted = self.plan.weights(*facts)
+        else:
+            planted = self.plan.weights_for(client, *facts)
+        return pack_weights(planted) if is_flat(arrays) else with_floats(arrays, layout, planted)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Plant, and delegate."""
-        return super().configure_train(server_round, self.plant(arrays), config, grid)
+        """Plant, and delegate; then give each client its own weights, if the plan has such."""
+        messages = super().configure_train(server_round, self.plant(arrays), config, grid)
+        if not self.plan.tells_clients_apart:
+            return messages
+        return [self._for_client(*one, arrays) for one in enumerate(messages)]
+
+    def _for_client(self, client: int, message: Message, arrays: ArrayRecord) -> Message:
+        key, _ = only_arrays(message.content)
+        own = self.plant(arrays, client)
+        message.content = RecordDict({**message.content, key: own})
+        reception = find_reception(self.strategy)
+        if reception is not None:
+            reception.sent_to[message.metadata.dst_node_id] = own
+        return message
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

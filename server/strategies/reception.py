@@ -75,6 +75,8 @@ class Reception:
     ----------
     sent_weights : ArrayRecord
         The weights that were sent to the clients in this round.
+    sent_to : dict[int, ArrayRecord]
+        By node id, the weights of those nodes that were sent others.
     received : dict[int, Received]
         What `usable` has accepted in this round, by partition. `HonestButCurious` keeps it.
     """
@@ -94,6 +96,7 @@ class Reception:
         self._fixed = partitions is not None
         self._partitions = {} if partitions is None else dict(partitions)
         self.sent_weights = ArrayRecord()
+        self.sent_to: dict[int, ArrayRecord] = {}
         self.received: dict[int, Received] = {}
         self._changes: Callable[[Message], Changes] = lambda _: Changes(Layout(()), {}, ())
         self._asked: set[int] = set()
@@ -108,12 +111,19 @@ class Reception:
         reply changes.
         """
         self._nonce, self.sent_weights, self._changes = set_nonce(config), arrays, changes
+        self.sent_to = {}
 
     def note_asked(self, messages: Iterable[Message]) -> list[Message]:
         """Note which nodes are asked, and return the messages."""
         messages = list(messages)
         self._asked = {message.metadata.dst_node_id for message in messages}
         return messages
+
+    @property
+    def own_weights(self) -> dict[int, ArrayRecord]:
+        """The weights of those partitions that were sent others than ``sent_weights``."""
+        found = self._partitions.items()
+        return {partition: self.sent_to[n] for n, partition in found if n in self.sent_to}
 
     @property
     def expected(self) -> int:

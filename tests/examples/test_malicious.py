@@ -11,8 +11,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
+from attacker import build_attack
+from fl_sim import LocalWork
 from fl_sim.engines.grids import LocalGrid
+from fl_sim.models import spec_of_app
+from fl_sim.observed.observations import load_observations
 from fl_sim.storage.files import read_facts
+from results.scores.scoring import score_batch
 from server import Malicious
 
 APP = Path(__file__).parents[2] / "examples" / "malicious"
@@ -88,3 +93,22 @@ def test_training_goes_on_as_if_a_planted_round_had_not_been(tmp_path):
     assert (result.arrays["hidden.weight"].numpy() == trained[2]).all()
     plans = [read_facts(path)["server"] for path in sorted(tmp_path.rglob("*.safetensors"))]
     assert plans == ["traps", "curious", "traps"]
+
+
+def test_clients_that_are_sent_different_weights_are_stored_with_theirs(tmp_path):
+    task = import_module("planted.task")
+    result = malicious(plan="inconsistent(traps:share=0.1)", store=tmp_path).start(
+        LocalGrid(component("clientapp"), 2, FLOWER["config"]),
+        ArrayRecord(task.Net().state_dict()),
+        num_rounds=1,
+        train_config=ConfigRecord({"lr": 0.1}),
+    )
+    assert set(result.arrays) == {"hidden.weight", "hidden.bias", "head.weight", "head.bias"}
+    (path,) = tmp_path.rglob("*.safetensors")
+    work = LocalWork("delta", batch_size=8, learning_rate=0.1)
+    target, silent = load_observations(path, spec_of_app(task.Net, (1, 8, 8), 10), work)
+    assert silent.weights.unique().tolist() == [-1]  # of the only layer that it trained
+    assert [name for name, _ in silent.payload.layout.segments] == ["head.bias"]
+    found = build_attack("active_traps").reconstruct([target], seed=0)
+    images, labels = task.load_images(0)
+    assert (score_batch(found[0].images, found[0].labels, images, labels).mse < 1e-2).sum() >= 5

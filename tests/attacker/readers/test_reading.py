@@ -7,7 +7,7 @@ from attacker.presets import PRESETS, build_attack
 from attacker.readers.reading import Reading
 from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec
-from fl_sim.plans import Curious, Imprint, Thresholds, Traps
+from fl_sim.plans import Curious, Imprint, Loki, Thresholds, Traps
 from tests.attacker.observing import digits, initial_weights, observe
 
 READINGS = tuple(name for name, preset in PRESETS.items() if preset.kind is Reading)
@@ -15,11 +15,13 @@ MODELS = {
     "analytic": "mlp",
     "active_imprint": Imprint().model("lenet"),
     "active_traps": "mlp:activation=relu",
+    "active_loki": Loki().model("lenet"),
     "active_thresholds": "cnn",
 }
 PLANS = {
     "active_imprint": Imprint(),
     "active_traps": Traps(),
+    "active_loki": Loki(),
     "active_thresholds": Thresholds(batch=1),
 }
 
@@ -35,7 +37,7 @@ def observed(name, quantizer="uniform:bits=4"):
     return seen, PublicImages(images[4:], labels[4:])
 
 
-def test_seven_presets_read():
+def test_eight_presets_read():
     passive = ("analytic", "learned", "inversion_network", "synthetic")
     assert set(READINGS) == {*passive, *PLANS}
 

@@ -159,3 +159,9 @@ def test_true_is_no_number(name, value):
     set_leaf(tree, name, value)
     with pytest.raises(SettingsError, match=rf"{name} = \[?True"):
         parse_settings(tree)
+
+
+def test_the_commas_of_one_spec_do_not_make_a_list_of_it():
+    overrides = {"server": "loki:clients=3,bins=32", "model": "mlp:activation=relu,width=64"}
+    settings = load_settings(None, overrides)
+    assert (settings.server, settings.model) == tuple(overrides.values())

@@ -13,7 +13,8 @@ from fl_sim.plans import ServerPlan
 from fl_sim.registry import names
 from fl_sim.testing import ContractError, check_server_plan
 
-FITTING = {"traps": "mlp:activation=relu,width=16", "thresholds": "cnn"}
+RELU = "mlp:activation=relu,width=16"
+FITTING = {"traps": RELU, "thresholds": "cnn", "inconsistent": RELU}
 """Models for plans that need more than any."""
 
 _numbers = count()
@@ -105,7 +106,8 @@ def registered(kind):
 
 @pytest.mark.parametrize("name", names("server"))
 def test_our_plans_pass(name):
-    check_server_plan(name, FITTING.get(name, "lenet"))
+    spec = "inconsistent:target=1(traps)" if name == "inconsistent" else name
+    check_server_plan(spec, FITTING.get(name, "lenet"))
 
 
 def test_a_plan_that_keeps_all_promises_passes():
