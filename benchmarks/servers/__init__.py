@@ -1,0 +1,1 @@
+"""Measurements of servers that do not follow the protocol."""
