@@ -54,16 +54,20 @@ def fisher_information(
     total = weights.new_zeros(images[0].numel(), images[0].numel(), dtype=torch.float64)
     with differentiable_kernels():
         for pixels, target in zip(images.flatten(1), targets, strict=True):
-            along = partial(_slope, partial(sent, target=target), pixels)
-            slopes = vmap(along, chunk_size=_CHUNK)(torch.eye(len(pixels))).double()
+            slopes = slopes_of(partial(sent, target=target), pixels)
             total += slopes @ slopes.T
     return total / len(images) / sigma**2
 
 
-def _slope(function: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor) -> Tensor:
-    """Return the derivative of a function along a direction."""
-    slope: Tensor = jvp(function, (at,), (direction,))[1]
-    return slope
+def slopes_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Return the derivative of a function ``(n,) -> (d,)`` by each of its inputs, ``(n, d)``."""
+
+    def along(direction: Tensor) -> Tensor:
+        slope: Tensor = jvp(function, (at,), (direction,))[1]
+        return slope
+
+    slopes: Tensor = vmap(along, chunk_size=_CHUNK)(torch.eye(len(at)))
+    return slopes.double()
 
 
 def least_mse(information: Tensor, covariance: Tensor) -> float:

@@ -1,0 +1,1 @@
+"""What holds against any attacker, and what attackers reach."""
