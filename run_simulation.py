@@ -563,9 +563,11 @@ def _work(study: "Study", root: Path, *, training: bool) -> None:
 
 def _report(root: Path) -> None:
     from results.run_report import summarise  # noqa: PLC0415
+    from results.tables.families import print_families  # noqa: PLC0415
     from results.tables.terminal import print_results  # noqa: PLC0415
 
     print_results(summarise(root), Console())
+    print_families(root / "families.csv", Console())
 
 
 def _require_trained(study: "Study", root: Path, otherwise: str) -> None:

@@ -14,9 +14,10 @@ from results.tables.csv_text import write_csv
 def summarise(root: Path) -> pd.DataFrame:
     """Score a run or study and write its tables, its curve, its gallery and its page.
 
-    The files are ``scores.csv``, ``results.csv``, ``curve.png``, ``curve_by_round.png`` (if several
-    rounds were observed), ``gallery.png`` and ``report.html``. A study with axes has them for each
-    point, and over all points the results, the curve (a panel for each point) and the page.
+    The files are ``scores.csv``, ``results.csv``, ``families.csv``, ``curve.png``,
+    ``curve_by_round.png`` (if several rounds were observed), ``gallery.png`` and ``report.html``. A
+    study with axes has them for each point, and over all points the tables, the curve (a panel for
+    each point) and the page.
 
     Parameters
     ----------
@@ -39,6 +40,7 @@ def summarise(root: Path) -> pd.DataFrame:
         _summarise_run(run)
     if study.study.axes:
         write_csv(root / "results.csv", study.results)
+        write_csv(root / "families.csv", study.families)
         write_csv(root / "history.csv", study.history)
         draw_curve(study.results, root / "curve.png")
         write_comparison(study.runs, root.resolve().name, root / "report.html")
@@ -49,6 +51,7 @@ def _summarise_run(run: RunReader) -> None:
     root = run.folder.root
     write_csv(root / "scores.csv", run.scores)
     write_csv(root / "results.csv", run.results)
+    write_csv(root / "families.csv", run.families)
     draw_curve(run.results, root / "curve.png")
     if run.scores["round"].nunique() > 1:
         draw_curve(run.results_by_round, root / "curve_by_round.png")

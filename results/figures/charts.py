@@ -101,7 +101,7 @@ def curve(
     figure.add_scatter(
         name="best featureless image",
         mode="lines",
-        line={"color": "#009E73", "dash": "dash"},
+        line={"color": "#888888", "dash": "longdash"},
         hoverinfo="skip",
     )
     figure.add_scatter(
@@ -307,7 +307,8 @@ def _across(
         return (scale * values).clip(lower=least).tolist()
 
     naive = _naive(metric, points, scores)
-    arrows = _interleave(shown(naive), shown(points[metric.column]))
+    apart = naive != points[metric.column]  # else an arrow would be only its head
+    arrows = _interleave(shown(naive.where(apart)), shown(points[metric.column].where(apart)))
     bar = _best_featureless(metric, baselines)
     x = [arrows, shown(pd.Series([bar, bar])), shown(front[metric.column])]
     x += [shown(group[metric.column]) for group in groups]
@@ -382,7 +383,7 @@ def _marker_sizes(
     points: pd.DataFrame, front: pd.DataFrame, groups: Sequence[pd.DataFrame], column: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the changes when a marker size is chosen: diameters in pixels."""
-    diameters = 1.3 * np.sqrt(marker_areas(points[column]))
+    diameters = 2.4 * np.sqrt(marker_areas(points[column]))
     sizes = [diameters[group.index].tolist() for group in groups]
     return {"marker.size": [9, 1, (diameters[front.index] + 9).tolist(), *sizes, 1]}, {}
 

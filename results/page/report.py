@@ -25,6 +25,7 @@ from results.reading.run_reader import RunReader
 from results.scores.baselines import bar
 from results.scores.rows import VICTIM, random_victims
 from results.tables.csv_text import csv_text
+from results.tables.families import NOTE, family_table
 from results.tables.numbers import percent
 from results.tables.summary import REFERENCE
 from results.tables.verdicts import chance, definitions, server_plans, starred
@@ -43,6 +44,12 @@ class ReportEntry:
     def results(self) -> pd.DataFrame:
         """Results with names unique on the page."""
         return self._named(self.run.results)
+
+    @cached_property
+    def families(self) -> pd.DataFrame:
+        """Families with names unique on the page."""
+        families = self.run.families
+        return families.assign(family=self.prefix + families["family"].astype("str"))
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -160,6 +167,8 @@ def _write(entries: Sequence[ReportEntry], title: str, path: Path) -> None:
         definitions=definitions(results),
         chance=chance(results),
         server=server_plans(results),
+        families=_families(entries),
+        family_note=NOTE,
         switches={name: list(options) for name, options in switches.items()},
         captions={name: _CAPTIONS[name] for name in figures if name != "curve"},
         victims=len(strongest.drop_duplicates(VICTIM)),
@@ -219,6 +228,12 @@ def _verdicts(entries: Sequence[ReportEntry]) -> list[tuple[str, str, str, str]]
             for name, row in named.items()
         ]
     return rows
+
+
+def _families(entries: Sequence[ReportEntry]) -> pd.DataFrame:
+    """Return the table of the families of all runs that have some."""
+    tables = [family_table(entry.families) for entry in entries if len(entry.families)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _listed(values: Sequence[object]) -> str:

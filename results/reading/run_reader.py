@@ -27,6 +27,7 @@ from results.reading.attacked import (
 )
 from results.reading.guarantees import epsilon_of, identified_bound, mse_bound
 from results.scores.baselines import score_baselines
+from results.scores.equal_points import equal_points
 from results.scores.rows import OBSERVATION, VICTIM, compare_attacks, no_scores
 from results.tables.summary import results_table
 from results.tables.verdicts import GUARANTEES
@@ -89,6 +90,11 @@ class RunReader:
     def results(self) -> pd.DataFrame:
         """Sum up the run, one row per quantizer: `results.tables.summary.results_table`."""
         return self._table(self.scores, self.baselines, self.guarantees)
+
+    @cached_property
+    def families(self) -> pd.DataFrame:
+        """What each family of quantizers reaches: `results.scores.equal_points.equal_points`."""
+        return equal_points(self.results, self.history, self.scores)
 
     @cached_property
     def results_by_round(self) -> pd.DataFrame:

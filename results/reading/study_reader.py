@@ -71,6 +71,11 @@ class StudyReader:
         return self._over_points(lambda run: run.results)
 
     @cached_property
+    def families(self) -> pd.DataFrame:
+        """One row per family and point: columns of the axes, then `RunReader.families`."""
+        return self._over_points(lambda run: run.families)
+
+    @cached_property
     def scores(self) -> pd.DataFrame:
         """One row per attack and victim: columns of the axes, then `RunReader.scores`."""
         return self._over_points(lambda run: run.scores)

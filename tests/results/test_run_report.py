@@ -16,7 +16,7 @@ from results.run_report import summarise
 from results.scores.rows import VICTIM, random_victims
 from tests.results.conftest import graded, small_settings, write_run
 
-FILES = ["results.csv", "scores.csv", "curve.png", "gallery.png"]
+FILES = ["results.csv", "families.csv", "scores.csv", "curve.png", "gallery.png"]
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,26 @@ paint();
 dark.addEventListener("change", paint);
 printing.addEventListener("change", paint);
 
+addEventListener("beforeprint", () => document.querySelector(".verdicts").parentElement.open = true);
+
 for (const select of document.querySelectorAll("[data-switch]")) {
   select.addEventListener("change", () => {
     const [restyle, relayout] = switches[select.dataset.switch][select.value];
     Plotly.update("curve", restyle, relayout);
   });
+}
+
+// Families of the curve, on and off.
+for (const [index, { name, meta, line }] of figures.curve.data.entries()) {
+  if (meta !== "family") continue;
+  const label = document.createElement("label"), box = document.createElement("input"), key = document.createElement("span");
+  box.type = "checkbox";
+  box.checked = true;
+  box.addEventListener("change", () => Plotly.restyle("curve", { visible: box.checked }, [index]));
+  key.className = "key";
+  key.style.background = line.color;
+  label.append(box, key, name);
+  byId("families").append(label);
 }
 
 // Victims of one quantizer: the truth beside what each attack made of it.

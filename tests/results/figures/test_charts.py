@@ -46,6 +46,7 @@ def test_the_curve_starts_with_the_first_option_of_every_switch(made):
 def test_arrows_start_at_the_weakest_attack(made):
     arrows = trace(made[0], "weakest attack → strongest")
     assert list(arrows.x[3:5]) == [pytest.approx(0.5), pytest.approx(0.2)]
+    assert np.isnan(arrows.x[:2]).all()  # one attack alone
     assert arrows.x[2] is None
     assert list(arrows.y[3:5]) == [pytest.approx(75)] * 2
 

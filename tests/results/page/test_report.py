@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -179,6 +180,21 @@ def test_sentences_say_cost_saving_and_leak():
     )
     assert sentence(pd.Series(ROW | {"mse_median": np.nan}), None).endswith("Not attacked yet.")
     assert sentence(pd.Series(ROW | {"test_accuracy_mean": np.nan}), None) == "Not trained yet."
+
+
+def test_families_have_a_table_and_each_can_be_switched_on_and_off(tmp_path, page):
+    assert 'id="families-title"' not in page  # none of this run
+    settings = small_settings(seeds=[0], quantizers=["none", "uniform:bits=4", "uniform:bits=8"])
+    folder = write_run(tmp_path / "run", settings, graded).root
+    write_report(RunReader(folder), tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    table = "family test % at equal privacy MSE at equal accuracy bytes at equal both uniform:bits"
+    assert table in Page(html).text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
+    curve = data["figures"]["curve"]["data"]
+    families = [trace["name"] for trace in curve if trace.get("meta") == "family"]
+    assert families == ["uniform:bits", "other quantizers"]
+    assert 'id="families"' in html
 
 
 def test_several_runs_share_a_page(graded_run, tmp_path):
