@@ -27,6 +27,7 @@ _FINE = 1e-3  # width of bounds that need no average
 _WIDE = 0.2  # width of bounds that are no help
 _GREYS = 257  # grey levels for which the mean feature is known
 _WINDOW, _EXAMPLES = 9, 200  # side of the window, and images whose correlations count
+_PASSES = 3  # of smoothing between bounds
 _LEAST_SHARE = 0.01  # of the noise's variance that is taken to be contrast
 
 
@@ -244,6 +245,8 @@ def _from_signs(seen: _Seen) -> tuple[Tensor, Tensor]:
     least, most = _intervals(seen)
     fired = least.flatten(1).float().mean(dim=1) > _FIRED
     units = fired.nonzero().flatten()
+    if not len(units):
+        return torch.zeros(0, *least.shape[1:]), torch.zeros(0, dtype=torch.int64)
     groups = _equal_rows(least[units], most[units])
     low = torch.stack([least[units[g]].amax(dim=0) for g in groups])
     high = torch.stack([most[units[g]].amin(dim=0) for g in groups])
@@ -256,8 +259,22 @@ def _from_signs(seen: _Seen) -> tuple[Tensor, Tensor]:
     levels = seen.bank.levels.T
     edges = torch.cat([torch.zeros(len(levels), 1), levels, torch.ones(len(levels), 1)], dim=1)
     edges = edges[None, :, :].expand(len(chosen), -1, -1)
-    images = (edges.gather(2, low[chosen]) + edges.gather(2, high[chosen])) / 2
-    return images, head[chosen].argmin(dim=1)
+    bounds = zip(edges.gather(2, low[chosen]), edges.gather(2, high[chosen]), strict=True)
+    images = [_smoothest(least, most, seen.size) for least, most in bounds]
+    return torch.stack(images), head[chosen].argmin(dim=1)
+
+
+def _smoothest(least: Tensor, most: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the likely image ``(C, pixels)`` between two bounds.
+
+    Rounding is taken for noise, and removed as such as far as the bounds allow.
+    """
+    image = (least + most) / 2
+    variance = float((most - least).square().mean()) / 12
+    for _ in range(_PASSES):
+        clean = without_noise(image.reshape(-1, *size), variance).flatten(1)
+        image = torch.minimum(torch.maximum(clean, least), most)
+    return image
 
 
 def _intervals(seen: _Seen) -> tuple[Tensor, Tensor]:
@@ -304,11 +321,9 @@ def _without_unions(low: Tensor, high: Tensor) -> list[int]:
 def _from_values(seen: _Seen) -> tuple[Tensor, Tensor]:
     """Return images ``(k, C, pixels)`` of single rows that are alike, and their labels."""
     live = seen.bank.levels.numel()
-    counts = _counts(seen)
-    units = (counts.abs().round() == 1).nonzero().flatten()
+    units, side = _of_one_image(seen) if seen.images == 1 else _of_single_images(seen)
     if not len(units):
-        units = counts.abs().topk(min(seen.images, len(counts))).indices
-    side = counts[units].sign()
+        return torch.zeros(0, *seen.bank.levels.shape[1:], 1), torch.zeros(0, dtype=torch.int64)
     features = -(side / seen.slope[units])[:, None, None] * seen.rows[units, :live]
     shown = seen.shown[units, :live]
     images, labels = [], []
@@ -317,6 +332,27 @@ def _from_values(seen: _Seen) -> tuple[Tensor, Tensor]:
         images.append(one.pixels())
         labels.append(one.label())
     return torch.stack(images), torch.tensor(labels)
+
+
+def _of_one_image(seen: _Seen) -> tuple[Tensor, Tensor]:
+    """Return the units that see the only image, and the signs of their features.
+
+    Which units these are depends on its class; the likeliest explains the largest sum.
+    """
+    seeing = -seen.bank.errors.sign() * (
+        seen.bank.errors.abs() > seen.bank.errors.abs().amax(dim=1, keepdim=True) / 2
+    )
+    sums = seen.rows.sum(dim=(1, 2)) / seen.slope
+    best = (-sums @ seeing).argmax()
+    units = seeing[:, best].nonzero().flatten()
+    return units, seeing[units, best]
+
+
+def _of_single_images(seen: _Seen) -> tuple[Tensor, Tensor]:
+    """Return the units that one image passed, and the signs of their features."""
+    counts = _counts(seen)
+    units = (counts.abs().round() == 1).nonzero().flatten()
+    return units, counts[units].sign()
 
 
 def _counts(seen: _Seen) -> Tensor:
@@ -385,7 +421,8 @@ class _Rows:
         certain = self.seen.noise == "none" or bool((most - least).median() < _FINE)
         certain_here = (most - least < _WIDE) & (least - most < _DISAGREE)
         if certain and bool(certain_here.all()):
-            return middle
+            low, high = torch.minimum(least, most), torch.maximum(least, most)
+            return _smoothest(low, high, self.seen.size)
         average = self._average()
         low, high = torch.minimum(least, most), torch.maximum(least, most)
         average = torch.minimum(torch.maximum(average, low), high)
