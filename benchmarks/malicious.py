@@ -184,7 +184,8 @@ def _passive(images: int) -> Iterator[Row]:
     for quantizer in EXAMPLES:
         for attack in PASSIVE:
             for batch in (1, 8, 32):
-                yield Row(quantizer, "curious", attack, batch, images // 8, model="lenet")
+                count = max(batch, images // 8)
+                yield Row(quantizer, "curious", attack, batch, count, model="lenet")
 
 
 SETS = {

@@ -242,26 +242,83 @@ class _Seen:
 
 
 def _from_signs(seen: _Seen) -> tuple[Tensor, Tensor]:
-    least, most = _intervals(seen)
-    fired = least.flatten(1).float().mean(dim=1) > _FIRED
-    units = fired.nonzero().flatten()
-    if not len(units):
-        return torch.zeros(0, *least.shape[1:]), torch.zeros(0, dtype=torch.int64)
-    groups = _equal_rows(least[units], most[units])
-    low = torch.stack([least[units[g]].amax(dim=0) for g in groups])
-    high = torch.stack([most[units[g]].amin(dim=0) for g in groups])
-    size = torch.tensor([len(g) for g in groups])
-    head = torch.stack([seen.head[:, units[g]].sign().mean(dim=1) for g in groups])
-    single = (head < 0).sum(dim=1) <= 1
-    kept = _without_unions(low, high)
-    rank = sorted(kept, key=lambda g: -int(size[g]) - 0.5 * float(single[g]))
-    chosen = torch.tensor(rank[: seen.images])
-    levels = seen.bank.levels.T
-    edges = torch.cat([torch.zeros(len(levels), 1), levels, torch.ones(len(levels), 1)], dim=1)
-    edges = edges[None, :, :].expand(len(chosen), -1, -1)
-    bounds = zip(edges.gather(2, low[chosen]), edges.gather(2, high[chosen]), strict=True)
-    images = [_smoothest(least, most, seen.size) for least, most in bounds]
-    return torch.stack(images), head[chosen].argmin(dim=1)
+    """Return images ``(k, C, pixels)`` and labels: what passed a unit alone, then what is left.
+
+    The last layer tells the labels of what passed a unit: its gradient is negative for these only.
+    """
+    low, high = _intervals(seen)
+    passed = seen.head < 0
+    fired = low.flatten(1).float().mean(dim=1) > _FIRED
+    single = (fired & (passed.sum(dim=0) <= 1)).nonzero().flatten()
+    groups = [single[group] for group in _equal_rows(low[single], high[single])]
+    groups = _without_unions(groups, low, high)
+    groups = sorted(groups, key=len, reverse=True)[: seen.images]
+    known = [
+        _Pattern(
+            low[group].amax(dim=0),
+            high[group].amin(dim=0),
+            int(seen.head[:, group].sum(1).argmin()),
+        )
+        for group in groups
+    ]
+    several = (fired & (passed.sum(dim=0) > 1)).nonzero().flatten().tolist()
+    left = _left_of_unions(known, [(low[unit], high[unit], passed[:, unit]) for unit in several])
+    found = [*known, *left][: seen.images]
+    images = [_smoothest(*one.bounds(seen.bank.levels), seen.size) for one in found]
+    shape = (0, *low.shape[1:])
+    labels = torch.tensor([one.label for one in found], dtype=torch.int64)
+    return torch.stack(images) if images else torch.zeros(shape), labels
+
+
+@dataclass(frozen=True, eq=False)
+class _Pattern:
+    """An image between levels: numbers of the levels below and above, ``(C, pixels)``."""
+
+    low: Tensor
+    high: Tensor
+    label: int
+
+    def bounds(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the pixels are at least and at most; levels are ``(L, C)``."""
+        ends = torch.zeros(1, levels.shape[1]), torch.ones(1, levels.shape[1])
+        edges = torch.cat([ends[0], levels, ends[1]]).T
+        return edges.gather(1, self.low), edges.gather(1, self.high)
+
+    def meets(self, other: "_Pattern") -> bool:
+        """Tell whether both may be of the same image."""
+        apart = (self.low >= other.high) | (other.low >= self.high)
+        return self.label == other.label and float(apart.float().mean()) < _SAME
+
+    def within(self, high: Tensor) -> bool:
+        """Tell whether the image may be below an upper bound everywhere."""
+        return float((self.low >= high).float().mean()) < _SAME
+
+
+def _left_of_unions(
+    known: list[_Pattern], unions: list[tuple[Tensor, Tensor, Tensor]]
+) -> list[_Pattern]:
+    """Return what unions hold beside known images, the best known first.
+
+    The pixels of a union are the largest of its images. Where known images do not reach them, they
+    are those of the one that is left.
+    """
+    found: list[_Pattern] = []
+    for low, high, labels in unions:
+        inside = [one for one in known if labels[one.label] and one.within(high)]
+        missing = set(labels.nonzero().flatten().tolist()) - {one.label for one in inside}
+        if len(missing) != 1 or not inside:
+            continue
+        reached = torch.stack([one.high for one in inside]).amax(dim=0)
+        own = low >= reached
+        rest = _Pattern(torch.where(own, low, 0), high, missing.pop())
+        same = next((one for one in found if one.meets(rest)), None)
+        if same is not None:
+            found.remove(same)
+            most = torch.minimum(same.high, rest.high)
+            least = torch.minimum(torch.maximum(same.low, rest.low), most - 1)
+            rest = _Pattern(least, most, rest.label)
+        found.append(rest)
+    return sorted(found, key=lambda one: float((one.high - one.low).float().mean()))
 
 
 def _smoothest(least: Tensor, most: Tensor, size: tuple[int, int]) -> Tensor:
@@ -305,17 +362,16 @@ def _equal_rows(low: Tensor, high: Tensor) -> list[Tensor]:
     return groups
 
 
-def _without_unions(low: Tensor, high: Tensor) -> list[int]:
-    """Return the patterns that are not unions of smaller ones."""
-    kept: list[int] = []
-    for one in low.flatten(1).sum(dim=1).argsort().tolist():
-        inside = [k for k in kept if (low[k] >= high[one]).float().mean() < _SAME]
-        if inside:
-            union = high[inside].amax(dim=0)
-            if (low[one] >= union).float().mean() < _SAME:
-                continue
-        kept.append(one)
-    return kept
+def _without_unions(groups: list[Tensor], low: Tensor, high: Tensor) -> list[Tensor]:
+    """Return the groups of rows that are not unions of smaller ones."""
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    for group in sorted(groups, key=lambda one: int(low[one[0]].sum())):
+        least, most = low[group].amax(dim=0), high[group].amin(dim=0)
+        inside = [one[2] for one in kept if (one[1] >= most).float().mean() < _SAME]
+        union = torch.stack(inside).amax(dim=0) if inside else torch.zeros_like(most)
+        if (least >= union.clamp_min(1)).float().mean() >= _SAME:
+            kept.append((group, least, most))
+    return [group for group, _, _ in kept]
 
 
 def _from_values(seen: _Seen) -> tuple[Tensor, Tensor]:
