@@ -8,6 +8,7 @@ import argparse
 import csv
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -37,7 +38,7 @@ from fl_sim.testing import observe
 from fl_sim.updates.local_update import Layout, LocalWork, flat_model, one_hot
 from results.scores.scoring import score_batch
 
-ROUNDS = (0, 1, 5, 20, 60, 200)
+ROUNDS = (0, 5, 20, 60, 200)
 RATES = (0.01, 0.03, 0.1)
 READ_AT = 5
 BATCH, ROUND_BATCH = 8, 64
@@ -50,8 +51,8 @@ CASES = (
     (RELU_MLP, "traps:share=0.03"),
     (RELU_MLP, "traps:share=0.1"),
     ("lenet", "imprint"),
-    ("cnn:hidden=128", "thresholds"),
-    ("lenet", "loki:clients=4"),
+    ("cnn:hidden=96", "thresholds"),
+    ("lenet", "loki:clients=2"),
     (RELU_MLP, "inconsistent(traps:share=0.1)"),
 )
 """Models, and the plans that are carried out on them; ``curious``: honest models alone."""
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--limits", type=Path)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no task later")
     parser.add_argument("--rounds", type=int, default=max(ROUNDS), help="train no longer")
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/cifar10"))
     arguments = parser.parse_args()
@@ -115,10 +117,16 @@ def sample(arguments: argparse.Namespace) -> None:
         if not done:
             writer.writeheader()
         facts = (arguments.data_dir, arguments.rounds)
-        waiting = [pool.submit(run, task, *facts) for task in tasks if tuple(task) not in done]
+        waiting = [pool.submit(run, one, *facts) for one in tasks if tuple(one) not in done]
+        deadline = time.monotonic() + arguments.seconds
         for finished in as_completed(waiting):
+            if finished.cancelled():
+                continue
             writer.writerows(finished.result())
             file.flush()
+            if time.monotonic() > deadline:
+                for task in waiting:
+                    task.cancel()
 
 
 def run(task: Task, data_dir: Path, last: int) -> list[dict[str, object]]:
