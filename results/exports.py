@@ -6,6 +6,7 @@ from pathlib import Path
 from fl_sim.storage.files import write_bytes, write_text
 from results.figures.curves import draw_curve, save_figure
 from results.reading.study_reader import StudyReader, run_gallery
+from results.tables.families import NOTE, family_table
 from results.tables.paper import paper_table
 from results.tables.verdicts import chance, definitions, server_plans
 
@@ -20,7 +21,8 @@ def export(root: Path, formats: Iterable[str]) -> list[Path]:
     formats : iterable of str
         Keys of `FORMATS`: ``png``, ``svg`` and ``pdf`` for the curve and the galleries;
         ``parquet`` for scores and results; ``md`` and ``tex`` for
-        `results.tables.paper.paper_table`.
+        `results.tables.paper.paper_table`; ``tex`` also for the curve as a figure that includes
+        ``curve.pdf``, and for the table of families.
 
     Raises
     ------
@@ -69,12 +71,46 @@ def _markdown(study: StudyReader, suffix: str) -> list[Path]:
 
 
 def _latex(study: StudyReader, suffix: str) -> list[Path]:
-    shown = paper_table(study.results).replace({"%": r"\%", "_": r"\_"}, regex=True)
-    shown.columns = shown.columns.str.replace("%", r"\%").str.replace("_", r"\_")
+    shown = paper_table(study.results).map(_escaped)
+    shown.columns = shown.columns.map(_escaped)
     table = shown.style.hide(axis="index").to_latex(hrules=True)
     words = [rf"\emph{{{word}}}: {text}." for word, text in definitions(study.results).items()]
-    words.append(_caption(study).replace("%", r"\%").replace("_", r"\_"))
-    return _write(study, suffix, f"{table}\\par {{\\footnotesize {' '.join(words)}}}\n")
+    words.append(_escaped(_caption(study)))
+    text = f"{table}\\par {{\\footnotesize {' '.join(words)}}}\n"
+    paths = _write(study, suffix, text) + _latex_curve(study)
+    if len(study.families):
+        paths.append(study.root / "families.tex")
+        shown = family_table(study.families).map(_escaped)
+        shown.columns = shown.columns.map(_escaped)
+        made = shown.style.hide(axis="index").to_latex(hrules=True)
+        write_text(paths[-1], f"{made}\\par {{\\footnotesize {_escaped(NOTE)}}}\n")
+    return paths
+
+
+def _latex_curve(study: StudyReader) -> list[Path]:
+    """Write the curve as a figure of LaTeX, with the PDF that it includes."""
+    several = bool(study.study.axes)
+    kind, width = ("figure*", r"\textwidth") if several else ("figure", r"\columnwidth")
+    caption = (
+        "Test accuracy against the median error of the strongest attack. A line joins quantizers "
+        "that differ in one number, whose smallest and largest value stand at its ends; quantizers "
+        f"without a family have their names. {_caption(study)}"
+    )
+    lines = [
+        rf"\begin{{{kind}}}",
+        r"  \centering",
+        rf"  \includegraphics[width={width}]{{curve.pdf}}",
+        rf"  \caption{{{_escaped(caption)}}}",
+        rf"\end{{{kind}}}",
+    ]
+    paths = [study.root / "curve.tex", study.root / "curve.pdf"]
+    write_text(paths[0], "\n".join(lines) + "\n")
+    draw_curve(study.results, paths[1])
+    return paths
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", r"\%").replace("_", r"\_")
 
 
 def _caption(study: StudyReader) -> str:

@@ -41,6 +41,7 @@ def equal_points(
 
     Between neighbouring parameters a family is a straight line in accuracy, log MSE and log bytes.
     Each resample draws seeds, and victims of each of these seeds; the families share the draws.
+    Privacy that is not established counts as none.
 
     Parameters
     ----------
@@ -65,6 +66,8 @@ def equal_points(
     if points["value"].isna().all() or not len(at) or strongest.empty:
         return pd.DataFrame(columns=["family", "points", "established", *_columns()])
     draws = _resample(points["quantizer"].tolist(), history, strongest)
+    sure = points["established"] | (points["verdict"] == "bounded")
+    draws.log_mse[~sure.to_numpy(dtype=bool)] = np.nan
     least = draws.accuracy[at[0]] - EQUAL_ACCURACY
     log_bytes = np.log(points["uplink_bytes_per_update"].to_numpy(dtype=np.float64))
     rows = []
@@ -77,7 +80,7 @@ def equal_points(
             np.exp(_best(line.log_mse, accurate)),
             np.exp(-_best(-sizes, private & accurate)),
         )
-        facts = {"family": family, "points": len(own), "established": own["established"].all()}
+        facts = {"family": family, "points": len(own), "established": bool(sure[own.index].all())}
         for (name, worst), values in zip(COLUMNS.items(), reached, strict=True):
             facts |= _summary(name, values, worst)
         rows.append(facts)
@@ -136,12 +139,12 @@ def _resample(quantizers: list[str], history: pd.DataFrame, strongest: pd.DataFr
 def _filled(values: Array) -> Array:
     """Return ``(steps, n)`` values on the straight lines between neighbours of ``(points, n)``."""
     shares = np.linspace(0, 1, _STEPS, endpoint=False)[:, None]
-    pieces = [a + shares * (b - a) for a, b in pairwise(values)]
+    pieces = [np.where(shares, a + shares * (b - a), a) for a, b in pairwise(values)]
     return np.concatenate([*pieces, values[-1:]])
 
 
 def _best(values: Array, allowed: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> Array:
-    return np.asarray(np.where(allowed, values, -np.inf).max(axis=0))
+    return np.asarray(np.where(allowed & ~np.isnan(values), values, -np.inf).max(axis=0))
 
 
 def _summary(name: str, values: Array, worst: float) -> dict[str, float]:

@@ -15,7 +15,7 @@ NOTE = (
     f"Equal privacy: median MSE of {EQUAL_PRIVACY:g} or more. Equal accuracy: at most "
     f"{100 * EQUAL_ACCURACY:g} points below none. Straight lines between the parameters; 95% "
     "intervals over seeds and victims. A dash: not reached. A star: some points of the family are "
-    "not established."
+    "not established: such points count as not private."
 )
 """How to read the table."""
 

@@ -24,7 +24,11 @@ def test_parquet_keeps_every_figure(graded_run):
 
 
 def test_tables_for_papers(graded_run):
-    markdown, latex = export(graded_run, ["md", "tex"])
+    markdown, latex, *curve = export(graded_run, ["md", "tex"])
+    assert [path.name for path in curve] == ["curve.tex", "curve.pdf"]
+    figure = curve[0].read_text()
+    assert r"\includegraphics[width=\columnwidth]{curve.pdf}" in figure
+    assert r"Chance alone identifies 2.4\% of" in figure
     lines = markdown.read_text().splitlines()
     assert lines[0].startswith("| quantizer | server | test % | points to none | bytes |")
     assert lines[2].startswith("| none | curious | 60.5 [60.0, 61.0] | – | 3")

@@ -52,14 +52,15 @@ def test_a_study_is_read_over_all_its_points(graded_study):
 def test_a_study_is_exported_over_all_its_points(graded_study):
     paths = export(graded_study, ["md", "tex", "parquet", "png"])
     names = [path.relative_to(graded_study).as_posix() for path in paths]
-    tables = ["results.md", "results.tex", "results.parquet", "scores.parquet"]
+    tables = ["results.md", "results.tex", "curve.tex", "curve.pdf"]
+    tables += ["results.parquet", "scores.parquet"]
     assert names == [*tables, "curve.png", "alpha=0.5/curve_by_round.png", "alpha=0.5/gallery.png"]
     lines = paths[0].read_text().splitlines()
     assert lines[0].startswith("| alpha | quantizer | ")
     assert [line.split(" | ")[0] for line in lines[2:6]] == ["| 0.5", "| 0.5", "| 9.0", "| 9.0"]
     assert lines[5].endswith("| not established* |")
     assert any("`sign`: not established, not attacked yet" in line for line in lines[6:])
-    frame = pd.read_parquet(paths[2])
+    frame = pd.read_parquet(paths[4])
     assert list(frame["established"]) == list(load_run(graded_study).results["established"])
 
 

@@ -8,7 +8,7 @@ from results.scores.equal_points import COLUMNS, EQUAL_ACCURACY, EQUAL_PRIVACY, 
 from results.tables.families import family_table
 
 
-def run_of(points, seeds=3, victims=4, spread=0.0):
+def run_of(points, unsure="", seeds=3, victims=4, spread=0.0):
     """Return results, history and scores of points ``{spec: (accuracy, mse, bytes)}``."""
     rng = np.random.default_rng(0)
     history, scores = [], []
@@ -25,7 +25,8 @@ def run_of(points, seeds=3, victims=4, spread=0.0):
             "test_accuracy_mean": [accuracy for accuracy, _, _ in points.values()],
             "mse_median": [mse for _, mse, _ in points.values()],
             "uplink_bytes_per_update": [size for _, _, size in points.values()],
-            "established": [name != "eden:bits=1" for name in points],
+            "established": [name != unsure for name in points],
+            "verdict": "leaks",
         }
     )
     made = pd.DataFrame(history, columns=["quantizer", "seed", "round", "accuracy"])
@@ -48,7 +49,7 @@ def test_values_between_the_points_lie_on_straight_lines():
     found = equal_points(*run_of(LINES)).set_index("family")
     assert list(found.index) == ["uniform:bits", "eden:bits", "topk:keep"]
     assert list(found["points"]) == [2, 2, 2]
-    assert list(found["established"]) == [True, False, True]
+    assert found["established"].all()
     uniform, eden, topk = (row for _, row in found.iterrows())
     # 0.01 is three quarters of the way from 1e-5 to 1e-1; an accuracy of 0.88 one fifth.
     assert uniform["accuracy_at_equal_privacy"] == pytest.approx(0.825, abs=0.002)
@@ -61,6 +62,15 @@ def test_values_between_the_points_lie_on_straight_lines():
     share = (0.88 - 0.5) / 0.39
     assert topk["bytes_at_equal_both"] == pytest.approx(400 * 4**share, rel=0.02)
     assert list(found["bytes_at_equal_both_reached"]) == [0, 0, 1]
+
+
+def test_what_is_not_established_counts_as_not_private():
+    found = equal_points(*run_of(LINES, unsure="eden:bits=1")).set_index("family")
+    assert list(found["established"]) == [True, False, True]
+    assert found.loc["eden:bits", "mse_at_equal_accuracy"] == pytest.approx(1e-4)
+    results, *rest = run_of(LINES, unsure="eden:bits=1")
+    bounded = equal_points(results.assign(verdict="bounded"), *rest).set_index("family")
+    assert bounded.loc["eden:bits", "mse_at_equal_accuracy"] == pytest.approx(1e-3)
 
 
 def test_without_spread_intervals_are_points_and_with_it_they_hold_the_value():
@@ -97,7 +107,7 @@ def test_a_seed_that_is_not_attacked_yet_is_left_out():
 
 
 def test_the_table_shows_what_is_not_reached_as_a_dash():
-    table = family_table(equal_points(*run_of(LINES)))
+    table = family_table(equal_points(*run_of(LINES, unsure="eden:bits=1")))
     assert list(table["family"]) == ["uniform:bits", "eden:bits*", "topk:keep"]
     assert list(table["bytes at equal both"])[:2] == ["–", "–"]
     assert table["test % at equal privacy"][2] == "89.0 [89.0, 89.0]"
