@@ -207,7 +207,7 @@ def sentence(row: "pd.Series", reference: "pd.Series | None") -> str:
         f" The strongest attack recovers {row['success_rate']:.0%} of the victims, identifies "
         f"{row['identified_rate']:.0%} (chance {percent(row['identified_chance'])}) and recovers "
         f"{row['label_accuracy']:.0%} of the labels (chance {percent(row['label_chance'])}); the "
-        f"median PSNR is {row['psnr_median']:.1f} dB."
+        f"median PSNR is {row['psnr_median']:.1f} dB (best known {row['psnr_best_known']:.1f})."
     )
     if not row["established"]:
         text += f" Not established: {row['doubt']}. A better attack may find more."

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 
 from fl_sim.metrics import FurtherMetric
 from fl_sim.observed.evidence import BLOCKS, choose
 from fl_sim.seeding import Purpose, numpy_rng
+from results.scores.scoring import psnr
 
 OBSERVATION = ["seed", "round", "partition"]
 """Columns that name one client in one round; with ``image``, one victim."""
@@ -39,6 +41,7 @@ _TYPES = {
     "evidence_at_truth": "float64",
     "evidence_at_grey": "float64",
     "mse_best_known": "float64",
+    "psnr_best_known": "float64",
     "update_rmse": "float64",
     "identified_chance": "float64",
     "label_chance": "float64",
@@ -59,10 +62,14 @@ def compare_attacks(scores: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         ``strongest`` (see `mark_strongest`) is added, ``mse_best_known`` is the lowest error of all
-        attacks' guesses at a victim, and `BLOCKS_COLUMN` is gone.
+        attacks' guesses at a victim, ``psnr_best_known`` its PSNR, and `BLOCKS_COLUMN` is gone.
     """
     best = scores.groupby(["quantizer", *VICTIM])["mse_best_known"].transform("min")
-    compared = scores.assign(strongest=mark_strongest(scores), mse_best_known=best)
+    compared = scores.assign(
+        strongest=mark_strongest(scores),
+        mse_best_known=best,
+        psnr_best_known=psnr(best.to_numpy(dtype=np.float64)),
+    )
     return compared.drop(columns=BLOCKS_COLUMN)
 
 

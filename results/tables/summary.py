@@ -35,6 +35,7 @@ SUMMARIES: tuple[tuple[str, str, Statistic], ...] = (
     ("success_rate", "recovered", mean),
     ("update_rmse", "update_rmse", median),
     ("mse_best_known", "mse_best_known", median),
+    ("psnr_best_known", "psnr_best_known", median),
 )
 """Privacy columns: name, score, and the statistic over the victims."""
 
@@ -108,8 +109,9 @@ def results_table(
         ``entropy_coded_bytes_per_update``, ``victims``, ``established``, ``doubt`` (the reason if
         not), ``verdict`` (see `verdict`), ``correlation_median``,
         ``*_median`` of each further metric, ``success_rate``, ``naive_attack`` and
-        ``naive_mse_median`` (the weakest attack of the suite), ``mse_best_known`` (median of the
-        lowest error among all guesses at a victim, which only the truth can choose),
+        ``naive_mse_median`` (the weakest attack of the suite), ``mse_best_known`` and
+        ``psnr_best_known`` (medians of the best among all guesses at a victim, which only the truth
+        can choose),
         ``psnr_difference`` (median paired difference to ``none`` over the victims, dB) and
         ``p_holm``, ``accuracy_difference`` (median paired difference to ``none`` over the seeds),
         ``update_rmse``, ``control`` and ``psnr_against_control`` (see `against_control`),

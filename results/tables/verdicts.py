@@ -24,6 +24,12 @@ VERDICTS: dict[str, str] = {
 STAR = "the attack is not shown to work on enough victims: a better one may find more"
 """What a star at a verdict means."""
 
+BEST_KNOWN = (
+    "PSNR of the best guess of all attacks, which only the private images can choose; no verdict "
+    "uses it"
+)
+"""What stands beside the figure of the strongest attack, in the column ``best``."""
+
 CHANCES = ["identified_chance", "label_chance"]
 """What ``identified_rate`` and ``label_accuracy`` are for a blind guess."""
 
