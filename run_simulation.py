@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import click
 import rich
@@ -379,14 +379,40 @@ def report(
 
 @command("compare runs/default runs/error_feedback")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs and studies.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs and studies, or two files card.json of runs."),
+    ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/comparison.html"),
+    as_json: Json = False,
 ) -> None:
-    """Write one page over several runs."""
+    """Write one page over several runs; of two cards, print which figures differ.
+
+    Two figures differ if their 95 % intervals are apart. With cards, the exit status is 0 if all
+    figures agree, 1 if some differ, and 3 if settings differ, so that they cannot be compared.
+    """
+    if any(path.suffix == ".json" for path in runs):
+        _compare_cards(runs, as_json)
+    if as_json:
+        raise SettingsError("json", "true", "is for cards; folders of runs are compared on a page")
     from results.page.report import compare as compare_runs  # noqa: PLC0415
 
     compare_runs(runs, out)
     print(out)
+
+
+def _compare_cards(paths: list[Path], as_json: bool) -> NoReturn:
+    from results.card import read_card  # noqa: PLC0415
+    from results.card_comparison import compare_cards, print_comparison  # noqa: PLC0415
+
+    if len(paths) != 2:
+        raise SettingsError("card", ", ".join(map(str, paths)), "two cards, and nothing else")
+    made = compare_cards(*map(read_card, paths))
+    if as_json:
+        _print_json(asdict(made) | {"status": made.status})
+    else:
+        print_comparison(made, (str(paths[0]), str(paths[1])), Console())
+    raise typer.Exit(made.status)
 
 
 @command("purge runs/default")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from results.card import write_card
 from results.figures.curves import draw_curve, save_figure
 from results.page.report import write_comparison, write_report
 from results.reading.run_reader import RunReader
@@ -15,9 +16,9 @@ def summarise(root: Path) -> pd.DataFrame:
     """Score a run or study and write its tables, its curve, its gallery and its page.
 
     The files are ``scores.csv``, ``results.csv``, ``families.csv``, ``curve.png``,
-    ``curve_by_round.png`` (if several rounds were observed), ``gallery.png`` and ``report.html``. A
-    study with axes has them for each point, and over all points the tables, the curve (a panel for
-    each point) and the page.
+    ``curve_by_round.png`` (if several rounds were observed), ``gallery.png``, ``report.html`` and
+    ``card.json``. A study with axes has them for each point, but for the card, and over all points
+    the tables, the curve (a panel for each point), the page and the card.
 
     Parameters
     ----------
@@ -44,6 +45,7 @@ def summarise(root: Path) -> pd.DataFrame:
         write_csv(root / "history.csv", study.history)
         draw_curve(study.results, root / "curve.png")
         write_comparison(study.runs, root.resolve().name, root / "report.html")
+    write_card(study, root / "card.json")
     return study.results
 
 
