@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --quiet --constraint constraints.txt
 # Many small tensors: one torch thread a process, parallelism over processes.
 export OMP_NUM_THREADS := 1
 
-.PHONY: run test test-portable lint format docs clean
+.PHONY: run test test-portable lint format docs results clean
 
 run: $(RUNTIME)
 	@$(BIN)/python run_simulation.py
@@ -37,6 +37,13 @@ docs: $(DEVELOPMENT)
 	$(BIN)/python -m docs.render --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html; to search, run $(BIN)/mkdocs serve."
+
+# The tables and pictures of docs/ that attacks and studies make: three CPU hours. It says what is
+# left and what it costs before it starts, and continues where it stopped. RESULTS="--list" only
+# says so; RESULTS="--smoke" makes all of it at the size of seconds, in runs/.
+results: $(DEVELOPMENT)
+	$(BIN)/python -m benchmarks.remake $(RESULTS)
+	$(BIN)/python -m docs.render
 
 $(RUNTIME): requirements.txt constraints.txt
 	@echo "Installing what a study needs into .venv; the first time takes minutes, most of them PyTorch."

@@ -22,7 +22,6 @@ from benchmarks.attack_trials import (
     Trial,
     Victims,
     argument_parser,
-    code,
     medians,
     percent,
     score_job,
@@ -31,6 +30,7 @@ from benchmarks.attack_trials import (
 from benchmarks.provenance import commit
 from fl_sim.engines.tasks import run_tasks
 from fl_sim.storage.files import write_bytes
+from fl_sim.storage.fingerprint import code_version
 from fl_sim.study.settings import EngineSettings
 from fl_sim.updates.local_update import LocalWork
 from results.scores.baselines import bar, mean_colour, score_baselines
@@ -152,7 +152,11 @@ def _write(arguments: argparse.Namespace, trials: Sequence[Trial], victims: Vict
             scored[trial] = pd.concat(map(pd.read_parquet, files), ignore_index=True)
     rows = [row for trial in scored for row in _rows(trial, victims, scored)]
     if rows:
-        write_csv(arguments.out, pd.DataFrame(rows).assign(commit=commit(), code=code()))
+        asked = f"--trial {' '.join(arguments.trial)}" if arguments.trial else ""
+        size = f"--victims {victims.count} --skip {victims.skip}"
+        made_by = {"commit": commit(), "code": code_version(("benchmarks.attack_table",))}
+        command = f"python -m benchmarks.attack_table {size} {asked}".rstrip()
+        write_csv(arguments.out, pd.DataFrame(rows).assign(**made_by, command=command))
 
 
 def _rows(

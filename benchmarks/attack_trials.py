@@ -109,6 +109,11 @@ class Victims:
         return Layout.of(module).flatten({k: p.detach() for k, p in module.named_parameters()})
 
     @property
+    def digest(self) -> str:
+        """Digits that stand for all images, wherever they lie."""
+        return self._splits.digest
+
+    @property
     def _splits(self) -> Splits:
         data = DataSettings(dataset="folder", data_dir=self.data_dir, public_fraction=0.5)
         return load_splits(data, self.seed)
@@ -125,7 +130,7 @@ class Job:
     @property
     def key(self) -> str:
         """Digits that stand for the job and for the code that does it."""
-        victims = asdict(self.victims) | {"data_dir": str(self.victims.data_dir)}
+        victims = asdict(self.victims) | {"data_dir": self.victims.digest}
         trial = asdict(replace(self.trial, attacks=(self.attack,)))
         return fingerprint({"trial": trial, "victims": victims, "code": code()})
 

@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m docs.render", description=__doc__)
     parser.add_argument("--check", action="store_true", help="Write nothing; fail if stale.")
     check = parser.parse_args(arguments).check
+    if other := tables.of_other_commits():
+        print(f"other commits than the README's table made: {', '.join(other)}", file=sys.stderr)
     found = stale()
     for path, text in found.items():
         if check:

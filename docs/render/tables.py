@@ -12,6 +12,9 @@ from tabulate import tabulate
 from docs.render.sections import Section
 
 RESULTS = Path(__file__).parents[1] / "results"
+MADE_BY = ("commit", "code", "command")
+"""Columns that say where a row comes from."""
+
 CODE = ("quantizer", "attack", "spec")
 """Columns whose text is shown as code."""
 
@@ -40,14 +43,43 @@ def table(facts: dict[str, Any]) -> str:
     chosen = facts.get("where", {})
     for column, value in chosen.items():
         frame = frame[frame[column] == value]
-    commits = sorted({facts["commit"]} if "commit" in facts else set(frame.pop("commit")))
+    commits, made_by = commits_of(facts), _command(facts, frame)
+    frame = frame.drop(columns=list(MADE_BY), errors="ignore")
     shown = _merge_intervals(frame.drop(columns=list(chosen)))
     shown = shown[facts.get("columns", list(shown))]
     cells = [[_cell(name, value) for name, value in row.items()] for _, row in shown.iterrows()]
     lines = tabulate(cells, headers=list(shown), tablefmt="pipe", disable_numparse=True)
     up = "../" * (facts["page"].count("/") - 1)
     source = f"[{Path(facts['csv']).name}]({up}results/{facts['csv']})"
-    return f"{lines}\n\n*{source}: `{facts['command']}` at commit {', '.join(commits)}.*"
+    other = "" if commits == reference() else f" (the README's table: {', '.join(reference())})"
+    return f"{lines}\n\n*{source}: `{made_by}` at commit {', '.join(commits)}{other}.*"
+
+
+def commits_of(facts: dict[str, Any]) -> list[str]:
+    """Return the commits that made a table; they are those of its rows, or its own."""
+    if "commit" in facts:
+        return [facts["commit"]]
+    frame = read(RESULTS / facts["csv"])
+    for column, value in facts.get("where", {}).items():
+        frame = frame[frame[column] == value]
+    return sorted(set(frame["commit"]))
+
+
+def reference() -> list[str]:
+    """Return the commits of the README's table, with which those of all others are compared."""
+    return next(commits_of(facts) for facts in index() if facts["name"] == "default")
+
+
+def of_other_commits() -> list[str]:
+    """Return the names of tables on pages that another commit made than the README's table."""
+    shown = [facts for facts in index() if "page" in facts]
+    return [facts["name"] for facts in shown if commits_of(facts) != reference()]
+
+
+def _command(facts: dict[str, Any], frame: pd.DataFrame) -> str:
+    """Return the command that the rows name; else that of the index."""
+    named = set(frame["command"]) if "command" in frame else {facts["command"]}
+    return "; ".join(sorted(named))
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -54,6 +54,39 @@ def test_every_table_of_measurements_says_how_it_was_made(facts):
         assert set(commit) <= set("0123456789abcdef")
 
 
+def test_a_table_of_another_commit_is_named_and_says_so_on_its_page(tmp_path, monkeypatch, capsys):
+    index = """
+[[table]]
+name = "default"
+csv = "default.csv"
+command = "make run"
+
+[[table]]
+name = "same"
+csv = "default.csv"
+page = "docs/a.md"
+command = "make run"
+
+[[table]]
+name = "older"
+csv = "older.csv"
+page = "docs/a.md"
+command = "unknown"
+"""
+    (tmp_path / "index.toml").write_text(index)
+    (tmp_path / "default.csv").write_text("quantizer,commit\nnone,abcdef0\n")
+    (tmp_path / "older.csv").write_text("quantizer,commit,code,command\nnone,1234567,ff,make old\n")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.of_other_commits() == ["older"]
+    same, older = (section.content for section in tables.sections())
+    assert "(the README's table" not in same
+    assert "`make old` at commit 1234567 (the README's table: abcdef0).*" in older
+    assert "ff" not in older
+    monkeypatch.setattr("docs.render.__main__.stale", dict)
+    assert main(["--check"]) == 0
+    assert "older" in capsys.readouterr().err
+
+
 def test_every_csv_file_is_in_the_index():
     files = {path.relative_to(tables.RESULTS).as_posix() for path in tables.RESULTS.rglob("*.csv")}
     assert files == {facts["csv"] for facts in tables.index()}
@@ -73,6 +106,7 @@ def test_a_table_shows_the_chosen_rows_with_intervals_and_separators(tmp_path, m
     )
     frame.to_csv(tmp_path / "some.csv", index=False)
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "reference", lambda: ["abcdef0"])
     facts = {"csv": "some.csv", "page": "docs/x/y.md", "command": "make it", "where": {"set": "a"}}
     shown = tables.table(facts).splitlines()
     cells = [cell.strip() for cell in shown[2].strip("|").split("|")]
