@@ -44,9 +44,9 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
 def terminal_table(results: pd.DataFrame, width: int = 80) -> Table:
     """Return the results as a table for a terminal.
 
-    Below 110 columns of width it leaves out `_LESSER_COLUMNS`, and the MSE beside bounds. Further metrics are shown if the
-    terminal is wide enough. A star marks privacy figures that are not established: a better attack
-    may find more.
+    Below 110 columns of width it leaves out `_LESSER_COLUMNS`, and the MSE beside bounds. Further
+    metrics are shown if the terminal is wide enough. A star marks privacy figures that are not
+    established: a better attack may find more.
     """
     table = Table(
         caption=_terminal_caption(results),

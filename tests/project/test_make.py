@@ -34,7 +34,7 @@ def test_running_a_study_installs_no_development_tools(recipe):
     assert "dev" not in recipe("run")
 
 
-@pytest.mark.parametrize("target", ["test", "test-portable", "lint", "format", "docs"])
+@pytest.mark.parametrize("target", ["test", "test-portable", "lint", "format", "docs", "results"])
 def test_testing_installs_the_runtime_and_the_development_tools(recipe, target):
     assert "--requirement requirements.txt" in recipe(target)
     assert '--editable ".[dev]"' in recipe(target)
