@@ -42,7 +42,9 @@ METRICS = (
         "mse_median", "mse", median, "MSE, median victim", False, log=True, best="mse_best_known"
     ),
     CurveMetric("mse_p10", "mse", tenth, "MSE, most exposed tenth", better_high=False, log=True),
-    CurveMetric("psnr_median", "psnr", median, "PSNR (dB), median victim", better_high=True),
+    CurveMetric(
+        "psnr_median", "psnr", median, "PSNR (dB), median victim", True, best="psnr_best_known"
+    ),
     CurveMetric("ssim_median", "ssim", median, "SSIM, median victim", better_high=True),
     CurveMetric("identified_rate", "identified", mean, "victims identified (%)", better_high=True),
 )
@@ -414,7 +416,8 @@ def _hover(row: "pd.Series") -> str:
         f"{row['uplink_bytes_per_update']:,.0f} bytes, "
         f"{row['bits_per_parameter']:.2f} bits a parameter",
         f"MSE {row['mse_median']:.2g} (most exposed tenth {row['mse_p10']:.2g})",
-        f"PSNR {row['psnr_median']:.1f} dB, SSIM {row['ssim_median']:.2f}",
+        f"PSNR {row['psnr_median']:.1f} dB (best known {row['psnr_best_known']:.1f}), "
+        f"SSIM {row['ssim_median']:.2f}",
         f"identified {row['identified_rate']:.0%} (chance {percent(row['identified_chance'])})",
         f"labels {row['label_accuracy']:.0%} (chance {percent(row['label_chance'])})",
         f"strongest attack: {row['strongest_attack']}",

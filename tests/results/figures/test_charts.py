@@ -55,6 +55,8 @@ def test_a_pale_bar_leads_from_the_strongest_attack_to_the_best_guess(made):
     figure, switches = made
     bar = trace(figure, "strongest attack → best guess (by the truth)")
     assert list(bar.x[3:5]) == [pytest.approx(0.2), pytest.approx(0.05)]
+    restyle, _ = switches["metric"]["PSNR (dB), median victim"]
+    assert restyle["x"][-1][4] == pytest.approx(-10 * np.log10(0.05))
     restyle, _ = switches["metric"]["SSIM, median victim"]  # nothing is best known of it
     assert restyle["x"][-1][3] == restyle["x"][-1][4]
 
