@@ -42,7 +42,7 @@ docs: $(DEVELOPMENT)
 # left and what it costs before it starts, and continues where it stopped. RESULTS="--list" only
 # says so; RESULTS="--smoke" makes all of it at the size of seconds, in runs/.
 results: $(DEVELOPMENT)
-	$(BIN)/python -m benchmarks.remake $(RESULTS)
+	$(BIN)/python -m benchmarks.evidence.remake $(RESULTS)
 	$(BIN)/python -m docs.render
 
 $(RUNTIME): requirements.txt constraints.txt

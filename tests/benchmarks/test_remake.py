@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import remake
 from benchmarks.attack_trials import SPEC, Trial, observe_trial
-from benchmarks.findings import TABLES
+from benchmarks.evidence import remake
+from benchmarks.evidence.findings import TABLES
 from docs.render.tables import RESULTS, index
 from fl_sim.models import build_model
 from fl_sim.updates.local_update import Layout, LocalWork

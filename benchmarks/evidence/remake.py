@@ -1,6 +1,6 @@
 """Make the evidence again: the tables and pictures of docs/ that attacks and studies produce.
 
-``make results``, or ``python -m benchmarks.remake``. Each part writes one CSV file below
+``make results``, or ``python -m benchmarks.evidence.remake``. Each part writes one CSV file below
 ``docs/results``, whose rows name the commit, the fingerprint of the code, and the command. A part
 whose file names the present fingerprint and command is left as it is; a part that was interrupted
 continues. Then run ``python -m docs.render``, which writes the tables into the pages.
@@ -26,7 +26,7 @@ import pandas as pd
 from PIL import Image
 
 import run_simulation
-from benchmarks.findings import TABLES
+from benchmarks.evidence.findings import TABLES
 from benchmarks.provenance import commit
 from fl_sim.floors import ATTACK_CODE, SCORING_CODE, TRAINING_CODE
 from fl_sim.storage.fingerprint import code_version
@@ -134,7 +134,7 @@ def _study(name: str, minutes: float, csv: str = "", pictures: Sequence[str] = (
         return TABLES[name](load_run(root))
 
     command = f"python run_simulation.py --study studies/{name}.toml"
-    code = (*TRAINING_CODE, *ATTACK_CODE, *SCORING_CODE, "benchmarks.findings")
+    code = (*TRAINING_CODE, *ATTACK_CODE, *SCORING_CODE, "benchmarks.evidence.findings")
     targets = {one: one if name == "default" else f"{name}-{one}" for one in pictures}
     return Part(csv or f"findings/{name}.csv", minutes, command, code, run, targets)
 
@@ -174,7 +174,7 @@ PARTS = (
     _program(
         "attacks/imprint.csv",
         2,
-        "benchmarks.imprint",
+        "benchmarks.servers.imprint",
         "--images 128 --batches 8 32",
         "--images 4 --batches 2 --quantizers none sign",
     ),
