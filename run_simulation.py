@@ -209,7 +209,7 @@ def _read_kept(run: Path) -> "Study":
 
 def _study_file(study: Path) -> Path:
     """Return the file of a study that is named by its path, or as one of `STUDIES`."""
-    named = {path.stem: path for path in sorted(STUDIES.glob("*.toml"))}
+    named = {path.stem: path for path in sorted(STUDIES.rglob("*.toml"))}
     if study.is_file() or str(study) not in named:
         return study
     return named[str(study)]

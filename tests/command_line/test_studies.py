@@ -9,7 +9,7 @@ import pytest
 import run_simulation
 from fl_sim.study.study import load_study
 
-STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
+STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.toml"))
 
 
 def test_the_questions_of_the_project_each_have_a_study():

@@ -6,6 +6,7 @@ import torch
 
 from docs.render.__main__ import ROOT
 from docs.render.results import DEFAULT_STUDY
+from docs.render.tables import MADE_BY
 from results.scores.scoring import score_batches
 from results.tables.verdicts import STAR, VERDICTS
 
@@ -32,6 +33,6 @@ def default_columns():
     images = torch.rand(2, 1, 1, 8, 8)
     labels = torch.zeros(2, 1, dtype=torch.long)
     scored = score_batches(images, labels, images, labels, images[:, 0])
-    kept = pd.read_csv(DEFAULT_STUDY)
+    kept = pd.read_csv(DEFAULT_STUDY).drop(columns=list(MADE_BY))
     chosen = ("quantizer", "seed", "round", "partition", "attack", "strongest")
     return {"results.csv": list(kept), "scores.csv": [*scored.drop(columns="batch"), *chosen]}

@@ -66,8 +66,8 @@ def test_every_package_and_study_is_installed(installed):
     here = {p.parent.relative_to(ROOT) for name in SOURCES for p in (ROOT / name).rglob("*.py")}
     there = {p.parent.relative_to(installed) for p in installed.rglob("*.py")}
     assert here <= there
-    studies = {path.name for path in (ROOT / "studies").glob("*.toml")}
-    assert {path.name for path in (installed / "fl_sim" / "studies").glob("*.toml")} == studies
+    studies = {path.name for path in (ROOT / "studies").rglob("*.toml")}
+    assert {path.name for path in (installed / "fl_sim" / "studies").rglob("*.toml")} == studies
 
 
 def test_the_copy_has_every_file_and_imports_nothing_by_the_names_of_the_floors(installed):
