@@ -33,6 +33,6 @@ def default_columns():
     images = torch.rand(2, 1, 1, 8, 8)
     labels = torch.zeros(2, 1, dtype=torch.long)
     scored = score_batches(images, labels, images, labels, images[:, 0])
-    kept = pd.read_csv(DEFAULT_STUDY).drop(columns=list(MADE_BY))
+    kept = pd.read_csv(DEFAULT_STUDY).drop(columns=list(MADE_BY), errors="ignore")
     chosen = ("quantizer", "seed", "round", "partition", "attack", "strongest")
     return {"results.csv": list(kept), "scores.csv": [*scored.drop(columns="batch"), *chosen]}
