@@ -9,6 +9,7 @@ from docs.render.tree import FLOORS, ROOT, map_of, packages, summary
 from tests.project.test_floors import ALLOWED
 
 LARGEST = 14
+MOST = {"studies": 20}  # which are chosen by name, and are no modules
 """Files that a folder may hold, so that it can be taken in at a glance."""
 
 
@@ -59,6 +60,6 @@ def test_no_folder_holds_too_many_files(top):
     crowded = {}
     for folder in [ROOT / top, *(p for p in (ROOT / top).rglob("*") if p.is_dir())]:
         files = [p for p in folder.iterdir() if p.is_file() and p.suffix != ".pyc"]
-        if len(files) > LARGEST:
+        if len(files) > MOST.get(folder.name, LARGEST):
             crowded[str(Path(folder).relative_to(ROOT))] = len(files)
     assert crowded == {}

@@ -9,7 +9,7 @@ from attacker.matching.labels import recover_labels
 from attacker.matching.problems import Problems
 from attacker.presets import build_attack
 from attacker.readers.synthetic import synthetic_images
-from attacker.readers.thresholds import without_noise
+from attacker.readers.thresholds import _left_of_unions, _Pattern, without_noise
 from fl_sim import register
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.observed.evidence import HeldBack
@@ -162,3 +162,18 @@ def test_noise_is_taken_out_of_smooth_images():
     clean = without_noise(noisy, 0.04)
     assert (clean - smooth).square().mean() < 0.3 * (noisy - smooth).square().mean()
     assert torch.equal(without_noise(smooth, 0.0), smooth)
+
+
+def test_what_a_union_holds_beside_a_known_image_is_read():
+    one, other = (torch.tensor([[low]]) for low in ([3, 1, 0, 2], [1, 2, 0, 4]))
+    known = _Pattern(one, one + 1, label=5)
+    both, labels = torch.maximum(one, other), torch.zeros(10, dtype=torch.bool)
+    labels[[5, 7]] = True
+    (left,) = _left_of_unions([known], [(both, both + 1, labels)])
+    assert left.label == 7
+    assert (left.low <= other).all()
+    assert (left.high > other).all()
+    told = one[0, 0] < other[0, 0]
+    assert (left.high - left.low)[0, 0][told].eq(1).all()
+    labels[8] = True  # two images beside the known one
+    assert _left_of_unions([known], [(both, both + 1, labels)]) == []
