@@ -40,7 +40,7 @@ class Inspect:
     sends nothing about its images.
 
     An honest server is suspected now and then, and an attacker who knows the limits can stay below
-    them at a price; `docs/how-to/malicious-servers.md` has the figures.
+    them at a price; ``python -m benchmarks.inspection`` measures both.
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ def examine(
     Parameters
     ----------
     observations : sequence of Observation
-        Of one trial and round, so that they share the weights.
+        Of one trial and round; they share the weights, unless a server plan tells clients apart.
     guesses : sequence of Reconstruction
         Of one attack, one per observation. An attack over several rounds is examined at the last
         one.
@@ -238,6 +238,9 @@ def _evaluate(loss: AttackLoss, images: Tensor, updates: Tensor, cell: Cell) -> 
 def _updates(observations: Sequence[Observation], images: Tensor, labels: Tensor) -> Tensor:
     """Return the updates ``(B, size)`` that the images would have caused in each observation."""
     first = observations[0]
+    if any(one.weights is not first.weights for one in observations):
+        each = zip(observations, images.split(1), labels.split(1), strict=True)
+        return torch.cat([_updates([one], *truth) for one, *truth in each])
     model, targets = flat_model(first.model), one_hot(labels, first.model.classes)
     chunks = zip(torch.split(images, _CHUNK), torch.split(targets, _CHUNK), strict=True)
     with torch.no_grad():

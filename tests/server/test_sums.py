@@ -5,6 +5,7 @@ import torch
 
 from attacker.presets import build_attack
 from clients.app import app
+from fl_sim.data import private_batch
 from fl_sim.engines.grids import LocalGrid
 from fl_sim.models import ModelSpec
 from fl_sim.observed.observations import load_observations, round_path
@@ -16,6 +17,7 @@ from fl_sim.study.settings import load_settings
 from fl_sim.study.trials import trials_of
 from fl_sim.testing import check_attack
 from fl_sim.updates.local_update import LocalWork, flat_model
+from results.scores.gates import CONSISTENCY_TOLERANCE, Truth, examine
 from results.scores.scoring import score_batch
 from server.training import find_nodes, train_trial
 from tests.attacker.observing import digits, initial_weights, observe
@@ -121,3 +123,7 @@ def test_a_study_sends_each_client_its_own_weights_and_keeps_them(tmp_path):
             rows = layout.unflatten(parse_quantizer("none").decode(one.payload).vector)
             live = rows["imprint.weight"].unflatten(1, (3, -1)).abs().sum(dim=(0, 2)) > 0
             assert live.nonzero().tolist() == [[one.partition]]
+    batches = [private_batch(trial.federation, trial.work, one.partition, 2) for one in seen]
+    truth = Truth(*(torch.stack(part) for part in zip(*batches, strict=True)))
+    made = build_attack("active_loki").reconstruct(seen, seed=0)
+    assert examine(seen, made, truth)["inconsistency"].max() < CONSISTENCY_TOLERANCE
