@@ -239,7 +239,7 @@ def _updates(observations: Sequence[Observation], images: Tensor, labels: Tensor
     """Return the updates ``(B, size)`` that the images would have caused in each observation."""
     first = observations[0]
     if any(one.weights is not first.weights for one in observations):
-        each = zip(observations, images.split(1), labels.split(1), strict=True)
+        each = zip(observations, torch.split(images, 1), torch.split(labels, 1), strict=True)
         return torch.cat([_updates([one], *truth) for one, *truth in each])
     model, targets = flat_model(first.model), one_hot(labels, first.model.classes)
     chunks = zip(torch.split(images, _CHUNK), torch.split(targets, _CHUNK), strict=True)
