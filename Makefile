@@ -38,7 +38,7 @@ docs: $(DEVELOPMENT)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html; to search, run $(BIN)/mkdocs serve."
 
-# The tables and pictures of docs/ that attacks and studies make: three CPU hours. It says what is
+# The tables and pictures of docs/ that attacks and studies make: five CPU hours. It says what is
 # left and what it costs before it starts, and continues where it stopped. RESULTS="--list" only
 # says so; RESULTS="--smoke" makes all of it at the size of seconds, in runs/.
 results: $(DEVELOPMENT)

@@ -59,7 +59,7 @@ _FIRST = {  # further attacks on one image a client at the first weights, by qua
     "stochastic:levels=16": (),
     "stochastic:bits=2": (),
     "absmax:bits=2": (),
-    "sign": ("inverting_gradients", "synthetic", "learned_cell"),
+    "sign": ("synthetic", "learned_cell"),
     "scaled_sign": (),
     "terngrad": (),
     "gaussian:sigma=0.1": (),
@@ -88,7 +88,7 @@ def main() -> None:
     arguments = parser().parse_args()
     trials, victims = chosen_trials(arguments), victims_of(arguments)
     jobs = [Job(trial, name, victims) for trial in trials for name in trial.attacks]
-    left = sorted((job for job in jobs if not _kept(arguments, job).exists()), key=_patience)
+    left = [job for job in jobs if not _kept(arguments, job).exists()]
     print(f"{len(jobs) - len(left)} of {len(jobs)} attacks are done", file=sys.stderr)
     engine = EngineSettings(workers=arguments.workers)
     for job, scores in run_tasks(score_job, left, engine):
@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=Path("runs/attack_table"))
     made.add_argument("--workers", type=int, default=1, help="0: one per core")
     made.add_argument("--only", nargs="+", metavar="QUANTIZER", help="rows of the table")
+    made.add_argument("--plain", action="store_true", help="rows of one image, first weights")
     made.add_argument(
         "--trial", nargs="+", metavar=("QUANTIZER", "ATTACK"), help="this instead of the table's"
     )
@@ -118,7 +119,8 @@ def chosen_trials(arguments: argparse.Namespace) -> list[Trial]:
     if arguments.trial:
         quantizer, *attacks = arguments.trial
         return [Trial(quantizer, tuple(attacks))]
-    chosen = [one for one in TRIALS if not arguments.only or one.quantizer in arguments.only]
+    listed = [one for one in TRIALS if not (arguments.plain and one.setting)]
+    chosen = [one for one in listed if not arguments.only or one.quantizer in arguments.only]
     if not chosen:
         known = ", ".join(dict.fromkeys(one.quantizer for one in TRIALS))
         raise SystemExit(f"--only {' '.join(arguments.only)}: none of {known}")
@@ -135,12 +137,6 @@ def _edited(attacks: Sequence[str], edit: str) -> tuple[str, ...]:
 def _kept(arguments: argparse.Namespace, job: Job) -> Path:
     work: Path = arguments.work
     return work / f"{job.key}.parquet"
-
-
-def _patience(job: Job) -> float:
-    """Return a key that puts the longest jobs first, so that all workers end at about one time."""
-    slow = 4 if job.attack in ("inverting_gradients", "learned_cell") else 1
-    return -slow * job.trial.work.images * job.trial.work.local_steps
 
 
 def _write(arguments: argparse.Namespace, trials: Sequence[Trial], victims: Victims) -> None:

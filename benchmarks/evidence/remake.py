@@ -35,7 +35,7 @@ from results.tables.csv_text import write_csv
 
 RESULTS, IMAGES = Path("docs/results"), Path("docs/images")
 MADE_BY = ("commit", "code", "command")
-_TINY = "iterations=2,warmup=0,restarts=0"
+_TINY = "iterations=2,warmup=0,restarts=0,tv=0.001"
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ PARTS = (
     _study("default", 4, "default.csv", ("curve.png", "gallery.png")),
     _program(
         "attacks/table.csv",
-        100,
+        200,
         "benchmarks.attack_table",
         "--victims 24 --skip 200",
         f"--victims 2 --trial sign cell:{_TINY} scaled:{_TINY}",
