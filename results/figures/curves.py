@@ -193,7 +193,7 @@ def _draw_frame(axes: Axes, number: int, count: int) -> None:
 def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
     """Leave room around every point, bar and arrow for the labels."""
     errors = points[[*_ERRORS, "baseline_mse"]].to_numpy(dtype=np.float64)
-    least, most = np.nanmin(errors) / 2, np.nanmax(errors) * 2
+    least, most = np.nanmin(errors) / 3, np.nanmax(errors) * 2
     axes.set_xlim(least, most)
     if most < 100 * least:  # powers of ten alone are too few labels, all multiples too many
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
