@@ -26,6 +26,7 @@ from fl_sim.updates.local_update import one_hot
 
 _Key = tuple[str, int, int]
 
+_SHORT = 50  # iterations from one guess to the next, where little has changed
 _PROGRESS = 1e-4  # nats by which another weight of the prior must be better to go on
 
 
@@ -124,9 +125,12 @@ class _Tried:
 
     @property
     def nats(self) -> float:
-        """Mean evidence over the victims that it made a guess at; lower is better."""
+        """Median evidence of the victims that it made a guess at; lower is better.
+
+        A victim that a search failed on says nothing about the weight of the prior.
+        """
         there = torch.tensor([guess is not None for guess in self.guesses])
-        return float(self.evidence[there].mean())
+        return float(self.evidence[there].mean(dim=1).median())
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,17 +197,24 @@ class _Row:
             self._try(patient, self._run(patient.restart, self._shown(failed)))
 
     def _tune(self, attack: Matching) -> "_Tried":
-        """Try smaller and larger weights of the prior, for as long as the evidence grows."""
+        """Try smaller and larger weights of the prior, for as long as the evidence grows.
+
+        Each continues from the guesses that were made with the weight before.
+        """
         if self._problems.cell.noise != "none":
             attack = attack.for_noise()
-        return self._walk(attack, self.attempt)
+        elif self._problems.fine:
+            attack = attack.for_fine()
+        return self._walk(self.attempt(attack), self._continue)
 
-    def _walk(self, attack: Matching, attempt: Callable[[Matching], "_Tried"]) -> "_Tried":
-        best = first = attempt(attack)
+    def _walk(self, first: "_Tried", onward: Callable[[Matching, "_Tried"], "_Tried"]) -> "_Tried":
+        """Try smaller and larger weights; ``onward`` runs an attack after what was tried last."""
+        best = first
+        assert isinstance(first.attack, Matching)
         for larger in (False, True):
-            last, step = first, attack.reweighted(larger)
+            last, step = first, first.attack.reweighted(larger)
             while step is not None:
-                tried = attempt(step)
+                tried = onward(step, last)
                 best = min(best, tried, key=lambda one: one.nats)
                 if tried.nats > last.nats - _PROGRESS:
                     break
@@ -230,7 +241,7 @@ class _Row:
 
         noisy = self._problems.cell.noise != "none"
         assert isinstance(best.attack, Matching)
-        self._walk(best.attack.with_patches(noisy), attempt)
+        self._walk(attempt(best.attack.with_patches(noisy)), lambda step, _: attempt(step))
 
     def attempt(self, attack: Attack) -> "_Tried":
         """Run an attack on what is shown of all victims; return its best guesses.
@@ -241,6 +252,13 @@ class _Row:
         return self._try(
             attack, self._run(attack.reconstruct, self._shown(range(len(self.groups))))
         )
+
+    def _continue(self, attack: Matching, last: "_Tried") -> "_Tried":
+        """Continue from other guesses, on what is shown of all victims."""
+        guesses = [guess for guess in last.guesses if guess is not None]
+        shown = self._shown(range(len(self.groups)))
+        made = attack.within(_SHORT).refine(shown, guesses, device=self.device)
+        return self._try(attack, made)
 
     def _shown(self, rows: Iterable[int]) -> list[Observation]:
         """Return what was observed of some victims, with a tenth of each payload held back."""
@@ -302,7 +320,8 @@ class _Row:
         attack = tried.attack
         if isinstance(attack, Matching):
             observed = [o for row in rows for o in self.groups[row]]
-            made = attack.refine(observed, list(guesses.values()), device=self.device)
+            way = attack if self._problems.fine else attack.within(_SHORT)
+            made = way.refine(observed, list(guesses.values()), device=self.device)
         else:
             made = self._run(attack.reconstruct, self.observations)
         by_key = {_key(one): one for one in made}

@@ -26,7 +26,7 @@ _DLG = {
     "target": 1e-9,
 }
 # Where noise stays unexplained, a loss falls by little to the end: hence the small progress.
-_CELL = {"objective": "cell", "tv": 3e-4, "box": 1.0, "iterations": 200, "progress": 1e-4}
+_CELL = {"objective": "cell", "tv": 3e-4, "box": 1.0, "iterations": 100, "progress": 1e-4}
 _TUNED = {"warmup": 50, "restarts": 4, "progress": 1e-4, "prior": "tuned"}
 
 
@@ -124,7 +124,7 @@ PRESETS: Mapping[str, Preset] = {
             "grouping": "averaged",
             "tv": 1.0,
             "box": 1.0,
-            "iterations": 300,
+            "iterations": 150,
             **_TUNED,
         },
     ),
@@ -134,7 +134,7 @@ PRESETS: Mapping[str, Preset] = {
             "objective": "scaled",
             "tv": 0.1,
             "box": 1.0,
-            "iterations": 300,
+            "iterations": 150,
             **_TUNED,
         },
     ),

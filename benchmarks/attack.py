@@ -27,7 +27,7 @@ from fl_sim.study.settings import DataSettings
 from fl_sim.testing import observe
 
 SUCCESS = 1e-3
-BATCHED = "scaled:tv=0,box=0,warmup=0,iterations=1500,history=100,target=0.001,restarts=1"
+BATCHED = "scaled:tv=0,box=0,warmup=0,iterations=1500,history=100,target=0.008,restarts=1"
 CLOSED_FORM = "rgap"
 LOOPS = 2  # processes of the published loop, side by side
 

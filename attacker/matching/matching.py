@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attacker.attack import Progress
 from attacker.batches import Batches
+from attacker.matching.frequencies import to_pixels
 from attacker.matching.labels import LabelStrategy, recover_labels
 from attacker.matching.optimizers import LBFGS, Minimum, Objective, Optimizer
 from attacker.matching.problems import (
@@ -211,10 +212,11 @@ class Matching:
         self, problems: Problems, guesses: Sequence[Reconstruction], device: str
     ) -> Solution:
         labels = torch.stack([guess.labels for guess in guesses])
-        candidates = _Candidates(problems, one_hot(labels, problems.model.classes), None)
-        candidates = candidates.to(device)
-        points = candidates.join(torch.stack([guess.images for guess in guesses]).to(device))
-        minimum = self._minimize(candidates, points)
+        targets = one_hot(labels, problems.model.classes)
+        start = torch.stack([guess.images for guess in guesses])
+        in_frequencies = self.optimizer.in_frequencies
+        candidates = _Candidates(problems, start, in_frequencies, targets, None).to(device)
+        minimum = self._minimize(candidates, candidates.start_points())
         return _solution(minimum, candidates.problems, candidates, 0).to("cpu")
 
     def _minimize(self, candidates: "_Candidates", points: Tensor) -> Minimum:
@@ -231,11 +233,19 @@ class Matching:
             points, spent = minimum.points, spent + minimum.evaluations
         return replace(minimum, evaluations=spent)
 
+    def within(self, iterations: int) -> "Matching":
+        """Return this attack with no more than ``iterations``; for a short way from a guess."""
+        return replace(self, optimizer=self.optimizer.within(iterations))
+
     def for_noise(self) -> "Matching":
         """Return this attack with a weight of the prior to start from where payloads are noisy."""
         if self.loss.objective != "cell":
             return self
-        return replace(self, loss=replace(self.loss, tv=_WEIGHT_FOR_NOISE))
+        return self._weighted(_WEIGHT_FOR_NOISE)
+
+    def for_fine(self) -> "Matching":
+        """Return this attack with the least weight, to start from where payloads are fine."""
+        return self._weighted(min(self.loss.tv, _WEIGHTS[0]))
 
     def with_patches(self, noisy: bool) -> "Matching":
         """Return this attack with the prior of natural patches in place of total variation."""
@@ -251,12 +261,12 @@ class Matching:
         if not beyond:
             return None
         other = beyond[0] if larger else beyond[-1]
-        return replace(
-            self,
-            loss=replace(self.loss, patches=other)
-            if self.loss.patches
-            else replace(self.loss, tv=other),
-        )
+        if self.loss.patches:
+            return replace(self, loss=replace(self.loss, patches=other))
+        return self._weighted(other)
+
+    def _weighted(self, tv: float) -> "Matching":
+        return replace(self, loss=replace(self.loss, tv=tv))
 
     def _attempt_all(
         self, groups: Sequence[ClientGroup], context: StartContext, batches: Batches
@@ -278,15 +288,27 @@ class Matching:
         self, problems: Problems, contexts: Sequence[StartContext], device: str
     ) -> list[Solution]:
         """Solve all problems once in each context, from starts that are found on the CPU."""
-        candidates = _Candidates.of(self.labels, problems, contexts).to(device)
-        starts = [start_images(self.start, problems, context) for context in contexts]
-        points, problems = candidates.join(torch.cat(starts).to(device)), candidates.problems
+        candidates = self._candidates(problems, contexts).to(device)
+        points, problems = candidates.start_points(), candidates.problems
         if self.warmup:
             resized = _objective(self.loss, problems, candidates, resize=True)
             points = LBFGS(self.warmup).minimize(resized, points).points
         minimum = self._minimize(candidates, points)
         solutions = _solution(minimum, problems, candidates, self.warmup).to("cpu")
         return solutions.parts(len(contexts))
+
+    def _candidates(self, problems: Problems, contexts: Sequence[StartContext]) -> "_Candidates":
+        """Return candidates for all problems in the first context, then in the next."""
+        repeated = problems.select(torch.arange(len(problems)).repeat(len(contexts)))
+        start = torch.cat([start_images(self.start, problems, context) for context in contexts])
+        in_frequencies = self.optimizer.in_frequencies
+        if self.labels == "joint" or find_head(problems.model) is None:
+            logits = torch.cat([label_logits(problems, context) for context in contexts])
+            return _Candidates(repeated, start, in_frequencies, None, logits)
+        targets = one_hot(recover_labels(problems), problems.model.classes)
+        return _Candidates(
+            repeated, start, in_frequencies, targets.repeat(len(contexts), 1, 1), None
+        )
 
 
 def _more_than_one_tells(group: ClientGroup) -> bool:
@@ -297,31 +319,24 @@ def _more_than_one_tells(group: ClientGroup) -> bool:
 class _Candidates:
     """How the points of an optimizer are read as images and targets of the problems.
 
-    With known labels a point is the images; otherwise the free label logits follow them.
+    A point is the way from the start to the images, which keeps all digits of a short one. If the
+    labels are not known, the free label logits follow it.
     """
 
     problems: Problems
+    start: Tensor  # (B, n, C, H, W)
+    in_frequencies: bool  # whether the way is in frequencies, else in pixels
     targets: Tensor | None  # (B, n, classes) known one-hot labels
     logits: Tensor | None  # (B, n, classes) where free labels start
 
-    @classmethod
-    def of(
-        cls, strategy: LabelStrategy, problems: Problems, contexts: Sequence[StartContext]
-    ) -> "_Candidates":
-        """Return candidates for all problems in the first context, then in the next."""
-        repeated = problems.select(torch.arange(len(problems)).repeat(len(contexts)))
-        if strategy == "joint" or find_head(problems.model) is None:
-            logits = torch.cat([label_logits(problems, context) for context in contexts])
-            return cls(repeated, None, logits)
-        targets = one_hot(recover_labels(problems), problems.model.classes)
-        return cls(repeated, targets.repeat(len(contexts), 1, 1), None)
-
     def to(self, device: str) -> "_Candidates":
         targets, logits = (None if t is None else t.to(device) for t in (self.targets, self.logits))
-        return _Candidates(self.problems.to(device), targets, logits)
+        problems, start = self.problems.to(device), self.start.to(device)
+        return _Candidates(problems, start, self.in_frequencies, targets, logits)
 
-    def join(self, images: Tensor) -> Tensor:
-        parts = [images.flatten(1)]
+    def start_points(self) -> Tensor:
+        """Return the points that stand for the start, ``(B, D)``."""
+        parts = [torch.zeros_like(self.start).flatten(1)]
         if self.logits is not None:
             parts.append(self.logits.flatten(1))
         return torch.cat(parts, dim=1)
@@ -330,7 +345,8 @@ class _Candidates:
         """Return images ``(b, n, C, H, W)`` and targets ``(b, n, classes)``."""
         shape = self.problems.image_shape
         pixels = prod(shape)
-        images = points[:, :pixels].reshape(-1, *shape)
+        way = points[:, :pixels].reshape(-1, *shape)
+        images = self.start[index] + (to_pixels(way) if self.in_frequencies else way)
         if self.targets is not None:
             return images, self.targets[index]
         free = points[:, pixels:].reshape(-1, shape[0], self.problems.model.classes)

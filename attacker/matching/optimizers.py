@@ -1,8 +1,8 @@
 """Optimizers that minimise many independent problems at once; each ends on its own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -36,10 +36,21 @@ class Minimum:
 
 
 class Optimizer(Protocol):
-    """What an attack needs of an optimizer."""
+    """What an attack needs of an optimizer.
+
+    Attributes
+    ----------
+    in_frequencies : bool
+        Whether it is faster over the frequencies of images than over their pixels.
+    """
+
+    in_frequencies: ClassVar[bool]
 
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
         """Minimise each row of ``start`` on its own."""
+
+    def within(self, iterations: int) -> "Optimizer":
+        """Return this optimizer, with no more than ``iterations``."""
 
 
 class _Best:
@@ -73,6 +84,8 @@ class SignedAdam:
         First step size; divided by ten at 3/8, 5/8 and 7/8 of the iterations.
     """
 
+    in_frequencies: ClassVar[bool] = False  # each pixel has a sign of its own
+
     iterations: int = 4800
     rate: float = 0.1
 
@@ -98,6 +111,10 @@ class SignedAdam:
         best.offer(problems, points.detach(), losses)
         return best.minimum()
 
+    def within(self, iterations: int) -> "SignedAdam":
+        """Return this optimizer, with no more than ``iterations``."""
+        return replace(self, iterations=min(iterations, self.iterations))
+
 
 @dataclass(frozen=True)
 class LBFGS:
@@ -122,6 +139,8 @@ class LBFGS:
     progress : float
         See ``patience``.
     """
+
+    in_frequencies: ClassVar[bool] = True
 
     iterations: int = 600
     history: int = 50
@@ -151,6 +170,10 @@ class LBFGS:
             state.note_progress(losses, evaluation, self.progress)
             state.advance(step_point, losses, gradients)
         return best.minimum()
+
+    def within(self, iterations: int) -> "LBFGS":
+        """Return this optimizer, with no more than ``iterations``."""
+        return replace(self, iterations=min(iterations, self.iterations))
 
     def _unfinished(self, state: "_State", evaluation: int) -> Tensor:
         """Return the indices of the problems worth another evaluation."""

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attacker.matching.matching import _Candidates, _objective
+from attacker.matching.matching import _objective
 from attacker.matching.problems import Problems, batchable
-from attacker.matching.starts import StartContext, start_images
+from attacker.matching.starts import StartContext
 from attacker.presets import build_attack
 from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.quantizers import parse_quantizer
@@ -253,9 +253,9 @@ def test_all_that_an_evaluation_needs_moves_to_a_device(quantizer):
     images, labels = digits(2)
     problems = Problems.of([[o] for o in observe(images, labels, quantizer)])
     seeds = [StartContext(0, 0)]
-    for strategy, objective in (("joint", "squared"), ("analytic", "cell")):
-        candidates = _Candidates.of(strategy, problems, seeds)
-        points = candidates.join(start_images("grey", problems, seeds[0]))
+    for name, objective in (("dlg", "squared"), ("cell", "cell")):
+        candidates = build_attack(name)._candidates(problems, seeds)
+        points = candidates.start_points()
         with FakeTensorMode(allow_non_fake_inputs=True):
             there = points.to("lazy")
             evaluate = _objective(
