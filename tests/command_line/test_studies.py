@@ -15,6 +15,7 @@ STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.toml"))
 def test_the_questions_of_the_project_each_have_a_study():
     names = {path.stem for path in STUDIES}
     assert names >= {"default", "accuracy", "reconstruction", "stages", "seeds"}
+    assert names >= {"defences", "guarantees"}
     assert names >= {"dlg_table", "one_bit", "rounds", "non_iid", "local_steps", "batch_size"}
     assert names >= {"curves", "curves_cifar"}
 
