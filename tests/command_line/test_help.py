@@ -67,7 +67,7 @@ def test_the_defaults_shown_are_those_of_the_default_study():
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        ("model", (*choices.MODEL_NAMES, "imprint")),
+        ("model", (*choices.MODEL_NAMES, "imprint", "loki")),
         ("dataset", choices.DATASET_NAMES),
         ("partitioner", choices.PARTITION_NAMES),
         ("server", choices.SERVER_NAMES),
