@@ -147,7 +147,8 @@ def best(lines: pd.DataFrame) -> pd.DataFrame:
     columns = [f"{name}, batch {size}" for name in ("passive", "active") for size in (1, 8, 32)]
     there = [quantizer for quantizer in EXAMPLES if quantizer in told.index]
     made_by = ", ".join(sorted(set(lines["commit"])))
-    return told.reindex(index=there, columns=columns).reset_index().assign(commit=made_by)
+    told = told.reindex(index=there, columns=columns).dropna(axis=1, how="all")
+    return told.reset_index().assign(commit=made_by)
 
 
 def chosen_rows(arguments: argparse.Namespace) -> Iterator[Row]:
