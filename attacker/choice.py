@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import inf
+from math import inf, nan
 
 import torch
 from torch import Tensor
@@ -117,11 +117,20 @@ def with_evidence(attack: Attack, name: str = "") -> Suite:
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """One guess of an attack at the images of each victim, and its evidence ``(B, BLOCKS)``."""
+    """One guess of an attack at the images of each victim, and its evidence ``(B, BLOCKS)``.
+
+    ``start`` has the guesses from which it is made anew on the whole payloads.
+    """
 
     attack: Attack
     guesses: Sequence[Reconstruction | None]
     evidence: Tensor
+    start: Sequence[Reconstruction | None]
+
+    @property
+    def strength(self) -> float:
+        """How strong the prior was; not a number where it cannot be compared."""
+        return self.attack.strength if isinstance(self.attack, Matching) else nan
 
     @property
     def nats(self) -> float:
@@ -237,7 +246,8 @@ class _Row:
         guesses = [guess for guess in best.guesses if guess is not None]
 
         def attempt(attack: Matching) -> "_Tried":
-            return self._try(attack, attack.refine(self._shown(rows), guesses, device=self.device))
+            made = attack.refine(self._shown(rows), guesses, device=self.device)
+            return self._try(attack, made, best.guesses)
 
         noisy = self._problems.cell.noise != "none"
         assert isinstance(best.attack, Matching)
@@ -271,14 +281,19 @@ class _Row:
     ) -> list[Reconstruction]:
         return reconstruct(observations, seed=self.seed, public=self.public, device=self.device)
 
-    def _try(self, attack: Attack, found: Sequence[Reconstruction]) -> "_Tried":
+    def _try(
+        self,
+        attack: Attack,
+        found: Sequence[Reconstruction],
+        start: Sequence[Reconstruction | None] = (),
+    ) -> "_Tried":
         """Judge what an attack found by what was held back; return its best guesses."""
         made = {_key(one): one for one in found}
         guesses = [[made[_key(o)] for o in group if _key(o) in made] for group in self.groups]
         tried = []
         for number in range(max(map(len, guesses))):
             column = [ones[number] if number < len(ones) else None for ones in guesses]
-            tried.append(_Tried(attack, column, self._evidence(column)))
+            tried.append(_Tried(attack, column, self._evidence(column), start or column))
         self.tried.extend(tried)
         return min(tried, key=lambda one: one.nats)
 
@@ -307,7 +322,8 @@ class _Row:
         guessed = [
             row for row in range(len(self.groups)) if any(one.guesses[row] for one in self.tried)
         ]
-        chosen = dict(zip(guessed, choose(evidence[:, guessed]).tolist(), strict=True))
+        strengths = [one.strength for one in self.tried]
+        chosen = dict(zip(guessed, choose(evidence[:, guessed], strengths).tolist(), strict=True))
         found: dict[int, Reconstruction] = {}
         for number in set(chosen.values()):
             rows = [row for row, its in chosen.items() if its == number]
@@ -316,7 +332,7 @@ class _Row:
 
     def _continued(self, tried: _Tried, rows: Sequence[int]) -> dict[int, Reconstruction]:
         """Return the guesses at some victims, made anew from all that was observed."""
-        guesses = {row: one for row in rows if (one := tried.guesses[row]) is not None}
+        guesses = {row: one for row in rows if (one := tried.start[row]) is not None}
         attack = tried.attack
         if isinstance(attack, Matching):
             observed = [o for row in rows for o in self.groups[row]]

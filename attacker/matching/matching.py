@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import nan, prod
 from typing import Literal
 
 import torch
@@ -37,6 +37,7 @@ from fl_sim.updates.local_update import convolutions_for, one_hot
 _WEIGHTS = tuple(float(f"{digit}e{power}") for power in range(-5, 1) for digit in (1, 3))
 _WEIGHT_FOR_NOISE = 0.1  # likelihoods are in nats; distances from a cell are far smaller
 _PATCH_WEIGHTS = 1e-5, 0.01  # to start from, for cells and for noise
+_PATCHES_ARE_STRONGER = 1e6  # than any total variation
 _ASSIGNMENTS = 4  # times that the patches of a picture are assigned to components anew
 _BOUNDED = LBFGS(iterations=80, progress=1e-4)  # from one assignment to the next
 
@@ -250,6 +251,13 @@ class Matching:
     def with_patches(self, noisy: bool) -> "Matching":
         """Return this attack with the prior of natural patches in place of total variation."""
         return replace(self, loss=replace(self.loss, tv=0.0, patches=_PATCH_WEIGHTS[noisy]))
+
+    @property
+    def strength(self) -> float:
+        """How strong the prior is, among searches whose weight is tuned; else not a number."""
+        if self.prior == "fixed":
+            return nan
+        return _PATCHES_ARE_STRONGER * self.loss.patches or self.loss.tv
 
     def reweighted(self, larger: bool) -> "Matching | None":
         """Return this attack with the next larger or smaller weight of the prior, if there is one.

@@ -105,17 +105,21 @@ def nats(cell: Cell, hidden: Tensor, candidate: Tensor) -> Tensor:
     return torch.where(counts > 0, sums / counts.clamp_min(1), chosen.mean(dim=1, keepdim=True))
 
 
-def choose(evidence: Tensor) -> Tensor:
+def choose(evidence: Tensor, strengths: Sequence[float] = ()) -> Tensor:
     """Choose among guesses by their evidence: for all victims together, then for each.
 
     One guess is chosen for every victim, except where another is better by three standard errors
     of that victim's own evidence. It is the one that with these exceptions predicts best: a search
-    that fails on a few victims is not worse for the others.
+    that fails on a few victims is not worse for the others. Of guesses that differ in the strength
+    of their prior, the strongest is taken that is within one standard error of the best: so little
+    evidence does not speak for a weaker prior (Breiman et al. 1984).
 
     Parameters
     ----------
     evidence : Tensor
         ``(K, B, BLOCKS)`` nats of K guesses at B victims, infinite where there is none.
+    strengths : sequence of float, optional
+        How strong the prior of each guess was; not a number where it cannot be compared.
 
     Returns
     -------
@@ -137,8 +141,17 @@ def choose(evidence: Tensor) -> Tensor:
     # Where the common choice has no guess, the gain is infinite and its error is not a number.
     apart = (gain.mean(dim=2) > _SURE * error) | ~each.isfinite()
     chosen = torch.where(apart, own, torch.arange(len(each))[:, None])
-    common = each.gather(0, chosen).mean(dim=1).argmin()
-    return chosen[common]
+    chosen_evidence = evidence[chosen, victims]
+    best = int(chosen_evidence.mean(dim=(1, 2)).argmin())
+    return chosen[_strongest_within_error(chosen_evidence, best, strengths)]
+
+
+def _strongest_within_error(evidence: Tensor, best: int, strengths: Sequence[float]) -> int:
+    """Return the guess of the strongest prior whose evidence is not clearly worse than the best."""
+    loss = (evidence - evidence[best]).flatten(1)
+    close = loss.mean(dim=1) <= loss.std(dim=1, correction=1) / loss.shape[1] ** 0.5
+    stronger = [k for k, s in enumerate(strengths) if bool(close[k]) and s > strengths[best]]
+    return max(stronger, key=lambda k: strengths[k], default=best)
 
 
 def _doubled(cell: Cell) -> Cell:
