@@ -336,8 +336,7 @@ class _Row:
         attack = tried.attack
         if isinstance(attack, Matching):
             observed = [o for row in rows for o in self.groups[row]]
-            way = attack if self._problems.fine else attack.within(_SHORT)
-            made = way.refine(observed, list(guesses.values()), device=self.device)
+            made = attack.refine(observed, list(guesses.values()), device=self.device)
         else:
             made = self._run(attack.reconstruct, self.observations)
         by_key = {_key(one): one for one in made}
