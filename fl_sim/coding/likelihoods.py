@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import lgamma
 from typing import Self
 
 import numpy as np
@@ -102,9 +103,7 @@ class BinomialLikelihood(Likelihood):
         chance = 0.5 + self.slope * value.clamp(-self.clip, self.clip)
         heads = self.codes.to(value.dtype)
         tails = self.trials - heads
-        ways = torch.lgamma(heads.new_tensor(self.trials + 1.0)) - (
-            torch.lgamma(heads + 1) + torch.lgamma(tails + 1)
-        )
+        ways = lgamma(self.trials + 1) - torch.lgamma(heads + 1) - torch.lgamma(tails + 1)
         found: Tensor = ways + heads * chance.log() + tails * (1 - chance).log()
         return found
 
@@ -145,9 +144,9 @@ class TableLikelihood(Likelihood):
 
     def best(self) -> Tensor:
         """Return the largest log-probability of each code."""
-        inside = torch.linspace(-self.clip, self.clip, 2)
-        knots = self.first + self.width * torch.arange(self.table.shape[1])
-        knots = torch.cat([inside, knots[knots.abs() <= self.clip]])
-        levels = torch.arange(self.table.shape[0])[:, None]
+        device = self.codes.device
+        knots = self.first + self.width * torch.arange(self.table.shape[1], device=device)
+        knots = knots.clamp(-self.clip, self.clip)  # a line is highest at one of its ends
+        levels = torch.arange(self.table.shape[0], device=device)[:, None]
         every = replace(self, codes=levels).log_probability(knots.expand(len(levels), -1))
-        return every.amax(dim=1).to(self.codes.device)[self.codes]
+        return every.amax(dim=1)[self.codes]

@@ -4,7 +4,7 @@ import pytest
 
 from attacker.presets import ATTACK_NAMES, build_attack
 from fl_sim.models import ModelSpec
-from fl_sim.plans import Imprint, Thresholds
+from fl_sim.plans import Imprint, Loki, Thresholds, Traps
 from fl_sim.testing import check_attack
 from fl_sim.updates.local_update import flat_model
 from tests.attacker.observing import SPEC, digits, initial_weights, observe
@@ -17,20 +17,18 @@ SHORT = {
 SLOW = {"inversion_network", "inversion_network_cell", "suite"}
 
 
-def planted():
-    """Return what is seen of clients that train an imprint layer."""
-    plan, (images, labels) = Imprint(8), digits(3)
-    spec = ModelSpec(plan.model("mlp"), SPEC.shape, SPEC.classes)
-    weights = plan.weights(spec, initial_weights(spec), digits(40, seed=1)[0])
+def planted(plan, model="mlp", quantizer="none"):
+    """Return what is seen of clients that train what a malicious server planted."""
+    spec = ModelSpec(plan.model(model), SPEC.shape, SPEC.classes)
+    weights = plan.weights(spec, initial_weights(spec).detach(), digits(40, seed=1)[0])
     assert weights.shape == (flat_model(spec).layout.size,)
-    return observe(images, labels, spec=spec, weights=weights.detach())
+    facts = {"spec": spec, "weights": weights.detach(), "server": plan.spec}
+    return observe(*digits(3), quantizer, **facts)
 
 
 def with_thresholds():
     """Return what is seen of clients whose weights are a bank of thresholds."""
-    spec = ModelSpec("cnn", SPEC.shape, SPEC.classes)
-    weights = Thresholds(batch=1).weights(spec, initial_weights(spec), digits(40, seed=1)[0])
-    return observe(*digits(2), "sign", spec=spec, weights=weights)
+    return planted(Thresholds(batch=1), "cnn", "sign")
 
 
 def repeated():
@@ -40,7 +38,9 @@ def repeated():
 
 SEEN = {
     "rgap": lambda: observe(*digits(2)),
-    "active_imprint": planted,
+    "active_imprint": lambda: planted(Imprint(8)),
+    "active_traps": lambda: planted(Traps(share=0.1), "mlp:activation=relu"),
+    "active_loki": lambda: planted(Loki(clients=2, bins=8)),
     "active_thresholds": with_thresholds,
     "active_thresholds_cell": with_thresholds,
     "averaging": repeated,

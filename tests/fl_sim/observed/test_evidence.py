@@ -133,3 +133,13 @@ def test_the_choice_predicts_at_least_as_well_as_any_single_guess(seed, count, v
     each = measured.mean(dim=2)
     taken = each.gather(0, choose(measured)[None]).mean()
     assert taken <= each.mean(dim=1).min() + 1e-12
+
+
+def test_the_strongest_prior_within_one_standard_error_is_chosen():
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, 6, 16, generator=rng).double()
+    noise -= noise.mean(dim=2, keepdim=True)  # means differ by the levels alone
+    level = torch.tensor([0.0, 0.001, 0.002, 5.0])[:, None, None]
+    close = level + 0.1 * noise
+    assert set(choose(close, [1e-4, 1e-2, 1e-3, 1.0]).tolist()) == {1}  # the last is clearly worse
+    assert set(choose(close, [float("nan"), 1e-2, 1e-3, 1.0]).tolist()) == {0}  # not comparable
