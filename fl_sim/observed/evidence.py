@@ -143,13 +143,17 @@ def choose(evidence: Tensor, strengths: Sequence[float] = ()) -> Tensor:
     chosen = torch.where(apart, own, torch.arange(len(each))[:, None])
     chosen_evidence = evidence[chosen, victims]
     best = int(chosen_evidence.mean(dim=(1, 2)).argmin())
-    return chosen[_strongest_within_error(chosen_evidence, best, strengths)]
+    most = (~apart).double().mean(dim=1) > 0.5  # a guess that is the exception is not common
+    return chosen[_strongest_within_error(chosen_evidence, most, best, strengths)]
 
 
-def _strongest_within_error(evidence: Tensor, best: int, strengths: Sequence[float]) -> int:
+def _strongest_within_error(
+    evidence: Tensor, eligible: Tensor, best: int, strengths: Sequence[float]
+) -> int:
     """Return the guess of the strongest prior whose evidence is not clearly worse than the best."""
     loss = (evidence - evidence[best]).flatten(1)
     close = loss.mean(dim=1) <= loss.std(dim=1, correction=1) / loss.shape[1] ** 0.5
+    close &= eligible
     stronger = [k for k, s in enumerate(strengths) if bool(close[k]) and s > strengths[best]]
     return max(stronger, key=lambda k: strengths[k], default=best)
 
