@@ -10,6 +10,7 @@ from attacker.choice import Suite
 from attacker.matching.matching import Matching
 from attacker.matching.optimizers import LBFGS, SignedAdam
 from attacker.plugins import plugin_attack, plugin_entries
+from attacker.readers.fishing import FishingSearch
 from attacker.readers.reading import Reading
 from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.registry import module_of, names
@@ -35,7 +36,7 @@ class Preset(NamedTuple):
 
     summary: str
     values: Mapping[str, Any]
-    kind: type[Matching] | type[Reading] = Matching
+    kind: type[Matching] | type[Reading] | type[FishingSearch] = Matching
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -84,6 +85,11 @@ PRESETS: Mapping[str, Preset] = {
     "active_thresholds_cell": Preset(
         "As active_thresholds, then a short search inside the quantizer's cell.",
         {**_CELL, "start": "thresholds", "iterations": 30},
+    ),
+    "active_fishing": Preset(
+        "Searches for the images of a class that the server fished for (the active threat model).",
+        {},
+        FishingSearch,
     ),
     "active_loki": Preset(
         "Reads images of all clients off the sum of their updates (the active threat model).",
@@ -163,6 +169,7 @@ SUITE = (
     "active_traps",
     "active_loki",
     "active_thresholds",
+    "active_fishing",
     "idlg",
     "scaled",
     "cell",
@@ -297,8 +304,8 @@ def _values(preset: Preset) -> dict[str, Any]:
 
 def _parts(preset: Preset) -> tuple[type, ...]:
     """Return the classes whose fields are the parameters of a preset."""
-    if preset.kind is Reading:
-        return (Reading,)
+    if preset.kind is not Matching:
+        return (preset.kind,)
     optimizer = _OPTIMIZERS.get(preset.values.get("optimizer", _Choice.optimizer), LBFGS)
     return AttackLoss, Matching, _Choice, optimizer
 
@@ -307,8 +314,8 @@ def _assemble(name: str, preset: Preset, values: Mapping[str, Any]) -> Attack:
     def of(part: type) -> dict[str, Any]:
         return {key: values[key] for key in default_parameters(part)}
 
-    if preset.kind is Reading:
-        return Reading(name, **values)
+    if preset.kind is not Matching:
+        return preset.kind(name, **values)
     optimizer = _OPTIMIZERS[values["optimizer"]]
     return Matching(
         name,

@@ -7,7 +7,7 @@ UpdateKind = Literal["gradient", "delta"]
 MODEL_NAMES = ("lenet_dlg", "lenet", "convnet", "mlp", "cnn", "resnet18")
 DATASET_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder")
 PARTITION_NAMES = ("iid", "dirichlet", "pathological")
-SERVER_NAMES = ("curious", "imprint", "traps", "thresholds", "loki", "inconsistent")
+SERVER_NAMES = ("curious", "imprint", "traps", "thresholds", "fishing", "loki", "inconsistent")
 """Names that come along with this project; a plug-in adds others."""
 
 MAX_IMAGES = 1 << 20

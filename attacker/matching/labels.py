@@ -37,13 +37,16 @@ def recover_labels(problems: Problems) -> Tensor:
     largest remaining count (after Geng et al. 2021). Where the quantizer is too coarse to tell n
     labels from n + 1 in this bias, or where there is no bias, the whole payload decides: one label
     at a time is exchanged for another as long as that makes the payload more likely. Where the
-    server planted a bank of thresholds, its units tell the labels of single images.
+    server planted a bank of thresholds, its units tell the labels of single images. Labels that are
+    known are returned as they are.
 
     Returns
     -------
     Tensor
         ``(B, n)`` int64, sorted in each row.
     """
+    if problems.known_labels is not None:
+        return problems.known_labels
     return problems.by_weights(_recovered)
 
 

@@ -171,7 +171,8 @@ class Matching:
         batches = Batches(self.batch, device)
 
         def solve(groups: Sequence[ClientGroup]) -> Solution:
-            return self._attempt_all(groups, context, batches)
+            most = batches.size(groups[0])
+            return self.solve(Problems.of(groups), context, most, device)
 
         groups = client_groups(observations, self.grouping)
         return batches.solve(groups, solve, self.name, self.loss.spec, progress)
@@ -276,18 +277,15 @@ class Matching:
     def _weighted(self, tv: float) -> "Matching":
         return replace(self, loss=replace(self.loss, tv=tv))
 
-    def _attempt_all(
-        self, groups: Sequence[ClientGroup], context: StartContext, batches: Batches
-    ) -> Solution:
-        """Solve all problems, then those that failed again, with as many starts as fit a batch."""
-        problems = Problems.of(groups)
-        (best,) = self._attempt(problems, [context], batches.device)
-        attempts, most = context.attempt + 1, batches.size(groups[0])
+    def solve(self, problems: Problems, context: StartContext, most: int, device: str) -> Solution:
+        """Solve all problems, then those that failed again, ``most`` starts at a time."""
+        (best,) = self._attempt(problems, [context], device)
+        attempts = context.attempt + 1
         while attempts <= self.restarts and not bool(best.explained.all()):
             failed = (~best.explained).nonzero().squeeze(1)
             further = min(max(1, most // len(failed)), self.restarts + 1 - attempts)
             contexts = [replace(context, attempt=attempts + number) for number in range(further)]
-            for again in self._attempt(problems.select(failed), contexts, batches.device):
+            for again in self._attempt(problems.select(failed), contexts, device):
                 best = best.improved(failed, again)
             attempts += further
         return best

@@ -56,6 +56,8 @@ class Problems:
         Earlier rounds of the same images at other weights; usually empty.
     held_back : HeldBack or None
         Shared: which elements of the payloads are hidden.
+    known_labels : Tensor or None
+        ``(B, n)`` int64 labels, where they need not be recovered.
     """
 
     model: ModelSpec
@@ -66,6 +68,7 @@ class Problems:
     keys: tuple[tuple[int, int], ...]
     earlier: tuple["Problems", ...] = ()
     held_back: HeldBack | None = None
+    known_labels: Tensor | None = None
 
     @classmethod
     def of(cls, groups: Sequence[ClientGroup]) -> "Problems":
@@ -112,7 +115,15 @@ class Problems:
         cells = tuple(self.cells[i] for i in chosen)
         keys = tuple(self.keys[i] for i in chosen)
         earlier = tuple(one.select(index) for one in self.earlier)
-        return replace(self, sent_weights=sent_weights, cells=cells, keys=keys, earlier=earlier)
+        labels = None if self.known_labels is None else self.known_labels[index]
+        return replace(
+            self,
+            sent_weights=sent_weights,
+            cells=cells,
+            keys=keys,
+            earlier=earlier,
+            known_labels=labels,
+        )
 
     def to(self, device: torch.device | str) -> "Problems":
         """Return the problems on a device."""

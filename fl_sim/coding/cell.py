@@ -125,6 +125,22 @@ class Cell:
         share = torch.where(wide, distance.abs() / torch.where(wide, reach, 1), 0)
         return penalty + _minus_log_of_rest(share)
 
+    def times(self, factor: float) -> "Cell":
+        """Return the cell of ``factor`` times the update, for a positive factor.
+
+        That of a payload without a scale is the same. There is none for `discrete` noise.
+        """
+        assert self.likelihood is None
+        if self.scale_free:
+            return self
+        return replace(
+            self,
+            center=self.center * factor,
+            lower=self.lower * factor,
+            upper=self.upper * factor,
+            step=self.step * factor,
+        )
+
     def without(self, hidden: Tensor) -> "Cell":
         """Return the cell as it is for who does not see the elements ``hidden``, ``(d,)`` bool.
 

@@ -1,17 +1,19 @@
 """Our attacks pass the check that other people's attacks do."""
 
 import pytest
+import torch
 
 from attacker.presets import ATTACK_NAMES, build_attack
 from fl_sim.models import ModelSpec
-from fl_sim.plans import Imprint, Loki, Thresholds, Traps
+from fl_sim.plans import Fishing, Imprint, Loki, Thresholds, Traps
 from fl_sim.testing import check_attack
-from fl_sim.updates.local_update import flat_model
+from fl_sim.updates.local_update import LocalWork, flat_model
 from tests.attacker.observing import SPEC, digits, initial_weights, observe
 
 SHORT = {
     "dlg": "dlg:iterations=20,restarts=0",
     "free_labels": "free_labels:iterations=20,restarts=0",
+    "active_fishing": "active_fishing:iterations=20,restarts=0",
     "inverting_gradients": "inverting_gradients:iterations=20",
 }
 SLOW = {"inversion_network", "inversion_network_cell", "suite"}
@@ -31,6 +33,15 @@ def with_thresholds():
     return planted(Thresholds(batch=1), "cnn", "sign")
 
 
+def fished():
+    """Return what is seen of a client with three images, two of the class that is fished for."""
+    spec = ModelSpec("mlp", SPEC.shape, SPEC.classes)
+    plan, (images, _) = Fishing(target=3), digits(3)
+    weights = plan.weights(spec, initial_weights(spec).detach(), images)
+    facts = {"spec": spec, "weights": weights, "server": plan.spec}
+    return observe(images, torch.tensor([3, 1, 3]), work=LocalWork(batch_size=3), **facts)
+
+
 def repeated():
     """Return what is seen of clients that use the same images in three rounds."""
     return observe(*digits(2), "stochastic:bits=4", rounds=3)
@@ -40,6 +51,7 @@ SEEN = {
     "rgap": lambda: observe(*digits(2)),
     "active_imprint": lambda: planted(Imprint(8)),
     "active_traps": lambda: planted(Traps(share=0.1), "mlp:activation=relu"),
+    "active_fishing": fished,
     "active_loki": lambda: planted(Loki(clients=2, bins=8)),
     "active_thresholds": with_thresholds,
     "active_thresholds_cell": with_thresholds,

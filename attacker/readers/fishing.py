@@ -1,0 +1,199 @@
+"""A search for the images of one class, to which a malicious server reduced the update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attacker.attack import Progress
+from attacker.batches import Batches
+from attacker.matching.labels import recover_labels
+from attacker.matching.matching import Matching
+from attacker.matching.optimizers import LBFGS
+from attacker.matching.problems import ClientGroup, Problems, client_groups
+from attacker.matching.starts import StartContext
+from attacker.solutions import Solution, mean_misfit
+from fl_sim.data.public_images import PublicImages
+from fl_sim.observed.attack_loss import AttackLoss
+from fl_sim.observed.observations import Observation
+from fl_sim.observed.reconstructions import Reconstruction
+from fl_sim.plans import Fishing, parse_plan
+from fl_sim.plans.fishing import names_of
+from fl_sim.specs import NOT_A_PARAMETER, Spec, not_negative, positive
+from fl_sim.updates.layers import find_head
+from fl_sim.updates.local_update import one_hot
+
+_SURE = 2.0  # steps, or scales of noise, that tell one number from another
+
+
+@dataclass(frozen=True)
+class FishingSearch:
+    """Searches for the images of the class that the server fished for; the others stay grey.
+
+    Below the classifier, and in the classifier's row of this class, the update of a batch of n
+    images is that of its m images of the class, times m / n (class fishing, Wen et al. 2022, arXiv
+    2202.00580). The gradient of the row's bias tells m: it is -m / n. So the passive search `cell`
+    looks for m images with known labels. A payload too coarse to tell one image from none, or
+    without a scale, tells no more than that there are some; m is then taken to be 1.
+
+    Attributes
+    ----------
+    name : str
+        Name of the preset it was built from.
+    iterations : int
+        Most iterations of L-BFGS from one start.
+    restarts : int
+        Most further starts for a batch whose caught images do not yet explain their update.
+    batch : int
+        Most problems solved together; bounds the memory.
+    """
+
+    name: str = field(metadata=NOT_A_PARAMETER)
+    iterations: int = 300
+    restarts: int = 4
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        positive("iterations", self.iterations)
+        not_negative("restarts", self.restarts)
+        positive("batch", self.batch)
+
+    @property
+    def needs_public(self) -> bool:
+        """Whether the attack needs public images."""
+        return False
+
+    @property
+    def uses_public(self) -> bool:
+        """Whether public images make a difference."""
+        return False
+
+    def applies(self, observations: Sequence[Observation]) -> bool:
+        """Tell whether the server fished, in one step, through a quantizer without a rotation."""
+        return all(map(_can_search, observations))
+
+    def reconstruct(
+        self,
+        observations: Sequence[Observation],
+        *,
+        seed: int,
+        public: PublicImages | None = None,
+        progress: Progress | None = None,
+        device: str = "cpu",
+    ) -> list[Reconstruction]:
+        """Search for the caught images of every observation; see `Attack.reconstruct`.
+
+        Returns
+        -------
+        list of Reconstruction
+            One per observation, in their order: the caught images first, then grey ones. It is
+            ``converged`` only if all images were caught.
+        """
+        del public
+        context, batches = StartContext(seed, 0), Batches(self.batch, device)
+
+        def solve(groups: Sequence[ClientGroup]) -> Solution:
+            plans = [_fished(group[-1].server) for group in groups]
+            fished = torch.tensor([plan.target for plan in plans if plan is not None])
+            most = batches.size(groups[0])
+            return self._catch(Problems.of(groups), fished, context, most, device)
+
+        groups = client_groups(observations, "single")
+        return batches.solve(groups, solve, self.name, self._search.loss.spec, progress)
+
+    @property
+    def _search(self) -> Matching:
+        return Matching(
+            self.name,
+            loss=AttackLoss("cell", tv=3e-4, box=1.0),
+            optimizer=LBFGS(self.iterations, progress=1e-4),
+            warmup=50,
+            restarts=self.restarts,
+        )
+
+    def _catch(
+        self, problems: Problems, fished: Tensor, context: StartContext, most: int, device: str
+    ) -> Solution:
+        """Find the images of the classes ``fished`` ``(B,)``."""
+        search = self._search
+        if problems.cell.noise != "none":
+            search = search.for_noise()
+        elif problems.fine:
+            search = search.for_fine()
+        counts = _caught(problems, fished)
+        images = torch.full((len(problems), *problems.image_shape), 0.5)
+        spent = torch.zeros(len(problems), dtype=torch.int64)
+        for target, count in sorted(set(zip(fished.tolist(), counts.tolist(), strict=True))):
+            if count:
+                rows = ((fished == target) & (counts == count)).nonzero()[:, 0]
+                caught = _of_caught(problems.select(rows), target, count)
+                found = search.solve(caught, context, most, device)
+                images[rows, :count], spent[rows] = found.images, found.evaluations
+        recovered = recover_labels(problems)
+        labels = torch.stack(list(map(_labels, recovered, counts, fished)))
+        targets = one_hot(labels, problems.model.classes)
+        with torch.no_grad():
+            losses = search.loss(images, problems.candidate(images, targets), problems.cell)
+            misfits = mean_misfit(problems, images, targets)
+        misfits = misfits.masked_fill(counts < problems.work.images, torch.inf)
+        return Solution(images, labels, losses, misfits, spent)
+
+
+def _fished(server: str) -> Fishing | None:
+    """Return the plan by which a server fished, if it did; another may wrap it."""
+    spec = Spec.parse(server)
+    while spec.inner is not None:
+        spec = Spec.parse(spec.inner)
+    plan = parse_plan(str(spec)) if spec.name == Fishing.name else None
+    return plan if isinstance(plan, Fishing) else None
+
+
+def _can_search(observation: Observation) -> bool:
+    plan, work, weights = _fished(observation.server), observation.work, observation.weights
+    if plan is None or work.local_steps > 1 or work.local_batches > 1:
+        return False
+    planted = plan.weights(observation.model, weights, weights)  # it needs no public images
+    if not torch.equal(planted, weights):
+        return False
+    return observation.cell.transform is None and observation.cell.likelihood is None
+
+
+def _caught(problems: Problems, fished: Tensor) -> Tensor:
+    """Return how many images of the classes ``fished`` the batches surely have, ``(B,)``."""
+    _, bias = names_of(find_head(problems.model))
+    work, cell, layout = problems.work, problems.cell, problems.flat_model.layout
+    of_class = torch.arange(len(problems)), fished
+    center, lower, upper, step = (
+        layout.unflatten(one)[bias][of_class]
+        for one in (cell.center, cell.lower, cell.upper, cell.step)
+    )
+    one = (work.learning_rate if work.kind == "delta" else 1) / work.images
+    counts = (-center / one).round().clamp(0, work.images)
+    unbounded = (upper - lower).isinf()
+    highest = torch.where(upper.isinf() & (cell.noise != "none"), center + _SURE * step, upper)
+    coarse = (_SURE * step > one) | (unbounded if cell.noise == "none" else False)
+    return torch.where(coarse, highest <= 0, counts).long()
+
+
+def _of_caught(problems: Problems, target: int, count: int) -> Problems:
+    """Return the problems of the ``count`` images of the target class in each batch."""
+    layout = problems.flat_model.layout
+    hidden = layout.unflatten(torch.zeros(layout.size, dtype=torch.bool))
+    for name in names_of(find_head(problems.model)):
+        hidden[name][torch.arange(problems.model.classes) != target] = True
+    others = layout.flatten(hidden)
+    factor = problems.work.images / count
+    return replace(
+        problems,
+        work=replace(problems.work, batch_size=count),
+        cells=tuple(cell.times(factor).without(others) for cell in problems.cells),
+        known_labels=torch.full((len(problems), count), target),
+    )
+
+
+def _labels(recovered: Tensor, count: Tensor, target: Tensor) -> Tensor:
+    """Return labels ``(n,)`` that begin with those of the caught images."""
+    others = recovered[recovered != target]
+    rest = (others if len(others) else recovered).repeat(len(recovered))
+    return torch.cat([target.repeat(int(count)), rest])[: len(recovered)]
