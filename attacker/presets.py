@@ -67,6 +67,15 @@ PRESETS: Mapping[str, Preset] = {
         {"start": "linear_layer"},
         Reading,
     ),
+    "spear": Preset(
+        "Separates the images of a batch in the gradient of a linear layer before a ReLU.",
+        {"start": "spear"},
+        Reading,
+    ),
+    "spear_cell": Preset(
+        "As spear, then a short search inside the quantizer's cell.",
+        {**_CELL, "start": "spear", "iterations": 30},
+    ),
     "active_imprint": Preset(
         "Reads images off a layer that the server planted (the active threat model).",
         {"start": "imprint"},
@@ -165,6 +174,7 @@ PRESETS: Mapping[str, Preset] = {
 SUITE = (
     "rgap",
     "analytic",
+    "spear",
     "active_imprint",
     "active_traps",
     "active_loki",

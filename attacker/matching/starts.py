@@ -22,6 +22,7 @@ from attacker.readers.learned import (
     synthetic_examples,
 )
 from attacker.readers.loki import has_sections, invert_sections
+from attacker.readers.spear import has_sparse_slopes, invert_sparse_slopes
 from attacker.readers.thresholds import can_read_thresholds, read_thresholds
 from attacker.readers.traps import has_traps, invert_traps
 from fl_sim.data.public_images import PublicImages
@@ -31,6 +32,7 @@ from fl_sim.seeding import Purpose, torch_rng
 ReadingName = Literal[
     "linear_layer",
     "recursive",
+    "spear",
     "imprint",
     "loki",
     "traps",
@@ -168,6 +170,11 @@ STARTS: dict[StartName, Start] = {
     "recursive": Start(
         lambda problems, _: invert_recursively(problems),
         lambda o: _unquantized(o) and is_recursive(o.model),
+        random=False,
+    ),
+    "spear": Start(
+        lambda problems, context: invert_sparse_slopes(problems, context.seed),
+        has_sparse_slopes,
         random=False,
     ),
     "imprint": Start(

@@ -1,12 +1,10 @@
 """Images read from units that few images pass, which a malicious server planted."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.func import jacrev
 
-from attacker.matching.labels import recover_labels
 from attacker.matching.problems import Problems
+from attacker.readers.order import expected_slopes, in_order_of_labels
 from fl_sim.observed.observations import Observation
 from fl_sim.specs import Spec
 from fl_sim.updates.layers import Layer, find_relu_input
@@ -50,8 +48,7 @@ def invert_traps(problems: Problems) -> Tensor:
     count = problems.work.images
     read = [_images(*one, shown, count) for one in zip(rows, biases, strict=True)]
     images = torch.stack(read).reshape(-1, *problems.image_shape)
-    order = _order(problems, images, biases * count, layer)
-    return torch.stack([one[index] for one, index in zip(images, order, strict=True)])
+    return in_order_of_labels(problems, images, _errors(problems, images, biases * count, layer))
 
 
 def _images(rows: Tensor, biases: Tensor, shown: Tensor, count: int) -> Tensor:
@@ -108,27 +105,13 @@ def _mean(rows: Tensor, biases: Tensor, shown: Tensor) -> Tensor:
     return torch.where(weight > 0, image, image[weight > 0].mean())
 
 
-def _order(problems: Problems, images: Tensor, biases: Tensor, layer: Layer) -> list[list[int]]:
-    """Return, for each recovered label of a batch, which of its images belongs to it.
+def _errors(problems: Problems, images: Tensor, biases: Tensor, layer: Layer) -> Tensor:
+    """Return how badly each label suits each image of a batch, ``(B, n, classes)``.
 
     ``biases`` ``(B, K)`` are the summed bias gradients. At a unit that one image passes alone they
-    are its own: the probabilities less the label, times how the logits change with that bias.
+    are its own.
     """
-    model, labels = problems.flat_model, recover_labels(problems)
-    tensors = model.layout.unflatten(problems.weights)
-
-    def logits(bias: Tensor, image: Tensor) -> Tensor:
-        moved = model.layout.flatten(tensors | {str(layer.bias): bias})
-        return model.logits(moved, image[None])[0]
-
-    order = []
-    for batch, seen, own in zip(images, biases, labels, strict=True):
-        bias = tensors[str(layer.bias)]
-        slopes = torch.stack([jacrev(logits)(bias, one) for one in batch])  # (n, classes, K)
-        odds = torch.stack([logits(bias, one) for one in batch]).softmax(dim=1)
-        expected = torch.einsum("nc,nck->nk", odds, slopes)[:, None] - slopes
-        passed = slopes.abs().amax(dim=1) > 0
-        alone = passed & (passed.sum(dim=0) == 1)
-        error = ((expected - seen).square() * alone[:, None]).sum(dim=2)
-        order.append(linear_sum_assignment(error[:, own].T.detach().numpy())[1].tolist())
-    return order
+    expected = expected_slopes(problems, images, layer)
+    passed = expected.abs().amax(dim=2) > 0
+    alone = passed & (passed.sum(dim=1, keepdim=True) == 1)
+    return ((expected - biases[:, None, None]).square() * alone[:, :, None]).sum(dim=3)

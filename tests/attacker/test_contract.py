@@ -42,6 +42,12 @@ def fished():
     return observe(images, torch.tensor([3, 1, 3]), work=LocalWork(batch_size=3), **facts)
 
 
+def units_off():
+    """Return what is seen of clients that train a ReLU layer on the pixels."""
+    spec = ModelSpec("mlp:activation=relu", SPEC.shape, SPEC.classes)
+    return observe(*digits(3), spec=spec, weights=initial_weights(spec).detach())
+
+
 def repeated():
     """Return what is seen of clients that use the same images in three rounds."""
     return observe(*digits(2), "stochastic:bits=4", rounds=3)
@@ -49,6 +55,8 @@ def repeated():
 
 SEEN = {
     "rgap": lambda: observe(*digits(2)),
+    "spear": units_off,
+    "spear_cell": units_off,
     "active_imprint": lambda: planted(Imprint(8)),
     "active_traps": lambda: planted(Traps(share=0.1), "mlp:activation=relu"),
     "active_fishing": fished,

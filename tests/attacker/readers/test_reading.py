@@ -13,6 +13,7 @@ from tests.attacker.observing import digits, initial_weights, observe
 READINGS = tuple(name for name, preset in PRESETS.items() if preset.kind is Reading)
 MODELS = {
     "analytic": "mlp",
+    "spear": "mlp:activation=relu",
     "active_imprint": Imprint().model("lenet"),
     "active_traps": "mlp:activation=relu",
     "active_loki": Loki().model("lenet"),
@@ -37,8 +38,8 @@ def observed(name, quantizer="uniform:bits=4"):
     return seen, PublicImages(images[4:], labels[4:])
 
 
-def test_eight_presets_read():
-    passive = ("analytic", "learned", "inversion_network", "synthetic")
+def test_the_presets_that_read():
+    passive = ("analytic", "spear", "learned", "inversion_network", "synthetic")
     assert set(READINGS) == {*passive, *PLANS}
 
 
