@@ -28,6 +28,7 @@ _DESCENT = 48  # steps towards zeros
 _SMOOTH = 0.05  # slopes that hardly count as zero at first; at last the noise is
 _POWER = 0.5  # of the slopes, in the sum that a descent lowers
 _ZERO = 4.0  # standard deviations within which a slope counts as zero
+_QUIET = 2.0  # standard deviations, in root mean square, up to which a unit's row is zero
 _CONCENTRATIONS = 2  # times that a direction is fitted to what are zeros along it
 _INDEPENDENT = 0.02  # least part of a unit direction that the others do not span
 _ALTERNATIONS = 12  # of slopes and images
@@ -134,6 +135,9 @@ def _untangle(gradient: Tensor, planes: Tensor, count: int, generator: torch.Gen
     rest = float((gradient - left * values @ right).norm())
     least = _ROUNDING * float(values[0])
     noise = max(rest, least) / gradient.numel() ** 0.5
+    quiet = gradient.square().mean(dim=1).sqrt() <= _QUIET * noise
+    # A quantizer may decode all zeros to one small value, and so a whole row of them.
+    left = left.masked_fill(quiet[:, None], 0.0)
     basis = _Basis(left[:, :rank], noise / values[:rank])
     signal = values[:rank, None] * right[:rank]
     best = _Found(_grey(count, planes), gradient.new_zeros(len(planes), count), float("inf"))
