@@ -16,7 +16,7 @@ from results.card_comparison import compare_cards, print_comparison
 from results.reading.study_reader import StudyReader
 from tests.commands import command
 
-PROTOCOL = Path(__file__).parents[2] / "studies" / "protocols" / "protocol_v1.toml"
+PROTOCOL = Path(__file__).parents[2] / "studies" / "protocol_v1.toml"
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,6 @@ def test_figures_pages_and_exports_say_what_each_plan_is(study):
     assert CURIOUS not in (imprint.folder.root / "report.html").read_text()
     page = (study.root / "report.html").read_text()
     assert page.count(f"{CURIOUS} {IMPRINT}") == 3  # threat model, curve, victims
-    markdown, latex = export(study.root, ["md", "tex"])
-    for path in (markdown, latex):
-        assert f"{CURIOUS} {IMPRINT}" in path.read_text()
+    written = {path.name: path for path in export(study.root, ["md", "tex"])}
+    for name in ("results.md", "results.tex"):
+        assert f"{CURIOUS} {IMPRINT}" in written[name].read_text()

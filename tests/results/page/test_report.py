@@ -158,6 +158,7 @@ ROW = {
     "identified_chance": 0.0069,
     "label_chance": 0.1,
     "psnr_median": 10.0,
+    "psnr_best_known": 11.0,
     "established": True,
     "doubt": "",
 }
@@ -168,7 +169,8 @@ def test_sentences_say_cost_saving_and_leak():
     assert sentence(pd.Series(ROW), REFERENCE) == (
         "Reaches 88.0 % test accuracy (-2.0 points) and sends 1,000 bytes an update (97% fewer). "
         "The strongest attack recovers 25% of the victims, identifies 50% (chance 0.69%) and "
-        "recovers 100% of the labels (chance 10%); the median PSNR is 10.0 dB."
+        "recovers 100% of the labels (chance 10%); the median PSNR is 10.0 dB "
+        "(best known 11.0)."
     )
     assert "points" not in sentence(REFERENCE, REFERENCE)
     assert "points" not in sentence(pd.Series(ROW), None)
