@@ -114,7 +114,7 @@ def test_a_default_attack_finds_the_same_in_any_order(order, bias, behind, unuse
     found = []
     for one in (PARTS, order):
         seen = observe(images, labels, "uniform:bits=8", spec=of(one, **facts))
-        found += build_attack("cell:restarts=0").reconstruct(seen, seed=0)
+        found += build_attack("cell:restarts=0,iterations=400").reconstruct(seen, seed=0)
     errors = [(one.images[0] - images[0]).square().mean() for one in found]
     assert found[0].status == found[1].status
     assert found[0].labels.tolist() == found[1].labels.tolist()
