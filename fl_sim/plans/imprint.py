@@ -55,10 +55,22 @@ class Imprint(ServerPlan):
         """Return the weights with the imprint layer set; the other layers are left as they are."""
         layout = flat_model(model).layout
         tensors = layout.unflatten(weights.clone())
-        pixels = public[0].numel()
-        levels = torch.arange(self.bins) / self.bins
-        thresholds = public.flatten(1).mean(dim=1).quantile(levels)
-        thresholds[0] = -1 / pixels  # below black: the first unit sees every image
-        nn.init.constant_(tensors["imprint.weight"], 1 / (pixels * self.bins))
-        tensors["imprint.bias"] = -thresholds / self.bins
+        set_bins(tensors, public)
         return layout.flatten(tensors)
+
+
+def set_bins(tensors: dict[str, Tensor], public: Tensor) -> None:
+    """Set the units of an imprint layer so that each passes what is brighter than its quantile.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        Weights by name; ``imprint.weight`` and ``imprint.bias`` are set in place.
+    public : Tensor
+        ``(N, C, H, W)`` public images in [0, 1].
+    """
+    pixels, bins = public[0].numel(), len(tensors["imprint.bias"])
+    thresholds = public.flatten(1).mean(dim=1).quantile(torch.arange(bins) / bins)
+    thresholds[0] = -1 / pixels  # below black: the first unit sees every image
+    nn.init.constant_(tensors["imprint.weight"], 1 / (pixels * bins))
+    tensors["imprint.bias"] = -thresholds / bins

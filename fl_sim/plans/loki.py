@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fl_sim.models import ModelSpec
+from fl_sim.plans.imprint import set_bins
 from fl_sim.plans.plan import ServerPlan
 from fl_sim.registry import register
 from fl_sim.specs import within
@@ -60,12 +61,7 @@ class Loki(ServerPlan):
         """Return the weights with the kernels of every client open."""
         layout = flat_model(model).layout
         tensors = layout.unflatten(weights.clone())
-        pixels = public[0].numel()
-        levels = torch.arange(self.bins) / self.bins
-        thresholds = public.flatten(1).mean(dim=1).quantile(levels)
-        thresholds[0] = -1 / pixels  # below black: the first unit sees every image
-        nn.init.constant_(tensors["imprint.weight"], 1 / (pixels * self.bins))
-        tensors["imprint.bias"] = -thresholds / self.bins
+        set_bins(tensors, public)
         kernels = tensors["kernels.weight"].zero_()
         channels = len(public[0])
         for place in range(len(kernels)):
