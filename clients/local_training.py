@@ -13,6 +13,7 @@ torch.set_num_threads(1)  # tensors are small; clients run in parallel instead
 def compute_update(trial: Trial, partition: int, server_round: int, weights: Tensor) -> Tensor:
     """Return a client's ``(size,)`` update of one round, which the arguments determine."""
     images, labels = private_batch(trial.federation, trial.work, partition, server_round)
-    spec = trial.model_spec
+    spec, work = trial.model_spec, trial.work.in_round(server_round)
     targets = one_hot(labels, spec.classes)
-    return local_update(flat_model(spec), trial.work, weights, images, targets, eager=True)
+    order = trial.order(partition, server_round)
+    return local_update(flat_model(spec), work, weights, images, targets, order=order, eager=True)

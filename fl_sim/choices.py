@@ -4,6 +4,8 @@ from typing import Literal
 
 UpdateKind = Literal["gradient", "delta"]
 
+Schedule = Literal["constant", "linear", "cosine"]
+
 MODEL_NAMES = ("lenet_dlg", "lenet", "convnet", "mlp", "cnn", "resnet18")
 DATASET_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder")
 PARTITION_NAMES = ("iid", "dirichlet", "pathological")

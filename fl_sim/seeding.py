@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     TUNING = 11
     EVIDENCE = 12
     PLAN = 13
+    ORDER = 14
 
 
 def numpy_rng(seed: int, purpose: Purpose, *keys: int) -> np.random.Generator:

@@ -73,10 +73,18 @@ def check_data(settings: Settings) -> None:
     """
     for trial in trials_of(settings):
         _ = trial.federation
+        _check_channels(trial)
         try:
             parse_plan(trial.server).check(trial.model_spec)
         except ValueError as error:
             raise SettingsError("server", trial.server, str(error)) from error
+
+
+def _check_channels(trial: Trial) -> None:
+    means, channels = trial.work.mean, trial.model_spec.shape[0]
+    if len(means) not in (0, 1, channels):
+        shown = ",".join(map(str, means))
+        raise SettingsError("normalize_mean", shown, f"1 number, or {channels}: one a channel")
 
 
 def write_history(settings: Settings, folder: RunFolder) -> None:

@@ -4,18 +4,20 @@ import torch
 from torch import Tensor
 
 from fl_sim.data import Images
-from fl_sim.updates.local_update import FlatModel
+from fl_sim.updates.local_update import FlatModel, LocalWork
 
 _CHUNK = 512
 
 
-def evaluate(model: FlatModel, weights: Tensor, test: Images) -> tuple[float, float]:
+def evaluate(
+    model: FlatModel, work: LocalWork, weights: Tensor, test: Images
+) -> tuple[float, float]:
     """Return test accuracy in [0, 1] and mean cross-entropy in nats."""
     correct, loss = 0, 0.0
     with torch.no_grad():
         for start in range(0, len(test), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            logits = model.logits(weights, test.pixels(rows))
+            logits = model.logits(weights, work.inputs(test.pixels(rows)))
             labels = test.labels[rows]
             correct += int((logits.argmax(dim=1) == labels).sum())
             loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))

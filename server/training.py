@@ -109,7 +109,7 @@ def train_trial(
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         if server_round:
             on_round()
-        accuracy, loss = evaluate(model, unpack_weights(arrays), test)
+        accuracy, loss = evaluate(model, trial.work, unpack_weights(arrays), test)
         if not isfinite(loss):
             facts = {"event": "not finite", "trial": trial.name, "round": server_round}
             text = "trial %s, round %d: the test loss is not finite"

@@ -106,7 +106,7 @@ def _rows_told(problems: Problems, rows: Tensor, weight: str) -> Tensor:
 def _usual_features(problems: Problems, weight: str) -> Tensor:
     """Return the mean features ``(F,)`` of synthetic images: the gradient of a logit's weights."""
     images = synthetic_images(problems.model.shape, _FEWEST_EXAMPLES, seed=0)
-    model = problems.flat_model
+    model, images = problems.flat_model, problems.work.inputs(images)
     _, pull = vjp(  # type: ignore[misc]
         lambda w: model.logits(w, images)[:, 0].mean(), problems.weights
     )
@@ -116,8 +116,9 @@ def _usual_features(problems: Problems, weight: str) -> Tensor:
 
 def _log_predictions(problems: Problems, images: Tensor) -> Tensor:
     """Return the log-probabilities ``(N, classes)`` that the model predicts."""
+    inputs = problems.work.inputs(images)
     with torch.no_grad():
-        return problems.flat_model.logits(problems.weights, images).log_softmax(dim=-1)
+        return problems.flat_model.logits(problems.weights, inputs).log_softmax(dim=-1)
 
 
 def _resolution(problems: Problems, head: Layer) -> Tensor:
@@ -130,8 +131,7 @@ def _resolution(problems: Problems, head: Layer) -> Tensor:
 
 def _gradients(problems: Problems) -> float:
     """Return the factor between a gradient and an update."""
-    work = problems.work
-    return work.learning_rate * work.local_steps if work.kind == "delta" else 1.0
+    return problems.work.reach
 
 
 def _handed_out(shares: Tensor, labels: int) -> Tensor:
@@ -158,6 +158,7 @@ class _Expected:
         class: a trained model predicts the class of most images that it was trained on.
         """
         model, classes = problems.flat_model, problems.model.classes
+        inputs = problems.work.inputs(examples)
 
         def gradient(image: Tensor, target: Tensor) -> Tensor:
             return model.gradient(problems.weights, image[None], target[None])
@@ -165,7 +166,7 @@ class _Expected:
         moments = []
         for target, trust in zip(torch.eye(classes), log_prediction.softmax(dim=0).T, strict=True):
             with torch.no_grad():
-                each = vmap(gradient, in_dims=(0, None))(examples, target)
+                each = vmap(gradient, in_dims=(0, None))(inputs, target)
             each = each * (_gradients(problems) / problems.work.images)
             mean = trust @ each
             moments.append(torch.stack([mean, trust @ (each - mean).square()]))

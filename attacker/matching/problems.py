@@ -198,9 +198,13 @@ class Problems:
 
         A delta counts as the gradient it would be if all local steps pointed the same way.
         """
-        piece = self.flat_model.layout.unflatten(self.cell.decoded)[tensor]
+        layout = self.flat_model.layout
+        piece = layout.unflatten(self.cell.decoded)[tensor]
         if self.work.kind == "delta":
-            return piece / (self.work.learning_rate * self.work.local_steps)
+            piece = piece / self.work.reach
+        if self.work.weight_decay:
+            sent = layout.unflatten(self.weights)[tensor] * self.shown(tensor)
+            piece = piece - self.work.weight_decay * sent
         return piece
 
 
@@ -286,8 +290,10 @@ def repeats_images(observation: Observation) -> bool:
 
 
 def by_weights(group: ClientGroup) -> list[ClientGroup]:
-    """Split a group by the weights that the client was given."""
-    same = _grouped([one.weights for one in group], _equal)
+    """Split a group by the weights that the client was given, and by what it did with them."""
+    same = _grouped(
+        group, lambda one, other: one.work == other.work and _equal(one.weights, other.weights)
+    )
     return [[group[index] for index in members] for members in same]
 
 

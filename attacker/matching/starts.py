@@ -86,12 +86,15 @@ class Start:
         Whether public images are needed.
     random : bool
         Whether a further attempt starts elsewhere; if not, further attempts start grey.
+    of_inputs : bool
+        Whether what is read is what the model sees, which may be normalised pixels.
     """
 
     images: Callable[[Problems, StartContext], Tensor]
     applies: Callable[[Observation], bool] = lambda _: True
     needs_public: bool = False
     random: bool = True
+    of_inputs: bool = False
 
 
 def start_images(name: StartName, problems: Problems, context: StartContext) -> Tensor:
@@ -107,7 +110,8 @@ def start_images(name: StartName, problems: Problems, context: StartContext) -> 
         return _grey(problems, context)
     if start.needs_public and context.public is None:
         raise ValueError(f"start={name} needs public images.")
-    return problems.by_weights(lambda sharing: start.images(sharing, context))
+    images = problems.by_weights(lambda sharing: start.images(sharing, context))
+    return problems.work.pixels(images) if start.of_inputs else images
 
 
 def label_logits(problems: Problems, context: StartContext) -> Tensor:
@@ -166,16 +170,19 @@ STARTS: dict[StartName, Start] = {
         lambda problems, _: invert_linear_input(problems),
         lambda o: _single_image(o) and has_linear_input(o.model),
         random=False,
+        of_inputs=True,
     ),
     "recursive": Start(
         lambda problems, _: invert_recursively(problems),
         lambda o: _unquantized(o) and is_recursive(o.model),
         random=False,
+        of_inputs=True,
     ),
     "spear": Start(
         lambda problems, context: invert_sparse_slopes(problems, context.seed),
         has_sparse_slopes,
         random=False,
+        of_inputs=True,
     ),
     "imprint": Start(
         lambda problems, _: invert_imprint(problems),

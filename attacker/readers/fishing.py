@@ -168,7 +168,7 @@ def _caught(problems: Problems, fished: Tensor) -> Tensor:
         layout.unflatten(one)[bias][of_class]
         for one in (cell.center, cell.lower, cell.upper, cell.step)
     )
-    one = (work.learning_rate if work.kind == "delta" else 1) / work.images
+    one = work.reach / work.images
     counts = (-center / one).round().clamp(0, work.images)
     unbounded = (upper - lower).isinf()
     highest = torch.where(upper.isinf() & (cell.noise != "none"), center + _SURE * step, upper)

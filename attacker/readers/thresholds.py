@@ -199,7 +199,7 @@ class _Seen:
         held_back: HeldBack | None,
         cell: Cell,
     ) -> "_Seen":
-        factor = work.learning_rate * work.local_steps if work.kind == "delta" else 1.0
+        factor = work.reach
         chain, layout = bank.chain, flat_model(model).layout
         decoded = layout.unflatten(cell.decoded)
         units = len(decoded[chain.hidden.bias])

@@ -7,7 +7,12 @@ from fl_sim.updates.local_update import FlatModel, LocalWork, local_update
 
 
 def candidate_updates(
-    model: FlatModel, work: LocalWork, weights: Tensor, images: Tensor, targets: Tensor
+    model: FlatModel,
+    work: LocalWork,
+    weights: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    orders: Tensor | None = None,
 ) -> Tensor:
     """Return the update that each candidate batch would have caused; differentiable.
 
@@ -24,6 +29,9 @@ def candidate_updates(
         ``(b, n, C, H, W)``.
     targets : Tensor
         ``(b, n, classes)`` target probabilities.
+    orders : Tensor, optional
+        ``(b, epochs, n)`` order of the images in each epoch, as of `local_update`; an attacker does
+        not know it.
 
     Returns
     -------
@@ -31,9 +39,11 @@ def candidate_updates(
         ``(b, size)``.
     """
     if work.kind == "gradient":
-        return model.gradients(weights, images, targets)
+        return model.gradients(weights, work.inputs(images), targets)
 
-    def update(images: Tensor, targets: Tensor) -> Tensor:
-        return local_update(model, work, weights, images, targets)
+    def update(images: Tensor, targets: Tensor, order: Tensor | None = None) -> Tensor:
+        return local_update(model, work, weights, images, targets, order=order)
 
-    return vmap(update)(images, targets)
+    known = (images, targets) if orders is None else (images, targets, orders)
+    updates: Tensor = vmap(update)(*known)
+    return updates

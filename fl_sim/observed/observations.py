@@ -111,7 +111,7 @@ def save_round(
         "trial": trial,
         "round": server_round,
         "model": model and asdict(model),
-        "work": work and asdict(work),
+        "work": work and work.in_round(server_round).facts,
         "server": server,
     }
     own = {f"{_OWN}{partition}": weights for partition, weights in (own_weights or {}).items()}
@@ -169,6 +169,7 @@ def load_observations(
     try:
         spec = model or _model(facts["model"])
         done = work or LocalWork(**facts["work"])
+        done = done.in_round(_where(facts)[1])
         if "tensors" in facts:
             app = _AppRound(tensors, facts, spec, done)
             return app.observations(unreadable)

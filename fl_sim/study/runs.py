@@ -106,7 +106,7 @@ def training_key(trial: Trial, settings: Settings) -> str:
     those that the trial uses.
     """
     anywhere = replace(trial, data=trial.data.model_copy(update={"data_dir": None}), plugin=())
-    training = settings.training.model_dump(mode="json", exclude={"timeout"})
+    training = {name: one for name, one in settings.training.facts.items() if name != "timeout"}
     inputs = {
         "trial": anywhere.to_json(),
         "images": load_splits(trial.data, trial.seed).digest,

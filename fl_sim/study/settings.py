@@ -28,6 +28,7 @@ from fl_sim.choices import (
     MODEL_NAMES,
     PARTITION_NAMES,
     SERVER_NAMES,
+    Schedule,
     UpdateKind,
 )
 from fl_sim.registry import load_plugins, resolve
@@ -37,6 +38,14 @@ from fl_sim.suggestions import nearest, one_of
 if TYPE_CHECKING:
     from fl_sim.updates.local_update import LocalWork
 
+# Settings of steps that a client takes only if it sends a delta.
+_DESCENT = (
+    "local_momentum",
+    "local_weight_decay",
+    "local_schedule",
+    "local_decay",
+    "local_shuffle",
+)
 _NAMED_ROUNDS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 
@@ -140,6 +149,13 @@ def _spec_list(value: object) -> Any:
     return tuple(str(one) if type(one) is int else one for one in values)
 
 
+def split_numbers(value: object) -> Any:
+    """Split ``0.5,0.25`` at its commas; read one number as a list of one."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if type(value) in (int, float) else value
+
+
 def _without_repeats(specs: tuple[str, ...]) -> tuple[str, ...]:
     """Return each spec once: a sweep that is added to a run may repeat some of what is there."""
     return tuple(dict.fromkeys(specs))
@@ -197,6 +213,7 @@ DatasetSpec = Annotated[str, AfterValidator(_part("dataset", DATASET_NAMES))]
 PartitionSpec = Annotated[str, AfterValidator(_part("partitioner", PARTITION_NAMES))]
 ModelName = Annotated[str, AfterValidator(_part("model", MODEL_NAMES))]
 ServerSpec = Annotated[str, AfterValidator(_canonical_server)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(split_numbers)]
 PluginList = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_plugins)]
 MetricList = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_metrics)]
 SpecList = Annotated[tuple[str, ...], BeforeValidator(_spec_list), Field(min_length=1)]
@@ -273,6 +290,24 @@ class TrainingSettings(_Section):
     local_batches: int | None = Field(
         None, ge=1, description="Distinct batches in a round; the local steps cycle through them."
     )
+    local_momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of local SGD (delta).")
+    local_weight_decay: float = Field(0.0, ge=0, description="Weight decay of local SGD (delta).")
+    local_schedule: Schedule = Field(
+        "constant", description="How the step size falls over the local steps of a round (delta)."
+    )
+    local_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor of the local step size from round to round (delta)."
+    )
+    local_shuffle: bool = Field(
+        False, description="Whether a client deals its images to batches anew each epoch (delta)."
+    )
+    normalize_mean: Numbers = Field(
+        (),
+        description="What clients subtract from the pixels, for all channels or each; or nothing.",
+    )
+    normalize_std: Numbers = Field(
+        (), description="What clients then divide by, for all channels or each; or nothing."
+    )
     fixed_batch: bool = Field(
         False, description="Whether a client uses the same images in every round."
     )
@@ -296,15 +331,32 @@ class TrainingSettings(_Section):
                 self.batch_size,
                 f"{batches} local batches of it must be at most {MAX_IMAGES} images",
             )
+        self._check_descent()
+        if len(self.normalize_mean) != len(self.normalize_std):
+            allowed = f"as many numbers as normalize_mean, {len(self.normalize_mean)}"
+            raise SettingsError("normalize_std", _plain(self.normalize_std), allowed)
+        if any(one <= 0 for one in self.normalize_std):
+            raise SettingsError("normalize_std", _plain(self.normalize_std), "numbers above 0")
         return self
+
+    def _check_descent(self) -> None:
+        """Refuse what only local steps have where a client takes none."""
+        if self.update == "delta":
+            return
+        for name in _DESCENT:
+            usual = type(self).model_fields[name].default
+            if getattr(self, name) != usual:
+                allowed = f"{usual} with update = gradient, which takes no local steps; or delta"
+                raise SettingsError(name, getattr(self, name), allowed)
 
     @property
     def work(self) -> "LocalWork":
         """Public facts of a client's work in one round."""
         from fl_sim.updates.local_update import LocalWork  # noqa: PLC0415 - PyTorch, not for --help
 
+        inputs: dict[str, Any] = {"mean": self.normalize_mean, "std": self.normalize_std}
         if self.update == "gradient":
-            return LocalWork("gradient", self.batch_size, fixed_batch=self.fixed_batch)
+            return LocalWork("gradient", self.batch_size, fixed_batch=self.fixed_batch, **inputs)
         return LocalWork(
             "delta",
             self.batch_size,
@@ -312,7 +364,28 @@ class TrainingSettings(_Section):
             self.local_steps,
             self.local_batches or self.local_steps,
             self.fixed_batch,
+            momentum=self.local_momentum,
+            weight_decay=self.local_weight_decay,
+            schedule=self.local_schedule,
+            decay=self.local_decay,
+            shuffled=self.local_shuffle,
+            **inputs,
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings by name, without those of clients that most do not depart from.
+
+        So a setting that is added does not change the key of a run that does not use it.
+        """
+        later = (*_DESCENT, "normalize_mean", "normalize_std")
+        usual = {
+            name: list(f.default) if isinstance(f.default, tuple) else f.default
+            for name, f in type(self).model_fields.items()
+            if name in later
+        }
+        tree = self.model_dump(mode="json")
+        return {k: value for k, value in tree.items() if k not in usual or value != usual[k]}
 
 
 class AuditSettings(_Section):
@@ -380,6 +453,9 @@ class Settings(_Section):
     def _check(self) -> "Settings":
         if self.data.dataset == "folder" and self.data.data_dir is None:
             raise SettingsError("data_dir", None, "dataset 'folder' needs the folder of its images")
+        if self.training.normalize_mean and self.server != "curious":
+            allowed = "none, as a server that plants weights reads pixels from 0 to 1; or curious"
+            raise SettingsError("normalize_mean", _plain(self.training.normalize_mean), allowed)
         rounds = self.training.rounds
         for name in self.audit.observe:
             if not 1 <= _round_number(name, rounds) <= rounds:

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from torch import Tensor
+
 from fl_sim.data import Federation, load_federation, load_splits
 from fl_sim.models import ModelSpec
 from fl_sim.plans import parse_plan
 from fl_sim.registry import load_plugins
+from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.storage.files import folder_name
 from fl_sim.study.settings import DataSettings, Settings
-from fl_sim.updates.local_update import LocalWork, weights_may_differ
+from fl_sim.updates.local_update import LocalWork, draw_orders, weights_may_differ
 
 
 def trial_name(quantizer: str, seed: int) -> str:
@@ -69,6 +72,11 @@ class Trial:
         name = parse_plan(self.server).model(self.model)
         return ModelSpec(name, splits.shape, len(splits.classes))
 
+    def order(self, partition: int, server_round: int) -> Tensor | None:
+        """Return the order in which a client uses its images, which nobody else is told."""
+        rng = torch_rng(self.seed, Purpose.ORDER, server_round, partition)
+        return draw_orders(self.work, rng)
+
     def to_json(self) -> str:
         """Return the trial as one line of JSON, as it travels to clients."""
         return json.dumps(
@@ -77,7 +85,7 @@ class Trial:
                 "seed": self.seed,
                 "model": self.model,
                 "data": self.data.model_dump(mode="json"),
-                "work": vars(self.work),
+                "work": self.work.facts,
                 "server": self.server,
                 "plugin": self.plugin,
             },

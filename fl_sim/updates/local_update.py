@@ -1,11 +1,11 @@
 """What a client computes: one differentiable function, shared by the client and the attacker."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
-from math import isfinite, prod
+from math import cos, isfinite, pi, prod
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from fl_sim.choices import MAX_IMAGES, UpdateKind
+from fl_sim.choices import MAX_IMAGES, Schedule, UpdateKind
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.updates.example_gradients import example_gradients, supports
 
@@ -114,6 +114,18 @@ class LocalWork:
         Distinct batches drawn in a round; the steps cycle through them.
     fixed_batch : bool
         Whether a client uses the same images in every round, as one with few images does.
+    momentum, weight_decay : float
+        Of local SGD, as in `torch.optim.SGD`; a client starts every round without momentum.
+    schedule : "constant", "linear" or "cosine"
+        How the step size falls over the local steps of a round, towards 0.
+    decay : float
+        Factor of the step size from one round to the next.
+    shuffled : bool
+        Whether a client deals its images to batches anew in every epoch, in an order that nobody
+        else knows.
+    mean, std : tuple of float
+        What is subtracted from the pixels of each channel before the model sees them, and what the
+        difference is divided by; one number counts for all channels. Empty: pixels are not changed.
 
     Examples
     --------
@@ -123,6 +135,13 @@ class LocalWork:
     >>> work = LocalWork("delta", batch_size=4, learning_rate=0.1, local_steps=2, local_batches=2)
     >>> work.images
     8
+
+    Five epochs of a usual recipe, on inputs that are normalised:
+
+    >>> usual = {"momentum": 0.9, "weight_decay": 5e-4, "shuffled": True}
+    >>> work = LocalWork("delta", 4, 0.1, 10, 2, mean=(0.5,), std=(0.25,), **usual)
+    >>> work.epochs
+    5
     """
 
     kind: UpdateKind = "gradient"
@@ -131,8 +150,17 @@ class LocalWork:
     local_steps: int = 1
     local_batches: int = 1
     fixed_batch: bool = False
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    decay: float = 1.0
+    shuffled: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # lists, where they were read from a file
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         counts = (self.batch_size, self.local_steps, self.local_batches)
         if not all(type(count) is int and 1 <= count <= MAX_IMAGES for count in counts):
             raise ValueError(
@@ -144,11 +172,113 @@ class LocalWork:
             raise ValueError(f"An update is a gradient or a delta, not {self.kind!r}.")
         if not isinstance(self.learning_rate, float | int) or not isfinite(self.learning_rate):
             raise ValueError(f"A learning rate of {self.learning_rate!r} is not a finite number.")
+        self._check_descent()
+
+    def _check_descent(self) -> None:
+        if not _number(self.momentum) or not 0 <= self.momentum < 1:
+            raise ValueError(f"A momentum of {self.momentum!r} is not from 0 to below 1.")
+        if not _number(self.weight_decay) or self.weight_decay < 0:
+            raise ValueError(f"A weight decay of {self.weight_decay!r} is not 0 or larger.")
+        if not _number(self.decay) or not 0 < self.decay <= 1:
+            raise ValueError(f"A decay of {self.decay!r} is not above 0 and at most 1.")
+        if self.schedule not in get_args(Schedule) or not isinstance(self.shuffled, bool):
+            raise ValueError(f"A schedule is one of {get_args(Schedule)}, not {self.schedule!r}.")
+        plain = not (self.momentum or self.weight_decay or self.shuffled)
+        plain = plain and (self.schedule, self.decay) == ("constant", 1)
+        if self.kind == "gradient" and not plain:
+            raise ValueError("A gradient takes no steps: its work has no momentum, decay or order.")
+        if not all(map(_number, (*self.mean, *self.std))) or any(one <= 0 for one in self.std):
+            raise ValueError(
+                f"Means {self.mean} and deviations {self.std} cannot normalise pixels."
+            )
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"Means {self.mean} and deviations {self.std} are not equally many.")
 
     @property
     def images(self) -> int:
         """Number of private images that enter one update."""
         return self.batch_size * self.local_batches
+
+    @property
+    def epochs(self) -> int:
+        """Number of passes over the images in a round; the last may be a part of one."""
+        return -(-self.local_steps // self.local_batches)
+
+    @property
+    def rates(self) -> list[float]:
+        """Step size of each local step."""
+        shares = [step / self.local_steps for step in range(self.local_steps)]
+        if self.schedule == "linear":
+            return [self.learning_rate * (1 - share) for share in shares]
+        if self.schedule == "cosine":
+            return [self.learning_rate * (1 + cos(pi * share)) / 2 for share in shares]
+        return [self.learning_rate] * self.local_steps
+
+    @property
+    def reach(self) -> float:
+        """Update by a gradient of 1 that is the same at every step, without weight decay."""
+        if self.kind == "gradient":
+            return 1.0
+        if not self.momentum and self.schedule == "constant":
+            return self.learning_rate * self.local_steps
+        velocity = total = 0.0
+        for rate in self.rates:
+            velocity = self.momentum * velocity + 1
+            total += rate * velocity
+        return total
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts by name, without those that most clients do not depart from."""
+        usual = {one.name: one.default for one in fields(self)[_FIRST_FACTS:]}
+        return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
+
+    def in_round(self, server_round: int) -> "LocalWork":
+        """Return what a client does in a 1-based round: its step size is that of this round."""
+        if self.decay == 1:
+            return self
+        rate = self.learning_rate * self.decay ** (server_round - 1)
+        return replace(self, learning_rate=rate, decay=1.0)
+
+    def rows(self, step: int, order: Tensor | None = None) -> Tensor | slice:
+        """Return which images a step uses, given their ``order`` as of `local_update`."""
+        epoch, index = divmod(step, self.local_batches)
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return rows if order is None else order[epoch, rows]
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what a model sees of images ``(..., C, H, W)`` in [0, 1]."""
+        if not self.mean:
+            return images
+        return (images - _of_channels(self.mean, images)) / _of_channels(self.std, images)
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Return the images of which a model sees ``inputs`` ``(..., C, H, W)``."""
+        if not self.mean:
+            return inputs
+        return inputs * _of_channels(self.std, inputs) + _of_channels(self.mean, inputs)
+
+
+_FIRST_FACTS = 6  # that every file and message names
+
+
+def _number(value: object) -> bool:
+    return type(value) in (float, int) and isfinite(value)  # type: ignore[arg-type]
+
+
+def _of_channels(values: Sequence[float], images: Tensor) -> Tensor:
+    """Return one value for each channel of images, ``(C, 1, 1)``.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many values as channels.
+    """
+    if len(values) not in (1, images.shape[-3]):
+        raise ValueError(
+            f"{len(values)} means and deviations cannot normalise {images.shape[-3]} channels."
+        )
+    return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
 
 
 def all_finite(values: Tensor) -> bool:
@@ -301,6 +431,7 @@ def local_update(
     images: Tensor,
     targets: Tensor,
     *,
+    order: Tensor | None = None,
     eager: bool = False,
 ) -> Tensor:
     """Compute the update a client sends, before quantization.
@@ -313,7 +444,7 @@ def local_update(
     model : FlatModel
         The model in functional form.
     work : LocalWork
-        Kind of update, batch size, learning rate, local steps.
+        What the client does, with the step size of this round (`LocalWork.in_round`).
     weights : Tensor
         ``(size,)`` weights the client was given.
     images : Tensor
@@ -321,6 +452,9 @@ def local_update(
         ``b * batch_size`` to ``(b + 1) * batch_size``.
     targets : Tensor
         ``(work.images, classes)`` target probabilities.
+    order : Tensor, optional
+        ``(work.epochs, work.images)`` int64: the order in which each epoch uses the images, which
+        only the client knows. Without it, every epoch uses the same batches.
     eager : bool
         Take gradients by plain autograd: faster, for a client that needs no more than the value.
 
@@ -330,16 +464,29 @@ def local_update(
         ``(size,)`` gradient, or old weights minus new weights.
     """
     gradient = model.eager_gradient if eager else model.gradient
+    images = work.inputs(images)
     if work.kind == "gradient":
         return gradient(weights, images, targets)
-    batches = torch.split(images, work.batch_size)
-    batch_targets = torch.split(targets, work.batch_size)
-    moved = weights
-    for step in range(work.local_steps):
-        index = step % work.local_batches
-        slope = gradient(moved, batches[index], batch_targets[index])
-        moved = moved - work.learning_rate * slope
+    moved, velocity = weights, None
+    for step, rate in enumerate(work.rates):
+        rows = work.rows(step, order)
+        slope = gradient(moved, images[rows], targets[rows])
+        # As torch.optim.SGD computes it, to the bit.
+        if work.weight_decay:
+            slope = torch.add(slope, moved, alpha=work.weight_decay)
+        if work.momentum:
+            velocity = slope if velocity is None else velocity * work.momentum + slope
+            slope = velocity
+        moved = torch.add(moved, slope, alpha=-rate)
     return weights - moved
+
+
+def draw_orders(work: LocalWork, generator: torch.Generator) -> Tensor | None:
+    """Draw the order of the images in each epoch, as of `local_update`; None if it stays."""
+    if not work.shuffled:
+        return None
+    drawn = [torch.randperm(work.images, generator=generator) for _ in range(work.epochs)]
+    return torch.stack(drawn)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

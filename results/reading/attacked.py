@@ -36,7 +36,10 @@ class Attacked(NamedTuple):
     def truth(self) -> Truth:
         """The private batches, in the order of the guesses."""
         batches = [private_images(self.trial, self.round, one.partition) for one in self.guesses]
-        return Truth(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+        images, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
+        drawn = [self.trial.order(one.partition, self.round) for one in self.guesses]
+        orders = [order for order in drawn if order is not None]
+        return Truth(images, labels, torch.stack(orders) if orders else None)
 
 
 def finished_trainings(jobs: Iterable[TrainingJob]) -> list[TrainingJob]:

@@ -1,8 +1,8 @@
 """Gates: checks that must pass before a bad reconstruction counts as privacy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,11 +44,24 @@ REQUIRED_SUCCESS = 0.5
 _CHUNK = 64  # batches whose updates are computed together; memory holds one update for each
 
 
-class Truth(NamedTuple):
-    """Private batches, one per observation: ``(B, n, C, H, W)`` and ``(B, n)``."""
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Private batches, one per observation; unpacks to images and labels.
+
+    Attributes
+    ----------
+    images, labels : Tensor
+        ``(B, n, C, H, W)`` and ``(B, n)``.
+    orders : Tensor or None
+        ``(B, epochs, n)``: the order in which clients used them, where they shuffle them.
+    """
 
     images: Tensor
     labels: Tensor
+    orders: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from (self.images, self.labels)
 
 
 def examine(
@@ -91,8 +104,8 @@ def examine(
     labels = torch.stack([guess.labels for guess in guesses])
     cell = _stacked_cell(observations)
     grey = torch.full_like(truth.images, 0.5)
-    at_truth = _updates(observations, truth.images, truth.labels)
-    at_grey = _updates(observations, grey, truth.labels)
+    at_truth = _updates(observations, truth.images, truth.labels, truth.orders)
+    at_grey = _updates(observations, grey, truth.labels, truth.orders)
     frame = pd.DataFrame(
         {
             "evidence": [fmean(one.evidence) if one.evidence else np.inf for one in guesses],
@@ -235,14 +248,22 @@ def _evaluate(loss: AttackLoss, images: Tensor, updates: Tensor, cell: Cell) -> 
     return values.nan_to_num(nan=torch.inf, posinf=torch.inf).numpy()
 
 
-def _updates(observations: Sequence[Observation], images: Tensor, labels: Tensor) -> Tensor:
+def _updates(
+    observations: Sequence[Observation],
+    images: Tensor,
+    labels: Tensor,
+    orders: Tensor | None = None,
+) -> Tensor:
     """Return the updates ``(B, size)`` that the images would have caused in each observation."""
-    first = observations[0]
+    first, known = observations[0], [one for one in (images, labels, orders) if one is not None]
     if any(one.weights is not first.weights for one in observations):
-        each = zip(observations, torch.split(images, 1), torch.split(labels, 1), strict=True)
+        each = zip(observations, *(torch.split(one, 1) for one in known), strict=True)
         return torch.cat([_updates([one], *truth) for one, *truth in each])
-    model, targets = flat_model(first.model), one_hot(labels, first.model.classes)
-    chunks = zip(torch.split(images, _CHUNK), torch.split(targets, _CHUNK), strict=True)
+    known[1] = one_hot(labels, first.model.classes)
+    model, chunks = (
+        flat_model(first.model),
+        zip(*(torch.split(one, _CHUNK) for one in known), strict=True),
+    )
     with torch.no_grad():
         updates = [candidate_updates(model, first.work, first.weights, *one) for one in chunks]
     return torch.cat(updates)

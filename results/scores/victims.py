@@ -50,7 +50,7 @@ def score_victims(
     """
     images = torch.stack([guess.images for guess in guesses])
     labels = torch.stack([guess.labels for guess in guesses])
-    scores = score_batches(images, labels, *truth, public, metrics)
+    scores = score_batches(images, labels, truth.images, truth.labels, public, metrics)
     scores["mse_best_known"] = np.minimum(scores["mse"], _best_known(guesses, truth.images))
     scores["recovered"] = scores["mse"] < SUCCESS_MSE
     facts = examine(observations, guesses, truth)
