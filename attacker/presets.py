@@ -96,7 +96,7 @@ PRESETS: Mapping[str, Preset] = {
         {**_CELL, "start": "thresholds", "iterations": 30},
     ),
     "active_fishing": Preset(
-        "Searches for the images of a class that the server fished for (the active threat model).",
+        "Searches for the images that the server fished for (the active threat model).",
         {},
         FishingSearch,
     ),

@@ -1,4 +1,4 @@
-"""A search for the images of one class, to which a malicious server reduced the update."""
+"""A search for the few images to which a malicious server reduced the update of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +13,7 @@ from attacker.matching.matching import Matching
 from attacker.matching.optimizers import LBFGS
 from attacker.matching.problems import ClientGroup, Problems, client_groups
 from attacker.matching.starts import StartContext
+from attacker.readers.synthetic import synthetic_images
 from attacker.solutions import Solution, mean_misfit
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.attack_loss import AttackLoss
@@ -25,17 +26,20 @@ from fl_sim.updates.layers import find_head
 from fl_sim.updates.local_update import one_hot
 
 _SURE = 2.0  # steps, or scales of noise, that tell one number from another
+_FAR = 1e6  # added to a logit, so that its class is predicted by no means, or always
+_FILLERS = 50  # pictures of which one is to leave no gradient
 
 
 @dataclass(frozen=True)
 class FishingSearch:
-    """Searches for the images of the class that the server fished for; the others stay grey.
+    """Searches for the images that the server fished for; the others stay grey.
 
-    Below the classifier, and in the classifier's row of this class, the update of a batch of n
-    images is that of its m images of the class, times m / n (class fishing, Wen et al. 2022, arXiv
-    2202.00580). The gradient of the row's bias tells m: it is -m / n. So the passive search `cell`
-    looks for m images with known labels. A payload too coarse to tell one image from none, or
-    without a scale, tells no more than that there are some; m is then taken to be 1.
+    Below the classifier, and in the classifier's row of the target class, the update of a batch of
+    n images is that of the m images that were caught, times m / n (Wen et al. 2022, arXiv
+    2202.00580). The gradient of the row's bias tells m: it is -m / n, or m / n where images of
+    other classes were wanted. So the passive search `cell` looks for m images with known labels,
+    as if the model never predicted the target (or always). A payload too coarse to tell one image
+    from none, or without a scale, tells no more than that there are some; m is then taken to be 1.
 
     Attributes
     ----------
@@ -95,7 +99,7 @@ class FishingSearch:
 
         def solve(groups: Sequence[ClientGroup]) -> Solution:
             plans = [_fished(group[-1].server) for group in groups]
-            fished = torch.tensor([plan.target for plan in plans if plan is not None])
+            fished = [plan for plan in plans if plan is not None]
             most = batches.size(groups[0])
             return self._catch(Problems.of(groups), fished, context, most, device)
 
@@ -113,30 +117,36 @@ class FishingSearch:
         )
 
     def _catch(
-        self, problems: Problems, fished: Tensor, context: StartContext, most: int, device: str
+        self,
+        problems: Problems,
+        plans: Sequence[Fishing],
+        context: StartContext,
+        most: int,
+        device: str,
     ) -> Solution:
-        """Find the images of the classes ``fished`` ``(B,)``."""
+        """Find the images that were fished for by ``plans``, one for each problem."""
         search = self._search
         if problems.cell.noise != "none":
             search = search.for_noise()
         elif problems.fine:
             search = search.for_fine()
-        counts = _caught(problems, fished)
-        images = torch.full((len(problems), *problems.image_shape), 0.5)
+        counts = _caught(problems, plans)
+        images = _silent_images(problems, plans)
         spent = torch.zeros(len(problems), dtype=torch.int64)
-        for target, count in sorted(set(zip(fished.tolist(), counts.tolist(), strict=True))):
+        for plan, count in dict.fromkeys(zip(plans, counts, strict=True)):
             if count:
-                rows = ((fished == target) & (counts == count)).nonzero()[:, 0]
-                caught = _of_caught(problems.select(rows), target, count)
+                same = [one == (plan, count) for one in zip(plans, counts, strict=True)]
+                rows = torch.tensor(same).nonzero()[:, 0]
+                caught = _of_caught(problems.select(rows), plan, count)
                 found = search.solve(caught, context, most, device)
                 images[rows, :count], spent[rows] = found.images, found.evaluations
         recovered = recover_labels(problems)
-        labels = torch.stack(list(map(_labels, recovered, counts, fished)))
+        labels = torch.stack(list(map(_labels, recovered, counts, plans)))
         targets = one_hot(labels, problems.model.classes)
         with torch.no_grad():
             losses = search.loss(images, problems.candidate(images, targets), problems.cell)
             misfits = mean_misfit(problems, images, targets)
-        misfits = misfits.masked_fill(counts < problems.work.images, torch.inf)
+        misfits = misfits.masked_fill(torch.tensor(counts) < problems.work.images, torch.inf)
         return Solution(images, labels, losses, misfits, spent)
 
 
@@ -153,47 +163,82 @@ def _can_search(observation: Observation) -> bool:
     plan, work, weights = _fished(observation.server), observation.work, observation.weights
     if plan is None or work.local_steps > 1 or work.local_batches > 1:
         return False
-    planted = plan.weights(observation.model, weights, weights)  # it needs no public images
-    if not torch.equal(planted, weights):
+    if not plan.is_planted(observation.model, weights):
         return False
     return observation.cell.transform is None and observation.cell.likelihood is None
 
 
-def _caught(problems: Problems, fished: Tensor) -> Tensor:
-    """Return how many images of the classes ``fished`` the batches surely have, ``(B,)``."""
+def _caught(problems: Problems, plans: Sequence[Fishing]) -> list[int]:
+    """Return how many images were surely caught in each batch."""
     _, bias = names_of(find_head(problems.model))
     work, cell, layout = problems.work, problems.cell, problems.flat_model.layout
-    of_class = torch.arange(len(problems)), fished
+    of_class = torch.arange(len(problems)), torch.tensor([plan.target for plan in plans])
     center, lower, upper, step = (
         layout.unflatten(one)[bias][of_class]
         for one in (cell.center, cell.lower, cell.upper, cell.step)
     )
+    above = torch.tensor([plan.wanted == "others" for plan in plans])
+    center = torch.where(above, -center, center)
+    lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
     one = work.reach / work.images
     counts = (-center / one).round().clamp(0, work.images)
     unbounded = (upper - lower).isinf()
     highest = torch.where(upper.isinf() & (cell.noise != "none"), center + _SURE * step, upper)
     coarse = (_SURE * step > one) | (unbounded if cell.noise == "none" else False)
-    return torch.where(coarse, highest <= 0, counts).long()
+    found: list[int] = torch.where(coarse, (highest <= 0) & (center < 0), counts).long().tolist()
+    return found
 
 
-def _of_caught(problems: Problems, target: int, count: int) -> Problems:
-    """Return the problems of the ``count`` images of the target class in each batch."""
-    layout = problems.flat_model.layout
+def _of_caught(problems: Problems, plan: Fishing, count: int) -> Problems:
+    """Return the problems of the ``count`` images in each batch that were caught.
+
+    The target's logit is moved to where it has no say: a candidate then has its whole gradient
+    wherever it lies, as images have that were caught.
+    """
+    layout, (weight, bias) = problems.flat_model.layout, names_of(find_head(problems.model))
+    others = torch.arange(problems.model.classes) != plan.target
     hidden = layout.unflatten(torch.zeros(layout.size, dtype=torch.bool))
-    for name in names_of(find_head(problems.model)):
-        hidden[name][torch.arange(problems.model.classes) != target] = True
-    others = layout.flatten(hidden)
+    hidden[weight][others], hidden[bias][others] = True, True
+    unseen = layout.flatten(hidden)
     factor = problems.work.images / count
+    label = plan.target if plan.wanted == "class" else (plan.target + 1) % problems.model.classes
+    moved = {}
+    for weights in problems.sent_weights:
+        tensors = layout.unflatten(weights.clone())
+        tensors[bias][plan.target] += _FAR if plan.wanted == "others" else -_FAR
+        moved[id(weights)] = layout.flatten(tensors)
     return replace(
         problems,
         work=replace(problems.work, batch_size=count),
-        cells=tuple(cell.times(factor).without(others) for cell in problems.cells),
-        known_labels=torch.full((len(problems), count), target),
+        sent_weights=tuple(moved[id(weights)] for weights in problems.sent_weights),
+        cells=tuple(cell.times(factor).without(unseen) for cell in problems.cells),
+        known_labels=torch.full((len(problems), count), label),
     )
 
 
-def _labels(recovered: Tensor, count: Tensor, target: Tensor) -> Tensor:
+def _silent_images(problems: Problems, plans: Sequence[Fishing]) -> Tensor:
+    """Return images ``(B, n, C, H, W)`` that were not caught: grey, or where that is, others.
+
+    An image has no gradient if it lies on the other side of the feature's quantile.
+    """
+    grey = torch.full((1, *problems.model.shape), 0.5)
+    images = torch.cat([grey, synthetic_images(problems.model.shape, _FILLERS, seed=0)])
+    chosen = []
+    for plan, weights in zip(plans, problems.sent_weights, strict=True):
+        silent = plan.silence(problems.model, weights, images)
+        chosen.append(images[0 if silent[0] > 0 else int(silent.argmax())])
+    return torch.stack(chosen)[:, None].repeat(1, problems.work.images, 1, 1, 1)
+
+
+def _labels(recovered: Tensor, count: int, plan: Fishing) -> Tensor:
     """Return labels ``(n,)`` that begin with those of the caught images."""
-    others = recovered[recovered != target]
+    is_target = recovered == plan.target
+    if plan.wanted == "others":
+        return torch.cat([recovered[~is_target], recovered[is_target]])
+    if plan.by_feature:  # images of the class that were not caught leave no trace
+        labels = torch.cat([recovered[is_target], recovered[~is_target]])
+        labels[:count] = plan.target
+        return labels
+    others = recovered[~is_target]
     rest = (others if len(others) else recovered).repeat(len(recovered))
-    return torch.cat([target.repeat(int(count)), rest])[: len(recovered)]
+    return torch.cat([torch.full((count,), plan.target), rest])[: len(recovered)]

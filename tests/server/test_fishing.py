@@ -1,14 +1,14 @@
-"""A server that fishes for one class, the search that reads it, and the client that notices."""
+"""A server that fishes for a class or a feature, the search that reads it, and who notices."""
 
 from dataclasses import replace
 from math import exp
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacker.presets import build_attack
+from attacker.presets import build_attack, suite
 from clients.signs import LIMITS, sign_of_loss, signs_of_weights
 from fl_sim.coding.cell import Cell
 from fl_sim.models import ModelSpec
@@ -19,13 +19,26 @@ from tests.attacker.observing import digits, initial_weights, observe
 
 TARGET = 3
 PLAN = Fishing(TARGET)
+OF_CLASS = Fishing(TARGET, share=0.125)
+OF_OTHERS = Fishing(TARGET, share=0.125, wanted="others")
 SPEC = ModelSpec("mlp", (1, 8, 8), 10)
 ATTACK = build_attack("active_fishing")
 SHORT = build_attack("active_fishing:iterations=5,restarts=0")
 
 
 def planted(spec=SPEC, plan=PLAN):
-    return plan.weights(spec, initial_weights(spec).detach(), digits(10, seed=1)[0])
+    return plan.weights(spec, initial_weights(spec).detach(), digits(100, seed=1)[0])
+
+
+def isolated(plan, spec=SPEC, own_class=True):
+    """Return eight digits that a plan may fish, of which the last is caught and no other."""
+    images, labels = digits(1700)
+    mine = (labels == plan.target) == own_class
+    silent = plan.silence(spec, planted(spec, plan), images)
+    caught, others = mine & (silent < -20), mine & (silent > 20)
+    chosen = torch.cat([others.nonzero()[:7, 0], caught.nonzero()[:1, 0]])
+    assert len(chosen) == 8
+    return images[chosen], labels[chosen]
 
 
 def batch(caught):
@@ -72,14 +85,46 @@ def test_others_count_less_by_the_boost():
     assert float(others.norm() / caught.norm()) == pytest.approx(exp(-5) / 9, rel=1)
 
 
-def test_only_the_classifier_is_touched():
+@pytest.mark.parametrize("plan", [PLAN, OF_CLASS, OF_OTHERS])
+def test_only_the_classifier_is_touched(plan):
     before, after = (
-        flat_model(SPEC).layout.unflatten(w) for w in (initial_weights(SPEC), planted())
+        flat_model(SPEC).layout.unflatten(w) for w in (initial_weights(SPEC), planted(plan=plan))
     )
     head = find_head(SPEC)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed == {head.weight, head.bias}
-    assert torch.equal(after[head.weight][TARGET], before[head.weight][TARGET])
+    kept = torch.equal(after[head.weight][TARGET], before[head.weight][TARGET])
+    assert kept == (plan is PLAN)
+
+
+@pytest.mark.parametrize("plan", [OF_CLASS, OF_OTHERS])
+@pytest.mark.parametrize("model", ["mlp", "lenet"])
+def test_a_feature_leaves_the_gradient_of_one_image_of_the_batch(plan, model):
+    spec = ModelSpec(model, (1, 8, 8), 10)
+    images, labels = isolated(plan, spec, plan is OF_CLASS)
+    flat, weights, targets = flat_model(spec), planted(spec, plan), one_hot(labels, 10)
+    whole = below_the_head(flat.eager_gradient(weights, images, targets), spec)
+    caught = below_the_head(flat.eager_gradient(weights, images[-1:], targets[-1:]), spec)
+    assert whole.norm() > 0
+    torch.testing.assert_close(8 * whole, caught, rtol=1e-3, atol=1e-5 * float(caught.abs().max()))
+
+
+@given(st.floats(0.05, 0.5), st.integers(0, 100))
+@settings(max_examples=10, deadline=None)
+def test_the_share_of_public_images_that_is_caught_is_the_one_asked_for(share, feature):
+    public = digits(100, seed=1)[0]
+    for wanted in ("class", "others"):
+        plan = Fishing(TARGET, share=share, wanted=wanted, feature=feature)
+        silent = plan.silence(SPEC, planted(plan=plan), public)
+        assert float((silent < 0).float().mean()) == pytest.approx(share, abs=0.011)
+
+
+def test_each_feature_catches_other_images():
+    images, caught = digits(100)[0], []
+    for feature in range(4):
+        plan = replace(OF_CLASS, feature=feature)
+        caught.append(plan.silence(SPEC, planted(plan=plan), images) < 0)
+    assert len({tuple(one.tolist()) for one in caught}) == 4
 
 
 def test_a_class_that_the_data_does_not_have_is_refused_in_one_line():
@@ -87,6 +132,13 @@ def test_a_class_that_the_data_does_not_have_is_refused_in_one_line():
         parse_plan("fishing:target=10").check(SPEC)
     with pytest.raises(ValueError, match=r"^target=-1 is not allowed; give 0 to [^\n]*$"):
         Fishing(-1)
+
+
+def test_a_feature_that_a_plan_does_not_use_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"^wanted='others' needs a feature; give a share [^\n]*$"):
+        parse_plan("fishing:target=3,wanted=others")
+    with pytest.raises(ValueError, match=r"^share=0 is not allowed; give 0.0001 to 1\.$"):
+        parse_plan("fishing:target=3,share=0")
 
 
 def test_a_model_without_a_linear_classifier_with_a_bias_is_refused_in_one_line(monkeypatch):
@@ -112,6 +164,36 @@ def test_two_images_of_the_class_are_found_together():
     errors = (found.images[:2, None] - images[None, -2:]).square().mean(dim=(2, 3, 4))
     assert (errors.amin(dim=0) < 1e-3).all()
     assert (found.images[2:] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("plan", "quantizer", "kind"),
+    [(OF_CLASS, "uniform:bits=8", "gradient"), (OF_OTHERS, "none", "delta")],
+)
+def test_one_image_of_eight_is_found_by_its_feature(plan, quantizer, kind):
+    images, labels = isolated(plan, own_class=plan is OF_CLASS)
+    (found,) = ATTACK.reconstruct(seen(images, labels, quantizer, plan=plan, kind=kind), seed=0)
+    assert float((found.images[0] - images[-1]).square().mean()) < 1e-3
+    assert (found.labels[0] == TARGET) == (plan is OF_CLASS)
+    if plan is OF_CLASS:
+        assert (found.labels == TARGET).all()
+
+
+def test_the_suite_chooses_the_image_that_was_caught():
+    images, labels = isolated(OF_CLASS)
+    attack = suite("active_fishing", "cell:iterations=5,restarts=0,prior=fixed")
+    (found,) = attack.reconstruct(seen(images, labels, "uniform:bits=8", plan=OF_CLASS), seed=0)
+    errors = (found.images[:, None] - images[None, -1:]).square().mean(dim=(2, 3, 4))
+    assert float(errors.min()) < 1e-3
+
+
+@pytest.mark.parametrize("quantizer", ["none", "uniform:bits=4"])
+@pytest.mark.parametrize("plan", [OF_CLASS, OF_OTHERS])
+def test_a_batch_without_a_gradient_gives_no_image(plan, quantizer):
+    images, labels = isolated(plan, own_class=plan is OF_CLASS)
+    images = images[:1].repeat(8, 1, 1, 1)  # which the feature silences
+    (found,) = SHORT.reconstruct(seen(images, labels[:1].repeat(8), quantizer, plan=plan), seed=0)
+    assert found.evaluations == 0
 
 
 @pytest.mark.parametrize(
@@ -160,6 +242,12 @@ def test_it_refuses_other_servers_several_steps_and_rotations():
     assert not ATTACK.applies(seen(images, labels, "drive"))
     (unplanted,) = seen(images, labels)
     assert not ATTACK.applies([replace(unplanted, weights=initial_weights(SPEC).detach())])
+
+
+@pytest.mark.parametrize("plan", [OF_CLASS, OF_OTHERS])
+def test_a_client_notices_a_feature_by_its_weights(plan):
+    signs = signs_of_weights(flat_model(SPEC).layout.unflatten(planted(plan=plan)))
+    assert signs["empty"] > LIMITS["empty"]
 
 
 @pytest.mark.parametrize("model", ["mlp", "lenet", "convnet"])
