@@ -12,7 +12,6 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_sim.plans import parse_plan
 from fl_sim.storage.files import write_text
 from fl_sim.study.plan import training_jobs
 from fl_sim.study.runs import RunFolder
@@ -75,7 +74,7 @@ def check_data(settings: Settings) -> None:
         _ = trial.federation
         _check_channels(trial)
         try:
-            parse_plan(trial.server).check(trial.model_spec)
+            trial.plan.check(trial.model_spec)
         except ValueError as error:
             raise SettingsError("server", trial.server, str(error)) from error
 

@@ -18,7 +18,6 @@ from fl_sim.exchange.messages import (
     unpack_weights,
 )
 from fl_sim.models import build_model
-from fl_sim.plans import parse_plan
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings
 from fl_sim.study.trials import Trial
@@ -97,10 +96,10 @@ def train_trial(
         model=trial.model_spec,
         work=trial.work,
         rounds=settings.observed_rounds,
-        plan=trial.server,
+        plan=trial.plan.spec,
     )
     public = trial.federation.splits.public.pixels()
-    planned = Planned(strategy, parse_plan(trial.server), trial.model_spec, public)
+    planned = Planned(strategy, trial.plan, trial.model_spec, public)
     strategy = planned
     if settings.engine.engine == "ray":
         strategy = StopOnLostWorker(strategy)

@@ -91,7 +91,7 @@ def accuracy(plan: ServerPlan, spec: ModelSpec, splits: Splits, every: int, seed
         weights = sent - RATE * model.eager_gradient(sent, batch.pixels(), targets)
     if every == 1:
         weights = plan.weights_for(0, spec, weights, public)
-    return evaluate(model, weights, splits.test)[0]
+    return evaluate(model, LocalWork(), weights, splits.test)[0]
 
 
 def rounds_to_read(

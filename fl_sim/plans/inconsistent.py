@@ -1,6 +1,6 @@
 """The plan of a malicious server that silences all clients but one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -55,6 +55,10 @@ class Inconsistent(ServerPlan):
     def model(self, name: str) -> str:
         """Return the model that the plan for the target needs."""
         return parse_plan(self.of).model(name)
+
+    def for_quantizer(self, quantizer: str) -> "Inconsistent":
+        """Return the plan with that for the target suited to the quantizer."""
+        return replace(self, of=parse_plan(self.of).for_quantizer(quantizer).spec)
 
     def check(self, model: ModelSpec) -> None:
         """Refuse what the plan for the target refuses, and a model that cannot be silenced."""

@@ -42,6 +42,14 @@ class ServerPlan:
         """Return the name of the model that clients are given where a study asks for ``name``."""
         return name
 
+    def for_quantizer(self, quantizer: str) -> "ServerPlan":
+        """Return the plan as it is carried out on clients that use a quantizer, by its spec.
+
+        A plan that does not depend on it returns itself.
+        """
+        del quantizer
+        return self
+
     def check(self, model: ModelSpec) -> None:
         """Check that the plan can be carried out on a model, the one that clients are given.
 

@@ -1,7 +1,7 @@
 """The plan of a server that turns an ordinary network into an analog-to-digital converter."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from fl_sim.models import ModelSpec
 from fl_sim.plans.chain import Chain, find_chain
 from fl_sim.plans.plan import ServerPlan
+from fl_sim.plans.trace import Trace, trace_of
 from fl_sim.registry import register
 from fl_sim.specs import positive, within
 from fl_sim.updates.local_update import flat_model
@@ -36,10 +37,11 @@ class Thresholds(ServerPlan):
 
     Attributes
     ----------
-    reads : "signs" or "values"
+    reads : "auto", "signs" or "values"
         What the quantizer leaves. ``signs``: levels lie inside the range of pixels, and error
         signals have the same sign for all classes but one. ``values``: the lowest level is black,
         error signals have one size for all classes, and a channel is constant, if one is spare.
+        ``auto``: as `for_quantizer` decides, and ``signs`` where the quantizer is not known.
     levels : int
         Of each colour; channels that are left are switched off.
     batch : int
@@ -58,7 +60,7 @@ class Thresholds(ServerPlan):
     threat: ClassVar[str] = "malicious: sets thresholds in the model's weights"
     reader: ClassVar[str] = "active_thresholds"
 
-    reads: Literal["signs", "values"] = "signs"
+    reads: Literal["auto", "signs", "values"] = "auto"
     levels: int = 11
     batch: int = 8
     rate: float = 1.0
@@ -72,6 +74,18 @@ class Thresholds(ServerPlan):
         positive("rate", self.rate)
         positive("slope", self.slope)
         within("floor", self.floor, -2.0, 0.0)
+
+    def for_quantizer(self, quantizer: str) -> "Thresholds":
+        """Return the plan that suits what a quantizer leaves, if ``reads`` is ``auto``.
+
+        Levels, rate and floor are chosen too where they are at their defaults.
+        """
+        if self.reads != "auto":
+            return self
+        suited = _suited(trace_of(quantizer))
+        mine = {name: getattr(type(self), name) for name in suited}
+        free = {k: v for k, v in suited.items() if k == "reads" or getattr(self, k) == mine[k]}
+        return replace(self, **free)
 
     def check(self, model: ModelSpec) -> None:
         """Raise `ValueError` if the model is another chain of layers, or has too few channels."""
@@ -126,7 +140,7 @@ class Thresholds(ServerPlan):
         level = torch.arange(self.levels).float()[:, None]
         shift = (torch.arange(colours) - (colours - 1) / 2) / colours
         shift = shift if self.dither == "colours" else torch.zeros(colours)
-        if self.reads == "signs":
+        if self.reads != "values":
             return (level + 1 + shift) / (self.levels + 1)
         return self.floor + (level + (level > 0) * shift) / self.levels
 
@@ -169,7 +183,7 @@ class Thresholds(ServerPlan):
         unit = torch.arange(units)
         weight.zero_()
         bias.zero_()
-        if self.reads == "signs":
+        if self.reads != "values":
             weight[unit % classes, unit] = -self._push * classes
             return
         # Two classes have probability 1/2 each. Most units push both down and are blind to them,
@@ -183,7 +197,7 @@ class Thresholds(ServerPlan):
     def _visible(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the share of the classes that each unit sees, ``(units,)``."""
         errors = error_signals(weight, bias)
-        seen = errors < 0 if self.reads == "signs" else errors.abs() > self._push / 2
+        seen = errors < 0 if self.reads != "values" else errors.abs() > self._push / 2
         return seen.float().mean(dim=1)
 
     def _quantiles(self, answers: Tensor, visible: Tensor) -> Tensor:
@@ -194,6 +208,26 @@ class Thresholds(ServerPlan):
         chosen = ordered.gather(0, place.clamp_max(len(answers) - 1)[None])[0]
         below = ordered[-1] - (ordered[0] - ordered[-1])
         return torch.where(place < len(answers), chosen, below)
+
+
+def _suited(trace: Trace) -> dict[str, Any]:
+    """Return the parameters that read most of what is left, as far as that was measured.
+
+    Few levels leave the wanted elements among the largest, which pruning keeps. A floor below
+    black lifts dark pixels over a coarse step, and fewer images pass a unit where it is coarse.
+    """
+    if trace.signs:
+        return {"reads": "signs"}
+    if trace.dropped > 0.5:
+        return {"reads": "values", "levels": 1}
+    values: dict[str, Any] = {"reads": "values", "levels": 10}
+    if trace.rotated:
+        return values
+    if trace.random:
+        return values | ({"rate": 0.5} if trace.step > 1 else {})
+    if trace.step > 1:
+        return values | {"rate": 0.25, "floor": -0.75}
+    return values | ({"rate": 0.5, "floor": -0.5} if trace.zeros > 0.1 else {})
 
 
 def error_signals(weight: Tensor, bias: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fl_sim.data import Federation, load_federation, load_splits
 from fl_sim.models import ModelSpec
-from fl_sim.plans import parse_plan
+from fl_sim.plans import ServerPlan, parse_plan
 from fl_sim.registry import load_plugins
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.storage.files import folder_name
@@ -65,11 +65,16 @@ class Trial:
         """The images and who holds them (cached in each process)."""
         return load_federation(self.data, self.seed, self.work.images)
 
+    @property
+    def plan(self) -> ServerPlan:
+        """What the server does to its clients, suited to their quantizer."""
+        return parse_plan(self.server).for_quantizer(self.quantizer)
+
     @cached_property
     def model_spec(self) -> ModelSpec:
         """The architecture that clients are given, sized to the data."""
         splits = load_splits(self.data, self.seed)
-        name = parse_plan(self.server).model(self.model)
+        name = self.plan.model(self.model)
         return ModelSpec(name, splits.shape, len(splits.classes))
 
     def order(self, partition: int, server_round: int) -> Tensor | None:

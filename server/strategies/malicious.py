@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fl_sim.models import ModelSpec, spec_of_app
 from fl_sim.plans import ServerPlan, parse_plan
+from fl_sim.quantizers import parse_quantizer
 from fl_sim.updates.local_update import LocalWork
 from server.strategies.curious import HonestButCurious
 from server.strategies.planned import Planned
@@ -35,6 +36,8 @@ class Malicious(Planned):
         ``(N, C, H, W)`` public images in [0, 1], like those of the clients.
     store : Path or str
         Folder of the observations.
+    quantizer : str
+        Spec of the clients' quantizer, where it is known: the plan is suited to it.
     every : int
         Plant in the first of so many rounds; in the others clients are sent the trained weights.
         What clients answer in a planted round then changes no weights, so that training goes on
@@ -50,7 +53,7 @@ class Malicious(Planned):
     Raises
     ------
     ValueError
-        If there is no such plan, or it cannot be carried out on this model.
+        If there is no such plan or quantizer, or the plan cannot be carried out on this model.
 
     Examples
     --------
@@ -74,6 +77,7 @@ class Malicious(Planned):
         model: Callable[[], nn.Module] | ModelSpec,
         public: Tensor,
         store: Path | str,
+        quantizer: str = "",
         every: int = 1,
         trial: str = "flower",
         work: LocalWork | None = None,
@@ -82,6 +86,8 @@ class Malicious(Planned):
         if every < 1:
             raise ValueError(f"every = {every!r}: a round cannot be planted more often; give 1")
         chosen = parse_plan(plan) if isinstance(plan, str) else plan
+        if quantizer:
+            chosen = chosen.for_quantizer(parse_quantizer(quantizer).spec)
         spec = model if isinstance(model, ModelSpec) else _spec(model, public)
         try:
             chosen.check(spec)

@@ -14,7 +14,7 @@ from torch import nn
 from attacker import build_attack
 from fl_sim import LocalWork
 from fl_sim.engines.grids import LocalGrid
-from fl_sim.models import spec_of_app
+from fl_sim.models import ModelSpec, spec_of_app
 from fl_sim.observed.observations import load_observations
 from fl_sim.storage.files import read_facts
 from results.scores.scoring import score_batch
@@ -74,8 +74,18 @@ def test_a_plan_or_model_that_does_not_fit_is_refused_in_one_line(tmp_path):
         malicious(plan="imprint:bins=8", store=tmp_path)
     with pytest.raises(ValueError, match=r"^no server 'trap'; [^\n]*did you mean 'traps'"):
         malicious(plan="trap", store=tmp_path)
+    with pytest.raises(ValueError, match=r"^Quantizer 'sgn': no quantizer 'sgn'; [^\n]*$"):
+        malicious(quantizer="sgn", store=tmp_path)
     with pytest.raises(ValueError, match="^every = 0"):
         malicious(every=0, store=tmp_path)
+
+
+def test_the_plan_is_suited_to_the_quantizer_that_clients_are_known_to_use(tmp_path):
+    spec = ModelSpec("cnn", (1, 8, 8), 10)
+    facts = {"plan": "thresholds", "model": spec, "store": tmp_path}
+    assert malicious(**facts).plan.spec == "thresholds"
+    planted = malicious(**facts, quantizer="uniform:bits=4").plan
+    assert planted.spec == "thresholds:reads=values,levels=10"
 
 
 def test_training_goes_on_as_if_a_planted_round_had_not_been(tmp_path):

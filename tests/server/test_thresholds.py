@@ -10,16 +10,23 @@ from attacker.matching.problems import Problems
 from attacker.presets import build_attack
 from attacker.readers.synthetic import synthetic_images
 from attacker.readers.thresholds import _left_of_unions, _Pattern, without_noise
+from clients.app import app
 from fl_sim import register
+from fl_sim.engines.grids import LocalGrid
 from fl_sim.models import ModelSpec, build_model
 from fl_sim.observed.evidence import HeldBack
+from fl_sim.observed.observations import load_observations, round_path
 from fl_sim.plans import Thresholds, parse_plan
 from fl_sim.plans.chain import find_chain
+from fl_sim.quantizers.catalogue import EXAMPLES
+from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import SettingsError, load_settings
+from fl_sim.study.trials import trials_of
 from fl_sim.testing import check_server_plan
 from fl_sim.updates.local_update import LocalWork, flat_model
 from results.scores.scoring import score_batch
 from server.app import check_data
+from server.training import find_nodes, train_trial
 from tests.attacker.observing import digits, initial_weights, observe
 
 SPEC = ModelSpec("cnn", (1, 8, 8), 10)
@@ -112,6 +119,75 @@ def test_signs_alone_tell_the_images_of_a_batch_of_eight(quantizer):
 )
 def test_values_tell_more_where_they_are_left(quantizer, plan, share):
     assert (errors(quantizer, plan) < 1e-2).float().mean() >= share
+
+
+COARSE = "thresholds:reads=values,levels=10,rate=0.5,floor=-0.5"
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "plan"),
+    [
+        ("sign", "thresholds:reads=signs"),
+        ("scaled_sign", "thresholds:reads=signs"),
+        ("error_feedback(sign)", "thresholds:reads=signs"),
+        ("none", VALUES),
+        ("uniform:bits=4", VALUES),
+        ("stochastic:bits=4", VALUES),
+        ("gaussian:sigma=0.01", VALUES),
+        ("drive", VALUES),
+        ("clip:norm=1", VALUES),
+        ("absmax:bits=4", COARSE),
+        ("mixed:first=8,rest=2", "thresholds:reads=values,levels=10,rate=0.25,floor=-0.75"),
+        ("terngrad", "thresholds:reads=values,levels=10,rate=0.5"),
+        ("topk:keep=0.1", "thresholds:reads=values,levels=1"),
+        ("topk:keep=0.01+stochastic:bits=2", "thresholds:reads=values,levels=1"),
+        ("error_feedback(topk:keep=0.1)", "thresholds:reads=values,levels=1"),
+    ],
+)
+def test_the_plan_is_chosen_from_the_quantizer(quantizer, plan):
+    assert parse_plan("thresholds").for_quantizer(quantizer).spec == plan
+    inner = parse_plan("inconsistent:target=1(thresholds)").for_quantizer(quantizer)
+    assert inner.spec == f"inconsistent:target=1({plan})"
+
+
+@pytest.mark.parametrize("quantizer", EXAMPLES)
+def test_a_plan_is_chosen_for_every_quantizer(quantizer):
+    plan = parse_plan("thresholds").for_quantizer(quantizer)
+    assert plan.reads != "auto"
+    assert plan.for_quantizer("sign") == plan
+    assert parse_plan("traps").for_quantizer(quantizer) == parse_plan("traps")
+
+
+def test_what_is_set_by_hand_is_kept():
+    assert parse_plan("thresholds:levels=5,batch=32").for_quantizer("none").spec == (
+        "thresholds:reads=values,levels=5,batch=32"
+    )
+    assert parse_plan("thresholds:reads=signs").for_quantizer("none").reads == "signs"
+
+
+@pytest.mark.parametrize("quantizer", ["scaled_sign", "uniform:bits=4"])
+def test_a_study_carries_out_the_plan_that_suits_its_quantizer(quantizer, tmp_path):
+    settings = load_settings(
+        None,
+        {
+            "quantizers": quantizer,
+            "model": "cnn",
+            "server": "thresholds:levels=7",
+            "clients": 1,
+            "limit": 40,
+            "rounds": 1,
+            "batch_size": 2,
+        },
+    )
+    (trial,) = trials_of(settings)
+    folder, grid = RunFolder(tmp_path), LocalGrid(app, 1)
+    train_trial(grid, trial, settings, folder, find_nodes(grid, 1), lambda: None)
+    (seen,) = load_observations(round_path(folder.observations, trial.name, 1))
+    assert seen.server == trial.plan.spec
+    assert f"reads={'signs' if quantizer == 'scaled_sign' else 'values'}" in seen.server
+    public = trial.federation.splits.public.pixels()
+    assert torch.equal(seen.weights, trial.plan.weights(trial.model_spec, seen.weights, public))
+    assert ATTACK.applies([seen])
 
 
 def test_unquantized_values_are_exact():
