@@ -108,8 +108,17 @@ class Solution:
 
 
 def mean_misfit(problems: Problems, images: Tensor, targets: Tensor) -> Tensor:
-    """Return how far candidates are from explaining all rounds of their problems, ``(B,)``."""
-    each = [unexplained(one.candidate(images, targets), one.cell) for one in problems.rounds]
+    """Return how far candidates are from explaining all rounds of their problems, ``(B,)``.
+
+    Batch statistics that a reply tells must be explained too, whatever the labels.
+    """
+    each = []
+    for one in problems.rounds:
+        update, change = one.reply(images, targets)
+        misfit = unexplained(update, one.cell)
+        if one.statistics_cell is not None:
+            misfit = torch.maximum(misfit, unexplained(change, one.statistics_cell))
+        each.append(misfit)
     return torch.stack(each).mean(dim=0)
 
 

@@ -3,9 +3,15 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.local_training import compute_update
+from clients.local_training import compute_reply
 from clients.mods import quantize_trial_mod
-from fl_sim.exchange.messages import partition_reply, read_task, read_weights, update_reply
+from fl_sim.exchange.messages import (
+    partition_reply,
+    read_statistics,
+    read_task,
+    read_weights,
+    update_reply,
+)
 
 app = ClientApp()
 
@@ -21,5 +27,6 @@ def train(message: Message, context: Context) -> Message:
     """Compute this round's update; the mod around it quantizes it."""
     trial, server_round = read_task(message)
     partition = int(context.node_config["partition-id"])
-    update = compute_update(trial, partition, server_round, read_weights(message))
-    return update_reply(update, trial.work.images, message)
+    sent = read_weights(message), read_statistics(message)
+    update, statistics = compute_reply(trial, partition, server_round, *sent)
+    return update_reply(update, trial.work.images, message, statistics)

@@ -11,13 +11,14 @@ from fl_sim.exchange.messages import (
     is_train,
     pack_reply,
     read_round,
+    read_statistics,
     read_task,
     read_update,
 )
 from fl_sim.exchange.weight_records import layout_of, only_arrays, pack_changes, weight_change
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
-from fl_sim.study.trials import trial_name
+from fl_sim.study.trials import Trial, trial_name
 from fl_sim.updates.local_update import Layout, Update, flat_model
 
 _RESIDUAL = "fl_sim.residual"
@@ -74,7 +75,21 @@ def quantize_trial_mod(message: Message, context: Context, call_next: ClientAppC
     trial, server_round = read_task(message)
     update = read_update(reply, flat_model(trial.model_spec).layout)
     payload = _transmit(trial.quantizer, trial.seed, update, update.layout, server_round, context)
-    return add_reply_facts(pack_reply(reply, payload), message, _partition(context))
+    statistics = _statistics_payload(trial, reply, server_round, _partition(context))
+    packed = pack_reply(reply, payload, statistics)
+    return add_reply_facts(packed, message, _partition(context))
+
+
+def _statistics_payload(
+    trial: Trial, reply: Message, server_round: int, partition: int
+) -> Payload | None:
+    """Encode the change of the running statistics, if there are any; it leaves no residual."""
+    layout, change = flat_model(trial.model_spec).statistics, read_statistics(reply)
+    if not layout.size:
+        return None
+    quantizer = parse_quantizer(trial.statistics_quantizer)
+    generator = torch_rng(trial.seed, Purpose.QUANTIZER, server_round, partition, 1)
+    return quantizer.encode(Update(change, layout), generator)
 
 
 def _transmit(

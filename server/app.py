@@ -12,11 +12,13 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fl_sim.models import build_model
 from fl_sim.storage.files import write_text
 from fl_sim.study.plan import training_jobs
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings, SettingsError, load_settings
 from fl_sim.study.trials import Trial, trials_of
+from fl_sim.updates.batch_norm import fewest_values
 from server.strategies.reception import RoundFailedError
 from server.training import HistoryRow, find_nodes, train_trial
 
@@ -73,6 +75,7 @@ def check_data(settings: Settings) -> None:
     for trial in trials_of(settings):
         _ = trial.federation
         _check_channels(trial)
+        _check_batch_norm(trial)
         try:
             trial.plan.check(trial.model_spec)
         except ValueError as error:
@@ -84,6 +87,14 @@ def _check_channels(trial: Trial) -> None:
     if len(means) not in (0, 1, channels):
         shown = ",".join(map(str, means))
         raise SettingsError("normalize_mean", shown, f"1 number, or {channels}: one a channel")
+
+
+def _check_batch_norm(trial: Trial) -> None:
+    """Refuse a batch of which a BatchNorm layer would average one value: it has no variance."""
+    spec, size = trial.model_spec, trial.work.batch_size
+    if fewest_values(build_model(spec), spec.shape, size) == 1:
+        allowed = f"2 or more, as a BatchNorm layer of {trial.model!r} needs two values a batch"
+        raise SettingsError("batch_size", size, allowed)
 
 
 def write_history(settings: Settings, folder: RunFolder) -> None:

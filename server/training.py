@@ -15,6 +15,7 @@ from fl_sim.exchange.messages import (
     partition_query,
     read_partition,
     train_config,
+    unpack_statistics,
     unpack_weights,
 )
 from fl_sim.models import build_model
@@ -88,7 +89,7 @@ def train_trial(
 
     Row 0 of the history is the untrained model.
     """
-    weights = initial_weights(trial)
+    weights, model = initial_weights(trial), flat_model(trial.model_spec)
     strategy: Wrapper = HonestButCurious(
         QuantizedAveraging(trial, settings.training, nodes, weights),
         folder.observations,
@@ -103,12 +104,13 @@ def train_trial(
     strategy = planned
     if settings.engine.engine == "ray":
         strategy = StopOnLostWorker(strategy)
-    model, test = flat_model(trial.model_spec), trial.federation.splits.test
+    test = trial.federation.splits.test
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         if server_round:
             on_round()
-        accuracy, loss = evaluate(model, trial.work, unpack_weights(arrays), test)
+        sent = unpack_weights(arrays), unpack_statistics(arrays)
+        accuracy, loss = evaluate(model, trial.work, *sent, test)
         if not isfinite(loss):
             facts = {"event": "not finite", "trial": trial.name, "round": server_round}
             text = "trial %s, round %d: the test loss is not finite"
@@ -117,7 +119,7 @@ def train_trial(
 
     result = strategy.start(
         grid,
-        planned.plant(pack_weights(weights.clone())),
+        planned.plant(pack_weights(weights.clone(), model.initial_statistics)),
         num_rounds=settings.training.rounds,
         timeout=settings.training.timeout,
         train_config=train_config(trial),

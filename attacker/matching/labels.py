@@ -108,7 +108,7 @@ def _usual_features(problems: Problems, weight: str) -> Tensor:
     images = synthetic_images(problems.model.shape, _FEWEST_EXAMPLES, seed=0)
     model, images = problems.flat_model, problems.work.inputs(images)
     _, pull = vjp(  # type: ignore[misc]
-        lambda w: model.logits(w, images)[:, 0].mean(), problems.weights
+        lambda w: model.logits(w, images, problems.told_statistics)[:, 0].mean(), problems.weights
     )
     (slope,) = pull(torch.ones(()))
     return model.layout.unflatten(slope.detach())[weight][0].flatten()
@@ -118,7 +118,8 @@ def _log_predictions(problems: Problems, images: Tensor) -> Tensor:
     """Return the log-probabilities ``(N, classes)`` that the model predicts."""
     inputs = problems.work.inputs(images)
     with torch.no_grad():
-        return problems.flat_model.logits(problems.weights, inputs).log_softmax(dim=-1)
+        logits = problems.flat_model.logits(problems.weights, inputs, problems.told_statistics)
+        return logits.log_softmax(dim=-1)
 
 
 def _resolution(problems: Problems, head: Layer) -> Tensor:
@@ -161,7 +162,8 @@ class _Expected:
         inputs = problems.work.inputs(examples)
 
         def gradient(image: Tensor, target: Tensor) -> Tensor:
-            return model.gradient(problems.weights, image[None], target[None])
+            known = problems.told_statistics
+            return model.gradient(problems.weights, image[None], target[None], known)
 
         moments = []
         for target, trust in zip(torch.eye(classes), log_prediction.softmax(dim=0).T, strict=True):

@@ -382,8 +382,10 @@ def _objective(
         losses = on_floored.prior(images, None if components is None else components[index])
         with convolutions_for(images):
             for one, cell in zip(left.rounds, cells, strict=True):
-                updates = one.candidate(images, targets)
+                updates, change = one.reply(images, targets)
                 match = on_floored.match(_resized(updates, cell) if resize else updates, cell)
+                if one.statistics_cell is not None:
+                    match = match + loss.match_statistics(change, one.statistics_cell)
                 losses = losses + match / len(cells)
             (gradients,) = torch.autograd.grad(losses.sum(), points)
         return losses.detach(), gradients

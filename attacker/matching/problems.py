@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
@@ -12,13 +12,14 @@ from torch import Tensor
 from fl_sim.coding.cell import Cell
 from fl_sim.models import ModelSpec
 from fl_sim.observed.attack_loss import floored
-from fl_sim.observed.candidates import candidate_updates
+from fl_sim.observed.candidates import candidate_replies, candidate_updates
 from fl_sim.observed.evidence import HeldBack
 from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.base import Quantizer
 from fl_sim.updates.local_update import (
     FlatModel,
+    LocalReply,
     LocalWork,
     flat_model,
     weights_may_differ,
@@ -58,6 +59,10 @@ class Problems:
         Shared: which elements of the payloads are hidden.
     known_labels : Tensor or None
         ``(B, n)`` int64 labels, where they need not be recovered.
+    sent_statistics : Tensor
+        Running statistics of BatchNorm layers that all clients were sent; empty without such.
+    statistics_cells : tuple[Cell, ...]
+        What each reply tells of their change; empty without such layers.
     """
 
     model: ModelSpec
@@ -69,6 +74,8 @@ class Problems:
     earlier: tuple["Problems", ...] = ()
     held_back: HeldBack | None = None
     known_labels: Tensor | None = None
+    sent_statistics: Tensor = field(default_factory=lambda: torch.zeros(0))
+    statistics_cells: tuple[Cell, ...] = ()
 
     @classmethod
     def of(cls, groups: Sequence[ClientGroup]) -> "Problems":
@@ -85,6 +92,7 @@ class Problems:
     def _of_one_round(cls, groups: Sequence[ClientGroup]) -> "Problems":
         first = groups[0][0]
         quantizer = parse_quantizer(first.payload.spec)
+        statistics = [s for group in groups if (s := group[-1].statistics) is not None]
         return cls(
             first.model,
             first.work,
@@ -93,6 +101,8 @@ class Problems:
             tuple(merged_cell(quantizer, group) for group in groups),
             tuple((group[-1].round, group[-1].partition) for group in groups),
             held_back=first.held_back,
+            sent_statistics=statistics[0].sent if statistics else torch.zeros(0),
+            statistics_cells=tuple(one.cell for one in statistics),
         )
 
     def __len__(self) -> int:
@@ -123,6 +133,9 @@ class Problems:
             keys=keys,
             earlier=earlier,
             known_labels=labels,
+            statistics_cells=tuple(
+                self.statistics_cells[i] for i in chosen if self.with_statistics
+            ),
         )
 
     def to(self, device: torch.device | str) -> "Problems":
@@ -132,6 +145,8 @@ class Problems:
             self,
             sent_weights=tuple(moved[id(weights)] for weights in self.sent_weights),
             cells=tuple(cell.to(device) for cell in self.cells),
+            sent_statistics=self.sent_statistics.to(device),
+            statistics_cells=tuple(cell.to(device) for cell in self.statistics_cells),
             earlier=tuple(one.to(device) for one in self.earlier),
         )
 
@@ -174,6 +189,33 @@ class Problems:
             ``(b, n, classes)`` target probabilities.
         """
         return candidate_updates(self.flat_model, self.work, self.weights, images, targets)
+
+    @property
+    def with_statistics(self) -> bool:
+        """Whether replies tell the batch statistics of BatchNorm layers."""
+        return bool(self.statistics_cells)
+
+    @cached_property
+    def statistics_cell(self) -> Cell | None:
+        """The cells of the change of the running statistics, stacked; None without such."""
+        return Cell.stack(self.statistics_cells) if self.with_statistics else None
+
+    @cached_property
+    def told_statistics(self) -> Tensor | None:
+        """What replies tell of batch statistics, the mean of all problems; None if nothing."""
+        cell = self.statistics_cell
+        if cell is None or cell.scale_free:
+            return None
+        steps = self.work.local_steps if self.work.kind == "delta" else 1
+        each = self.flat_model.shown_statistics(self.sent_statistics, cell.decoded, steps)
+        return each.mean(dim=0)
+
+    def reply(self, images: Tensor, targets: Tensor) -> LocalReply:
+        """Return all that candidate batches would make clients send; see `candidate`."""
+        if not self.with_statistics:
+            return LocalReply(self.candidate(images, targets), images.new_zeros(len(images), 0))
+        sent = self.weights, self.sent_statistics
+        return candidate_replies(self.flat_model, self.work, *sent, images, targets)
 
     def without_hidden(self, cell: Cell) -> Cell:
         """Return a cell of the same layout as it is for who does not see what is held back."""
@@ -304,6 +346,9 @@ def _solved_alike(one: ClientGroup, other: ClientGroup) -> bool:
 def _same_setting(one: Observation, other: Observation) -> bool:
     same = one.model == other.model and one.work == other.work
     same = same and one.payload.spec == other.payload.spec
+    if one.statistics is not None and other.statistics is not None:
+        same = same and _equal(one.statistics.sent, other.statistics.sent)
+        same = same and one.statistics.payload.spec == other.statistics.payload.spec
     if weights_may_differ(one.model, one.work):
         return same
     return same and _equal(one.weights, other.weights)

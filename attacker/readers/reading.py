@@ -97,6 +97,9 @@ class Reading:
             labels = recover_labels(problems)
         targets = one_hot(labels, problems.model.classes)
         with torch.no_grad():
-            losses = _LOSS(images, problems.candidate(images, targets), problems.cell)
+            update, change = problems.reply(images, targets)
+            told = problems.statistics_cell
+            statistics = None if told is None else (change, told)
+            losses = _LOSS(images, update, problems.cell, statistics)
             misfits = mean_misfit(problems, images, targets)
         return Solution(images, labels, losses, misfits, torch.zeros_like(labels[:, 0]))

@@ -22,12 +22,16 @@ from fl_sim.updates.local_update import Layout, Update
 PAYLOAD, PAYLOAD_TYPE = "payload", "fl_sim.payload"
 EXAMPLES = "num-examples"
 _VECTOR_TYPE = "fl_sim.float32"
+_STATISTICS = "statistics"
 _NONCE, _PARTITION, _FACTS = "nonce", "partition-id", "facts"
 
 
-def pack_weights(weights: Tensor) -> ArrayRecord:
-    """Return flat ``(size,)`` weights as a record."""
-    return _record("weights", _array(weights))
+def pack_weights(weights: Tensor, statistics: Tensor | None = None) -> ArrayRecord:
+    """Return flat ``(size,)`` weights, and running statistics if there are any, as a record."""
+    record = _record("weights", _array(weights))
+    if statistics is not None and statistics.numel():
+        record[_STATISTICS] = _array(statistics)
+    return record
 
 
 def unpack_weights(arrays: ArrayRecord) -> Tensor:
@@ -35,9 +39,14 @@ def unpack_weights(arrays: ArrayRecord) -> Tensor:
     return _vector(arrays["weights"])
 
 
+def unpack_statistics(arrays: ArrayRecord) -> Tensor:
+    """Return the flat running statistics that `pack_weights` wrapped; empty if there are none."""
+    return _vector(arrays[_STATISTICS]) if _STATISTICS in arrays else torch.zeros(0)
+
+
 def is_flat(arrays: ArrayRecord) -> bool:
-    """Return whether weights are one flat vector, as in a study, and not the arrays of an app."""
-    return [array.stype for array in arrays.values()] == [_VECTOR_TYPE]
+    """Return whether weights are flat vectors, as in a study, and not the arrays of an app."""
+    return {array.stype for array in arrays.values()} == {_VECTOR_TYPE}
 
 
 def train_config(trial: Trial) -> ConfigRecord:
@@ -86,10 +95,26 @@ def read_weights(message: Message) -> Tensor:
     return unpack_weights(message.content["arrays"])  # type: ignore[arg-type]
 
 
-def update_reply(vector: Tensor, examples: int, instruction: Message) -> Message:
-    """Return a client's reply with its update as computed; only the quantizing mod sees it."""
+def read_statistics(message: Message) -> Tensor:
+    """Return the running statistics of a train instruction, or their change in an `update_reply`.
+
+    Empty if there are none.
+    """
+    return unpack_statistics(message.content["arrays"])  # type: ignore[arg-type]
+
+
+def update_reply(
+    vector: Tensor, examples: int, instruction: Message, statistics: Tensor | None = None
+) -> Message:
+    """Return a client's reply with its update as computed; only the quantizing mod sees it.
+
+    ``statistics`` is the change of the running statistics, if there are any.
+    """
+    arrays = _record("update", _array(vector))
+    if statistics is not None and statistics.numel():
+        arrays[_STATISTICS] = _array(statistics)
     content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
-        "arrays": _record("update", _array(vector)),
+        "arrays": arrays,
         "metrics": MetricRecord({EXAMPLES: examples}),
     }
     return Message(RecordDict(content), reply_to=instruction)
@@ -100,9 +125,15 @@ def read_update(reply: Message, layout: Layout) -> Update:
     return Update(_vector(reply.content["arrays"]["update"]), layout)  # type: ignore[arg-type]
 
 
-def pack_reply(reply: Message, payload: Payload) -> Message:
-    """Replace the update of a reply by its packed payload, which then crosses the wire."""
-    reply.content["arrays"] = _record(PAYLOAD, payload_array(payload))
+def pack_reply(reply: Message, payload: Payload, statistics: Payload | None = None) -> Message:
+    """Replace the update of a reply by its packed payload, which then crosses the wire.
+
+    ``statistics`` is the payload of the change of the running statistics, if there are any.
+    """
+    arrays = _record(PAYLOAD, payload_array(payload))
+    if statistics is not None:
+        arrays[_STATISTICS] = payload_array(statistics)
+    reply.content["arrays"] = arrays
     return reply
 
 
@@ -152,6 +183,21 @@ def read_payload(reply: Message, layout: Layout) -> Payload:
     array = arrays[0] if len(arrays) == 1 else None
     if array is None or array.stype != PAYLOAD_TYPE:
         raise PayloadError("The reply carries no packed payload.")
+    return Payload.from_bytes(array.data, layout)
+
+
+def read_statistics_payload(reply: Message, layout: Layout) -> Payload:
+    """Return the payload of the running statistics of a reply made by `pack_reply`.
+
+    Raises
+    ------
+    PayloadError
+        If there is none, or its bytes do not parse.
+    """
+    record = reply.content.get("arrays")
+    array = record.get(_STATISTICS) if isinstance(record, ArrayRecord) else None
+    if array is None or array.stype != PAYLOAD_TYPE:
+        raise PayloadError("The reply carries no payload of the running statistics.")
     return Payload.from_bytes(array.data, layout)
 
 

@@ -48,6 +48,10 @@ class AttackLoss:
         `fl_sim.observed.patches`.
     box : float
         Weight of the mean squared distance of the pixels to [0, 1].
+    statistics : float
+        Weight of the squared distance between the batch statistics of the candidate and those that
+        the reply tells, where a model has BatchNorm: relative to their size, or in steps as the
+        objective counts them. It needs no labels (Hatamizadeh et al. 2022, arXiv 2202.06924).
     floor : float
         Least step of ``scaled`` and ``cell``, relative to the root mean square of the tensor:
         no optimizer resolves the last bit of a float32.
@@ -57,13 +61,14 @@ class AttackLoss:
     tv: float = 0.0
     patches: float = 0.0
     box: float = 0.0
+    statistics: float = 1.0
     floor: float = 0.01
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             known = one_of(self.objective, OBJECTIVES)
             raise ValueError(f"objective={self.objective} is not allowed; {known}")
-        for name in ("tv", "patches", "box", "floor"):
+        for name in ("tv", "patches", "box", "statistics", "floor"):
             not_negative(name, getattr(self, name))
 
     @property
@@ -85,7 +90,13 @@ class AttackLoss:
         every = f"objective={parsed.name},{parsed.parameters}".removesuffix(",")
         return cls(**parse_parameters(cls, every, parsed.inner))
 
-    def __call__(self, images: Tensor, candidate: Tensor, cell: Cell) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        candidate: Tensor,
+        cell: Cell,
+        statistics: tuple[Tensor, Cell] | None = None,
+    ) -> Tensor:
         """Return the loss of each problem.
 
         Parameters
@@ -96,13 +107,31 @@ class AttackLoss:
             ``(B, size)`` updates they would give.
         cell : Cell
             Stacked cells ``(B, d)`` of the payloads observed.
+        statistics : tuple of Tensor and Cell, optional
+            ``(B, s)`` change of the running statistics that the candidates would give, and the
+            cells of what was observed of it.
 
         Returns
         -------
         Tensor
             ``(B,)``.
         """
-        return self.match(candidate, cell) + self.prior(images)
+        loss = self.match(candidate, cell) + self.prior(images)
+        return loss if statistics is None else loss + self.match_statistics(*statistics)
+
+    def match_statistics(self, change: Tensor, cell: Cell) -> Tensor:
+        """Return the weighted term of the batch statistics alone, ``(B,)``."""
+        if not self.statistics or not change.shape[-1]:
+            return change.new_zeros(len(change))
+        if self.objective in ("scaled", "cell"):
+            return self.statistics * floored(cell, self.floor).misfit(change).mean(dim=-1)
+        value, tiny = cell.to_code_domain(change), torch.finfo(change.dtype).tiny
+        pieces = [torch.split(one, list(cell.sizes), dim=-1) for one in (value, cell.center)]
+        shares = [
+            (own - told).square().sum(-1) / told.square().sum(-1).clamp_min(tiny)
+            for own, told in zip(*pieces, strict=True)
+        ]
+        return self.statistics * torch.stack(shares).mean(dim=0)
 
     def match(self, candidate: Tensor, cell: Cell) -> Tensor:
         """Return the data term alone, ``(B,)``; zero at a perfect explanation."""

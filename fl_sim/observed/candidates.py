@@ -1,9 +1,15 @@
-"""The updates that guessed images would have caused, for attacks and for the gates of results."""
+"""The replies that guessed images would have caused, for attacks and for the gates of results."""
 
 from torch import Tensor
 from torch.func import vmap
 
-from fl_sim.updates.local_update import FlatModel, LocalWork, local_update
+from fl_sim.updates.local_update import (
+    FlatModel,
+    LocalReply,
+    LocalWork,
+    local_reply,
+    local_update,
+)
 
 
 def candidate_updates(
@@ -47,3 +53,41 @@ def candidate_updates(
     known = (images, targets) if orders is None else (images, targets, orders)
     updates: Tensor = vmap(update)(*known)
     return updates
+
+
+def candidate_replies(
+    model: FlatModel,
+    work: LocalWork,
+    weights: Tensor,
+    statistics: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    orders: Tensor | None = None,
+) -> LocalReply:
+    """Return all that each candidate batch would have made a client send; differentiable.
+
+    Parameters
+    ----------
+    statistics : Tensor
+        ``(model.statistics.size,)`` running statistics the clients were sent.
+    model, work, weights, images, targets, orders
+        As of `candidate_updates`; the weights are shared if there are statistics.
+
+    Returns
+    -------
+    LocalReply
+        ``(b, size)`` and ``(b, statistics.size)``. The statistics of one batch do not depend on
+        the other batches.
+    """
+    if not model.statistics.size:
+        updates = candidate_updates(model, work, weights, images, targets, orders)
+        return LocalReply(updates, images.new_zeros(len(images), 0))
+
+    def reply(
+        images: Tensor, targets: Tensor, order: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        update, change = local_reply(model, work, weights, statistics, images, targets, order=order)
+        return update, change
+
+    known = (images, targets) if orders is None else (images, targets, orders)
+    return LocalReply(*vmap(reply)(*known))

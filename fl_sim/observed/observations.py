@@ -16,11 +16,40 @@ from fl_sim.models import ModelSpec, build_model, check_spec, partly_trained
 from fl_sim.observed.evidence import HeldBack
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.storage.files import StoreError, check_format, read_tensors, write_tensors
-from fl_sim.updates.local_update import Layout, LocalWork, Segment, flat_model, layout_of_model
+from fl_sim.updates.local_update import (
+    Layout,
+    LocalWork,
+    Segment,
+    flat_model,
+    layout_of_model,
+    statistics_of_model,
+)
 
 FORMAT = 1  # version of a round's file; it rises when older code could not read it
+_SENT_STATISTICS, _STATISTICS = "statistics", "statistics."
 _OWN = "weights."  # and the partition: the weights of a client that was given others
 _UNREADABLE = (KeyError, TypeError, ValueError, PayloadError)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What a server knows of the running statistics of one client's BatchNorm layers.
+
+    Attributes
+    ----------
+    sent : Tensor
+        ``(statistics.size,)`` those the client was given; see `FlatModel.statistics`.
+    payload : Payload
+        Their change by the client, *old minus new*, as received.
+    """
+
+    sent: Tensor
+    payload: Payload
+
+    @property
+    def cell(self) -> Cell:
+        """What the payload tells of the change."""
+        return parse_quantizer(self.payload.spec).cell(self.payload)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +76,8 @@ class Observation:
         Spec of the server's plan: what it did to model and weights.
     held_back : HeldBack or None
         Which elements of the payload attacks must not use, because they will be judged by them.
+    statistics : Statistics or None
+        Of BatchNorm layers in training mode, if the model has such.
     """
 
     trial: str
@@ -58,6 +89,7 @@ class Observation:
     payload: Payload
     server: str = "curious"
     held_back: HeldBack | None = None
+    statistics: Statistics | None = None
 
     @property
     def cell(self) -> Cell:
@@ -85,6 +117,7 @@ def save_round(
     changes: Mapping[int, Changes] | None = None,
     server: str = "curious",
     own_weights: Mapping[int, Tensor] | None = None,
+    statistics: Mapping[int, Statistics] | None = None,
 ) -> None:
     """Write what was seen of one round of one trial to one file, atomically.
 
@@ -104,6 +137,8 @@ def save_round(
         Spec of the server's plan.
     own_weights : Mapping[int, Tensor], optional
         The weights of those partitions that were given others.
+    statistics : Mapping[int, Statistics], optional
+        Of BatchNorm layers, by partition; all clients were sent the same.
     """
     stored = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
     facts: dict[str, Any] = {
@@ -125,9 +160,11 @@ def save_round(
             }
             for partition, one in (changes or {}).items()
         }
-    write_tensors(
-        round_path(root, trial, server_round), {"weights": weights, **own, **stored}, facts
-    )
+    path, tensors_of_all = round_path(root, trial, server_round), {"weights": weights, **own}
+    for partition, one in (statistics or {}).items():
+        tensors_of_all[_SENT_STATISTICS] = one.sent
+        stored[f"{_STATISTICS}{partition}"] = _as_bytes(one.payload)
+    write_tensors(path, tensors_of_all | stored, facts)
 
 
 def save_observations(root: Path, observations: Sequence[Observation]) -> None:
@@ -136,7 +173,9 @@ def save_observations(root: Path, observations: Sequence[Observation]) -> None:
     payloads = {o.partition: o.payload for o in observations}
     facts = (first.trial, first.round, first.model, first.work, first.weights)
     own = {o.partition: o.weights for o in observations if o.weights is not first.weights}
-    save_round(root, *facts, payloads, server=first.server, own_weights=own)
+    statistics = {o.partition: o.statistics for o in observations if o.statistics is not None}
+    more = {"own_weights": own, "statistics": statistics}
+    save_round(root, *facts, payloads, server=first.server, **more)  # type: ignore[arg-type]
 
 
 def load_observations(
@@ -175,6 +214,7 @@ def load_observations(
             return app.observations(unreadable)
         layout = layout_of_model(spec) if model is None else flat_model(model).layout
         weights, own_weights = _take_weights(tensors)
+        statistics = _take_statistics(tensors, statistics_of_model(spec))
         for given in (weights, *own_weights.values()):
             if given.shape != (layout.size,) or given.dtype != torch.float32:
                 raise ValueError(f"weights of shape {tuple(given.shape)} are not the model's")
@@ -189,6 +229,7 @@ def load_observations(
                 weights=own_weights.get(partition, weights),
                 payload=payloads[partition],
                 server=_server(facts),
+                statistics=statistics[partition] if statistics else None,
             )
             for partition in sorted(payloads)
         ]
@@ -254,6 +295,19 @@ def _take_weights(tensors: dict[str, Tensor]) -> tuple[Tensor, dict[int, Tensor]
     names = [name for name in tensors if name.startswith(_OWN)]
     own = {int(name.removeprefix(_OWN)): tensors.pop(name) for name in names}
     return tensors.pop("weights"), own
+
+
+def _take_statistics(tensors: dict[str, Tensor], layout: Layout) -> dict[int, Statistics]:
+    """Take out the running statistics of BatchNorm layers, by partition, if there are any."""
+    names = [name for name in tensors if name.startswith(_STATISTICS)]
+    raw = {int(name.removeprefix(_STATISTICS)): tensors.pop(name) for name in names}
+    if not layout.size:
+        return {}
+    sent = tensors.pop(_SENT_STATISTICS)
+    if sent.shape != (layout.size,) or sent.dtype != torch.float32:
+        raise ValueError(f"statistics of shape {tuple(sent.shape)} are not the model's")
+    payloads = {k: Payload.from_bytes(_bytes_of(one), layout) for k, one in raw.items()}
+    return {partition: Statistics(sent, payload) for partition, payload in payloads.items()}
 
 
 def _compare(sent: Layout, model: nn.Module) -> None:

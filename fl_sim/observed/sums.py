@@ -56,4 +56,4 @@ def sum_of(observations: Sequence[Observation], weights: Tensor, images: int) ->
     mean = Update(total * (first.work.images / images), layout)
     payload = parse_quantizer("none").encode(mean, torch.Generator())
     work = replace(first.work, batch_size=images)
-    return replace(first, weights=weights, work=work, payload=payload)
+    return replace(first, weights=weights, work=work, payload=payload, statistics=None)

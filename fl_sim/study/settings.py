@@ -308,6 +308,9 @@ class TrainingSettings(_Section):
     normalize_std: Numbers = Field(
         (), description="What clients then divide by, for all channels or each; or nothing."
     )
+    quantize_statistics: bool = Field(
+        False, description="Whether BatchNorm's running statistics are quantized as updates are."
+    )
     fixed_batch: bool = Field(
         False, description="Whether a client uses the same images in every round."
     )
@@ -354,22 +357,26 @@ class TrainingSettings(_Section):
         """Public facts of a client's work in one round."""
         from fl_sim.updates.local_update import LocalWork  # noqa: PLC0415 - PyTorch, not for --help
 
-        inputs: dict[str, Any] = {"mean": self.normalize_mean, "std": self.normalize_std}
+        facts: dict[str, Any] = {
+            "fixed_batch": self.fixed_batch,
+            "mean": self.normalize_mean,
+            "std": self.normalize_std,
+            "quantized_statistics": self.quantize_statistics,
+        }
         if self.update == "gradient":
-            return LocalWork("gradient", self.batch_size, fixed_batch=self.fixed_batch, **inputs)
+            return LocalWork("gradient", self.batch_size, **facts)
         return LocalWork(
             "delta",
             self.batch_size,
             self.local_learning_rate,
             self.local_steps,
             self.local_batches or self.local_steps,
-            self.fixed_batch,
             momentum=self.local_momentum,
             weight_decay=self.local_weight_decay,
             schedule=self.local_schedule,
             decay=self.local_decay,
             shuffled=self.local_shuffle,
-            **inputs,
+            **facts,
         )
 
     @property
@@ -378,7 +385,7 @@ class TrainingSettings(_Section):
 
         So a setting that is added does not change the key of a run that does not use it.
         """
-        later = (*_DESCENT, "normalize_mean", "normalize_std")
+        later = (*_DESCENT, "normalize_mean", "normalize_std", "quantize_statistics")
         usual = {
             name: list(f.default) if isinstance(f.default, tuple) else f.default
             for name, f in type(self).model_fields.items()

@@ -14,7 +14,8 @@ from fl_sim.registry import load_plugins
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.storage.files import folder_name
 from fl_sim.study.settings import DataSettings, Settings
-from fl_sim.updates.local_update import LocalWork, draw_orders, weights_may_differ
+from fl_sim.updates.local_update import weights_may_differ
+from fl_sim.updates.local_work import LocalWork, draw_orders
 
 
 def trial_name(quantizer: str, seed: int) -> str:
@@ -76,6 +77,11 @@ class Trial:
         splits = load_splits(self.data, self.seed)
         name = self.plan.model(self.model)
         return ModelSpec(name, splits.shape, len(splits.classes))
+
+    @property
+    def statistics_quantizer(self) -> str:
+        """Spec of what encodes the running statistics of BatchNorm layers."""
+        return self.quantizer if self.work.quantized_statistics else "none"
 
     def order(self, partition: int, server_round: int) -> Tensor | None:
         """Return the order in which a client uses its images, which nobody else is told."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from fl_sim.models import ModelSpec, build_model
+from fl_sim.updates.batch_norm import couples_images
 from fl_sim.updates.local_update import differentiable_kernels, flat_model
 
 
@@ -24,8 +25,9 @@ def check_differentiable(spec: ModelSpec) -> None:
         image.
     """
     rng = torch.Generator().manual_seed(0)
-    images = torch.rand((1, 1, *spec.shape), generator=rng)
-    targets = torch.rand((1, 1, spec.classes), generator=rng).softmax(dim=-1)
+    count = 2 if couples_images(build_model(spec)) else 1  # of one value, no layer has a variance
+    images = torch.rand((1, count, *spec.shape), generator=rng)
+    targets = torch.rand((1, count, spec.classes), generator=rng).softmax(dim=-1)
     # Layers first: a transform of functions may take the second derivative of one that has none
     # for zero, and say nothing.
     _check_layers(spec, images[0])

@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, group_norm, linear, unfold
 
+from fl_sim.updates.batch_norm import couples_images
+
 
 def supports(module: nn.Module) -> bool:
     """Tell whether every parameter is of one layer, which `example_gradients` knows."""
     names = list(module.named_parameters(remove_duplicate=False))
     if len(names) > len(list(module.parameters())) or list(module.buffers()):
+        return False
+    if couples_images(module):  # all images are one batch here
         return False
     owners = [layer for layer in module.modules() if list(layer.parameters(recurse=False))]
     return all(type(layer) in _PASSES and _PASSES[type(layer)].knows(layer) for layer in owners)

@@ -108,7 +108,8 @@ def _draw(model: FlatModel) -> tuple[Tensor, Tensor, Tensor]:
 
 def _pull(model: FlatModel, weights: Tensor, image: Tensor, slope: Tensor) -> Tensor:
     """Return the gradient ``(size,)`` of the logits of an image, times a slope."""
-    _, pull = vjp(lambda w: model.logits(w, image[None])[0], weights)  # type: ignore[misc]
+    known = model.initial_statistics  # no batch is needed to find a layer
+    _, pull = vjp(lambda w: model.logits(w, image[None], known)[0], weights)  # type: ignore[misc]
     (gradient,) = pull(slope)
     moved: Tensor = gradient.detach()
     return moved

@@ -3,10 +3,10 @@
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import cos, isfinite, pi, prod
-from typing import Any, NamedTuple, get_args
+from math import isfinite, prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,16 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from fl_sim.choices import MAX_IMAGES, Schedule, UpdateKind
 from fl_sim.models import ModelSpec, build_model
+from fl_sim.updates.batch_norm import (
+    MEAN,
+    VARIANCE,
+    FunctionalBatchNorm,
+    tracked_layers,
+    trained_as_built,
+)
 from fl_sim.updates.example_gradients import example_gradients, supports
+from fl_sim.updates.local_work import LocalWork as LocalWork  # noqa: PLC0414 - a part of this
 
 # Pixels, over all images, up to which oneDNN takes longer to prepare a convolution than to compute
 # it, and up to which `example_gradients` are faster than ``vmap``; see docs/performance.md.
@@ -95,192 +102,6 @@ class Update:
             )
 
 
-@dataclass(frozen=True)
-class LocalWork:
-    """Public facts of a client's work in one round: what it computes from its private images.
-
-    Attributes
-    ----------
-    kind : "gradient" or "delta"
-        The mean gradient of one batch (FedSGD), or the change of the weights over local SGD
-        steps (FedAvg), as *old minus new*, so that both point up the loss.
-    batch_size : int
-        Images in one batch.
-    learning_rate : float
-        Step size of local SGD; a ``gradient`` does not use it.
-    local_steps : int
-        Steps of local SGD; 1 for a ``gradient``.
-    local_batches : int
-        Distinct batches drawn in a round; the steps cycle through them.
-    fixed_batch : bool
-        Whether a client uses the same images in every round, as one with few images does.
-    momentum, weight_decay : float
-        Of local SGD, as in `torch.optim.SGD`; a client starts every round without momentum.
-    schedule : "constant", "linear" or "cosine"
-        How the step size falls over the local steps of a round, towards 0.
-    decay : float
-        Factor of the step size from one round to the next.
-    shuffled : bool
-        Whether a client deals its images to batches anew in every epoch, in an order that nobody
-        else knows.
-    mean, std : tuple of float
-        What is subtracted from the pixels of each channel before the model sees them, and what the
-        difference is divided by; one number counts for all channels. Empty: pixels are not changed.
-
-    Examples
-    --------
-    One epoch over eight images in batches of four, as Flower's quick-start trains:
-
-    >>> from fl_sim import LocalWork
-    >>> work = LocalWork("delta", batch_size=4, learning_rate=0.1, local_steps=2, local_batches=2)
-    >>> work.images
-    8
-
-    Five epochs of a usual recipe, on inputs that are normalised:
-
-    >>> usual = {"momentum": 0.9, "weight_decay": 5e-4, "shuffled": True}
-    >>> work = LocalWork("delta", 4, 0.1, 10, 2, mean=(0.5,), std=(0.25,), **usual)
-    >>> work.epochs
-    5
-    """
-
-    kind: UpdateKind = "gradient"
-    batch_size: int = 1
-    learning_rate: float = 0.1
-    local_steps: int = 1
-    local_batches: int = 1
-    fixed_batch: bool = False
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: Schedule = "constant"
-    decay: float = 1.0
-    shuffled: bool = False
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):  # lists, where they were read from a file
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        counts = (self.batch_size, self.local_steps, self.local_batches)
-        if not all(type(count) is int and 1 <= count <= MAX_IMAGES for count in counts):
-            raise ValueError(
-                f"Batch size, steps and batches {counts} must be from 1 to {MAX_IMAGES}."
-            )
-        if self.images > MAX_IMAGES:
-            raise ValueError(f"{self.images} images in one update are more than {MAX_IMAGES}.")
-        if self.kind not in get_args(UpdateKind) or not isinstance(self.fixed_batch, bool):
-            raise ValueError(f"An update is a gradient or a delta, not {self.kind!r}.")
-        if not isinstance(self.learning_rate, float | int) or not isfinite(self.learning_rate):
-            raise ValueError(f"A learning rate of {self.learning_rate!r} is not a finite number.")
-        self._check_descent()
-
-    def _check_descent(self) -> None:
-        if not _number(self.momentum) or not 0 <= self.momentum < 1:
-            raise ValueError(f"A momentum of {self.momentum!r} is not from 0 to below 1.")
-        if not _number(self.weight_decay) or self.weight_decay < 0:
-            raise ValueError(f"A weight decay of {self.weight_decay!r} is not 0 or larger.")
-        if not _number(self.decay) or not 0 < self.decay <= 1:
-            raise ValueError(f"A decay of {self.decay!r} is not above 0 and at most 1.")
-        if self.schedule not in get_args(Schedule) or not isinstance(self.shuffled, bool):
-            raise ValueError(f"A schedule is one of {get_args(Schedule)}, not {self.schedule!r}.")
-        plain = not (self.momentum or self.weight_decay or self.shuffled)
-        plain = plain and (self.schedule, self.decay) == ("constant", 1)
-        if self.kind == "gradient" and not plain:
-            raise ValueError("A gradient takes no steps: its work has no momentum, decay or order.")
-        if not all(map(_number, (*self.mean, *self.std))) or any(one <= 0 for one in self.std):
-            raise ValueError(
-                f"Means {self.mean} and deviations {self.std} cannot normalise pixels."
-            )
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"Means {self.mean} and deviations {self.std} are not equally many.")
-
-    @property
-    def images(self) -> int:
-        """Number of private images that enter one update."""
-        return self.batch_size * self.local_batches
-
-    @property
-    def epochs(self) -> int:
-        """Number of passes over the images in a round; the last may be a part of one."""
-        return -(-self.local_steps // self.local_batches)
-
-    @property
-    def rates(self) -> list[float]:
-        """Step size of each local step."""
-        shares = [step / self.local_steps for step in range(self.local_steps)]
-        if self.schedule == "linear":
-            return [self.learning_rate * (1 - share) for share in shares]
-        if self.schedule == "cosine":
-            return [self.learning_rate * (1 + cos(pi * share)) / 2 for share in shares]
-        return [self.learning_rate] * self.local_steps
-
-    @property
-    def reach(self) -> float:
-        """Update by a gradient of 1 that is the same at every step, without weight decay."""
-        if self.kind == "gradient":
-            return 1.0
-        if not self.momentum and self.schedule == "constant":
-            return self.learning_rate * self.local_steps
-        velocity = total = 0.0
-        for rate in self.rates:
-            velocity = self.momentum * velocity + 1
-            total += rate * velocity
-        return total
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The facts by name, without those that most clients do not depart from."""
-        usual = {one.name: one.default for one in fields(self)[_FIRST_FACTS:]}
-        return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
-
-    def in_round(self, server_round: int) -> "LocalWork":
-        """Return what a client does in a 1-based round: its step size is that of this round."""
-        if self.decay == 1:
-            return self
-        rate = self.learning_rate * self.decay ** (server_round - 1)
-        return replace(self, learning_rate=rate, decay=1.0)
-
-    def rows(self, step: int, order: Tensor | None = None) -> Tensor | slice:
-        """Return which images a step uses, given their ``order`` as of `local_update`."""
-        epoch, index = divmod(step, self.local_batches)
-        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        return rows if order is None else order[epoch, rows]
-
-    def inputs(self, images: Tensor) -> Tensor:
-        """Return what a model sees of images ``(..., C, H, W)`` in [0, 1]."""
-        if not self.mean:
-            return images
-        return (images - _of_channels(self.mean, images)) / _of_channels(self.std, images)
-
-    def pixels(self, inputs: Tensor) -> Tensor:
-        """Return the images of which a model sees ``inputs`` ``(..., C, H, W)``."""
-        if not self.mean:
-            return inputs
-        return inputs * _of_channels(self.std, inputs) + _of_channels(self.mean, inputs)
-
-
-_FIRST_FACTS = 6  # that every file and message names
-
-
-def _number(value: object) -> bool:
-    return type(value) in (float, int) and isfinite(value)  # type: ignore[arg-type]
-
-
-def _of_channels(values: Sequence[float], images: Tensor) -> Tensor:
-    """Return one value for each channel of images, ``(C, 1, 1)``.
-
-    Raises
-    ------
-    ValueError
-        If there are not as many values as channels.
-    """
-    if len(values) not in (1, images.shape[-3]):
-        raise ValueError(
-            f"{len(values)} means and deviations cannot normalise {images.shape[-3]} channels."
-        )
-    return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
-
-
 def all_finite(values: Tensor) -> bool:
     """Tell whether no element is NaN or infinite; a sum that is neither vouches for all."""
     return isfinite(float(values.sum())) or bool(values.isfinite().all())
@@ -335,24 +156,66 @@ def differentiable_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@lru_cache(maxsize=8)
+def statistics_of_model(spec: ModelSpec) -> Layout:
+    """Return the layout of the running statistics that training changes; usually empty."""
+    with torch.device("meta"):
+        return _statistics_of(build_model(spec))
+
+
+def _statistics_of(module: nn.Module) -> Layout:
+    """Return the layout of mean and variance of each BatchNorm layer in training mode."""
+    layers = tracked_layers(module)
+    if odd := [name for name, layer in layers.items() if layer.momentum is None]:
+        raise ValueError(f"BatchNorm layer {odd[0]!r} has momentum=None; a number is needed")
+    return Layout(
+        tuple(
+            Segment(f"{name}.{kind}", (layer.num_features,))
+            for name, layer in layers.items()
+            for kind in (MEAN, VARIANCE)
+        )
+    )
+
+
 class FlatModel:
-    """A model in evaluation mode as a pure function of one flat weight vector.
+    """A model as clients train it, as a pure function of one flat weight vector.
+
+    BatchNorm layers are in training mode, if they were built so: they normalise by the batch. All
+    else is in evaluation mode.
 
     Attributes
     ----------
+    statistics : Layout
+        Of the running statistics of BatchNorm layers in training mode: of each its mean, then its
+        variance. Empty without such layers.
+    initial_statistics : Tensor
+        ``(statistics.size,)``, as the model was built.
     layer_by_layer : bool
         Whether `example_gradients` knows all layers, and agrees with plain autograd.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.module = build_model(spec).eval()
+        self.module = trained_as_built(build_model(spec))
         self.layout = Layout.of(self.module)
+        self.statistics = _statistics_of(self.module)
+        buffers = dict(self.module.named_buffers())
+        self.initial_statistics = self.statistics.flatten(
+            {name: buffers[name].clone() for name, _ in self.statistics.segments}
+        )
+        self._pace = torch.cat(  # at which running statistics move
+            [torch.zeros(0)]
+            + [
+                torch.full((2 * layer.num_features,), float(layer.momentum or 0))
+                for layer in tracked_layers(self.module).values()
+            ]
+        )
+        self._norms = FunctionalBatchNorm(self.module)
         trained = {name for name, _ in self.layout.segments}
         fixed = [one for one in self.module.named_parameters() if one[0] not in trained]
         known = not fixed and supports(self.module)
         self._fixed = dict(fixed) | dict(self.module.requires_grad_(False).named_buffers())
-        self._eager_module = build_model(spec).eval()
+        self._eager_module = trained_as_built(build_model(spec))
         self._eager_weights = torch.empty(self.layout.size)  # what the parameters are views of
         views = self.layout.unflatten(self._eager_weights)
         own = [(n, p) for n, p in self._eager_module.named_parameters() if p.requires_grad]
@@ -361,24 +224,101 @@ class FlatModel:
         self._eager_parameters = [parameter for _, parameter in own]
         self.layer_by_layer = known and self._agrees()
 
-    def logits(self, weights: Tensor, images: Tensor) -> Tensor:
-        """Map ``(size,)`` weights and ``(n, C, H, W)`` images to ``(n, classes)`` logits."""
+    def logits(self, weights: Tensor, images: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Map ``(size,)`` weights and ``(n, C, H, W)`` images to ``(n, classes)`` logits.
+
+        BatchNorm layers normalise by ``statistics`` ``(statistics.size,)``, as in evaluation mode;
+        without them by the batch.
+        """
         fixed = {name: value.to(weights.device) for name, value in self._fixed.items()}
         tensors = fixed | self.layout.unflatten(weights)
-        with differentiable_kernels():
+        known = None if statistics is None else self.statistics.unflatten(statistics)
+        self._norms.forget()
+        with differentiable_kernels(), self._norms.fixed(known):
             return functional_call(self.module, tensors, (images,))  # type: ignore[no-any-return]
 
-    def loss(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy against target probabilities ``(n, classes)``."""
-        return cross_entropy(self.logits(weights, images), targets)
+    def batch_statistics(self, weights: Tensor, images: Tensor) -> Tensor:
+        """Return mean and unbiased variance of what reaches each layer, ``(statistics.size,)``."""
+        self.logits(weights, images)
+        return self._seen(images)
 
-    def gradient(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    def _seen(self, images: Tensor) -> Tensor:
+        return torch.cat([images.new_zeros(0), *self._norms.seen()])
+
+    def moved(self, statistics: Tensor, batches: Sequence[Tensor]) -> Tensor:
+        """Return the running statistics after batches with `batch_statistics` of their own."""
+        pace = self._pace.to(statistics.device)
+        for batch in batches:
+            statistics = statistics * (1 - pace) + batch * pace
+        return statistics
+
+    def shown_statistics(self, sent: Tensor, change: Tensor, steps: int) -> Tensor:
+        """Return what a change of the running statistics, *old minus new*, tells of the batches.
+
+        Their mean over the steps, in which later steps weigh more. A variance is at least 0.
+
+        Parameters
+        ----------
+        sent, change : Tensor
+            ``(..., statistics.size)``.
+        steps : int
+            Batches that moved them.
+        """
+        share = 1 - (1 - self._pace.to(sent.device)) ** steps
+        return self.usable_statistics(sent - change / share)
+
+    def usable_statistics(self, statistics: Tensor) -> Tensor:
+        """Return statistics ``(..., size)`` with no variance below 0, where noise put it."""
+        pieces = zip(self.statistics.segments, self.statistics.split(statistics), strict=True)
+        clamped = [p.clamp_min(0) if one.name.endswith(VARIANCE) else p for one, p in pieces]
+        return torch.cat(clamped, dim=-1) if clamped else statistics
+
+    def loss(
+        self, weights: Tensor, images: Tensor, targets: Tensor, statistics: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy against target probabilities ``(n, classes)``; see `logits`."""
+        return cross_entropy(self.logits(weights, images, statistics), targets)
+
+    def gradient(
+        self, weights: Tensor, images: Tensor, targets: Tensor, statistics: Tensor | None = None
+    ) -> Tensor:
         """Return the ``(size,)`` gradient of the loss; differentiable, works under ``vmap``."""
         slope: Callable[..., Tensor] = grad(self.loss)
-        return slope(weights, images, targets)
+        return slope(weights, images, targets, statistics)
+
+    def gradient_and_statistics(
+        self, weights: Tensor, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return `gradient` and `batch_statistics`, both differentiable, under ``vmap`` too."""
+        if not self.statistics.size:
+            return self.gradient(weights, images, targets), images.new_zeros(0)
+
+        def loss(weights: Tensor) -> tuple[Tensor, Tensor]:
+            value = self.loss(weights, images, targets)
+            return value, self._seen(images)
+
+        both: Callable[..., tuple[Tensor, Tensor]] = grad(loss, has_aux=True)
+        return both(weights)
+
+    @property
+    def eager_statistics(self) -> Tensor:
+        """The running statistics that `eager_gradient` moves, ``(statistics.size,)``."""
+        buffers = dict(self._eager_module.named_buffers())
+        return self.statistics.flatten(
+            {name: buffers[name].clone() for name, _ in self.statistics.segments}
+        )
+
+    @eager_statistics.setter
+    def eager_statistics(self, statistics: Tensor) -> None:
+        buffers = dict(self._eager_module.named_buffers())
+        for name, value in self.statistics.unflatten(statistics).items():
+            buffers[name].copy_(value)
 
     def eager_gradient(self, weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the same gradient of the same loss by plain autograd: faster, a plain value."""
+        """Return the same gradient of the same loss by plain autograd: faster, a plain value.
+
+        It moves `eager_statistics` as training does.
+        """
         self._eager_weights.copy_(weights)
         with convolutions_for(images), differentiable_kernels():
             loss = cross_entropy(self._eager_module(images), targets)
@@ -464,6 +404,18 @@ def local_update(
         ``(size,)`` gradient, or old weights minus new weights.
     """
     gradient = model.eager_gradient if eager else model.gradient
+    return _descend(gradient, work, weights, images, targets, order)
+
+
+def _descend(
+    gradient: Callable[[Tensor, Tensor, Tensor], Tensor],
+    work: LocalWork,
+    weights: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    order: Tensor | None,
+) -> Tensor:
+    """Compute the update of `local_update` by a way to compute gradients."""
     images = work.inputs(images)
     if work.kind == "gradient":
         return gradient(weights, images, targets)
@@ -481,12 +433,55 @@ def local_update(
     return weights - moved
 
 
-def draw_orders(work: LocalWork, generator: torch.Generator) -> Tensor | None:
-    """Draw the order of the images in each epoch, as of `local_update`; None if it stays."""
-    if not work.shuffled:
-        return None
-    drawn = [torch.randperm(work.images, generator=generator) for _ in range(work.epochs)]
-    return torch.stack(drawn)
+class LocalReply(NamedTuple):
+    """What a client sends of a round, before quantization.
+
+    Attributes
+    ----------
+    update : Tensor
+        ``(size,)``, see `local_update`.
+    statistics : Tensor
+        ``(statistics.size,)`` running statistics of BatchNorm layers, *old minus new*; usually
+        empty.
+    """
+
+    update: Tensor
+    statistics: Tensor
+
+
+def local_reply(
+    model: FlatModel,
+    work: LocalWork,
+    weights: Tensor,
+    statistics: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    order: Tensor | None = None,
+    eager: bool = False,
+) -> LocalReply:
+    """Compute all that a client sends of a round.
+
+    Parameters
+    ----------
+    statistics : Tensor
+        ``(model.statistics.size,)`` running statistics that the client was given.
+    model, work, weights, images, targets, order, eager
+        As of `local_update`.
+    """
+    if eager:
+        model.eager_statistics = statistics
+        update = local_update(model, work, weights, images, targets, order=order, eager=True)
+        return LocalReply(update, statistics - model.eager_statistics)
+    seen: list[Tensor] = []
+
+    def gradient(weights: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        slope, batch = model.gradient_and_statistics(weights, images, targets)
+        seen.append(batch)
+        return slope
+
+    update = _descend(gradient, work, weights, images, targets, order)
+    return LocalReply(update, statistics - model.moved(statistics, seen))
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from fl_sim.coding.cell import Cell
 from fl_sim.observed.attack_loss import AttackLoss
-from fl_sim.observed.candidates import candidate_updates
+from fl_sim.observed.candidates import candidate_replies
 from fl_sim.observed.evidence import HeldBack, nats
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.updates.local_update import flat_model, one_hot
+from fl_sim.updates.local_update import LocalReply, flat_model, local_reply, one_hot
 
 SUCCESS_MSE = 1e-2
 """A victim counts as recovered below this MSE (above 20 dB)."""
@@ -41,6 +41,7 @@ REQUIRED_SUCCESS = 0.5
 """Share of unquantized victims that the suite must recover before it can judge a quantizer."""
 
 
+_ROUNDING = 1e-5  # of an update's largest value, below which a tensor holds rounding errors
 _CHUNK = 64  # batches whose updates are computed together; memory holds one update for each
 
 
@@ -104,8 +105,8 @@ def examine(
     labels = torch.stack([guess.labels for guess in guesses])
     cell = _stacked_cell(observations)
     grey = torch.full_like(truth.images, 0.5)
-    at_truth = _updates(observations, truth.images, truth.labels, truth.orders)
-    at_grey = _updates(observations, grey, truth.labels, truth.orders)
+    at_truth, truth_statistics = _replies(observations, truth.images, truth.labels, truth.orders)
+    at_grey, grey_statistics = _replies(observations, grey, truth.labels, truth.orders)
     frame = pd.DataFrame(
         {
             "evidence": [fmean(one.evidence) if one.evidence else np.inf for one in guesses],
@@ -115,16 +116,22 @@ def examine(
     )
     frame["unexplained"] = predicts_nothing(*(frame[name].to_numpy() for name in frame))
     losses = {
-        "guess": (images, _updates(observations, images, labels)),
-        "truth": (truth.images, at_truth),
-        "grey": (grey, at_grey),
+        "guess": (images, *_replies(observations, images, labels)),
+        "truth": (truth.images, at_truth, truth_statistics),
+        "grey": (grey, at_grey, grey_statistics),
     }
-    for where, (seen, updates) in losses.items():
-        frame[f"loss_at_{where}"] = _own_losses(guesses, seen, updates, cell)
+    told = _statistics_cell(observations)
+    for where, (seen, updates, change) in losses.items():
+        statistics = None if told is None else (change, told)
+        frame[f"loss_at_{where}"] = _own_losses(guesses, seen, updates, cell, statistics)
     names = ("loss_at_guess", "loss_at_truth", "loss_at_grey")
     searched = np.array([bool(one.objective) for one in guesses])
     frame["masked"] = searched & falls_short(*(frame[name].to_numpy() for name in names))
     frame["inconsistency"] = _inconsistency(observations, at_truth, cell)
+    if told is not None:
+        update, change = _as_clients_compute(observations, truth)
+        of_statistics = _inconsistency(observations, change, told)
+        frame["inconsistency"] = np.fmax(_inconsistency(observations, update, cell), of_statistics)
     quantizer = parse_quantizer(observations[0].payload.spec)
     decoded = torch.stack([quantizer.decode(seen.payload).vector for seen in observations])
     frame["update_rmse"] = (decoded - at_truth).square().mean(dim=1).sqrt().double().numpy()
@@ -206,6 +213,8 @@ def _inconsistency(
         return np.full(len(observations), np.nan)
     value = cell.to_code_domain(at_truth)
     outside = (cell.lower - value).relu() + (value - cell.upper).relu()
+    if observations[0].statistics is not None and cell.transform is None:
+        outside = outside * ~_of_rounding(at_truth, cell.sizes)
     tiny = torch.finfo(value.dtype).tiny
     shares = [
         far.amax(dim=1) / size.abs().amax(dim=1).clamp_min(tiny)
@@ -218,6 +227,31 @@ def _inconsistency(
     return torch.stack(shares).amax(dim=0).double().numpy()
 
 
+def _of_rounding(update: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return which elements ``(B, size)`` are of tensors that hold nothing but rounding errors.
+
+    So do the gradients of biases before BatchNorm, which takes every bias out again.
+    """
+    least = _ROUNDING * update.abs().amax(dim=1, keepdim=True)
+    pieces = torch.split(update.abs(), list(sizes), dim=1)
+    return torch.cat(
+        [(one.amax(dim=1, keepdim=True) <= least).expand_as(one) for one in pieces], dim=1
+    )
+
+
+def _as_clients_compute(observations: Sequence[Observation], truth: Truth) -> LocalReply:
+    """Return what clients would have sent, by their own kernels: BatchNorm magnifies rounding."""
+    found = []
+    for number, one in enumerate(observations):
+        assert one.statistics is not None
+        targets = one_hot(truth.labels[number], one.model.classes)
+        order = None if truth.orders is None else truth.orders[number]
+        facts = (one.work, one.weights, one.statistics.sent, truth.images[number], targets)
+        reply = local_reply(flat_model(one.model), *facts, order=order, eager=True)
+        found.append(LocalReply(reply.update[None], reply.statistics[None]))
+    return _joined(found)
+
+
 def _evidence(
     observations: Sequence[Observation], updates: Tensor, cell: Cell
 ) -> NDArray[np.float64]:
@@ -228,7 +262,11 @@ def _evidence(
 
 
 def _own_losses(
-    guesses: Sequence[Reconstruction], images: Tensor, updates: Tensor, cell: Cell
+    guesses: Sequence[Reconstruction],
+    images: Tensor,
+    updates: Tensor,
+    cell: Cell,
+    statistics: tuple[Tensor, Cell] | None,
 ) -> NDArray[np.float64]:
     """Return for each guess the loss that its search minimised; missing where there is none.
 
@@ -237,36 +275,42 @@ def _own_losses(
     losses = np.full(len(guesses), np.nan)
     for objective in {one.objective for one in guesses} - {""}:
         own = np.array([one.objective == objective for one in guesses])
-        losses[own] = _evaluate(AttackLoss.parse(objective), images, updates, cell)[own]
+        with torch.no_grad():
+            loss = AttackLoss.parse(objective)(images, updates, cell, statistics).double()
+        losses[own] = loss.nan_to_num(nan=torch.inf, posinf=torch.inf).numpy()[own]
     return losses
 
 
-def _evaluate(loss: AttackLoss, images: Tensor, updates: Tensor, cell: Cell) -> NDArray[np.float64]:
-    """Return the loss per observation; infinite where it is not a number."""
-    with torch.no_grad():
-        values = loss(images, updates, cell).double()
-    return values.nan_to_num(nan=torch.inf, posinf=torch.inf).numpy()
-
-
-def _updates(
+def _replies(
     observations: Sequence[Observation],
     images: Tensor,
     labels: Tensor,
     orders: Tensor | None = None,
-) -> Tensor:
-    """Return the updates ``(B, size)`` that the images would have caused in each observation."""
+) -> LocalReply:
+    """Return what the images would have made the client of each observation send."""
     first, known = observations[0], [one for one in (images, labels, orders) if one is not None]
     if any(one.weights is not first.weights for one in observations):
         each = zip(observations, *(torch.split(one, 1) for one in known), strict=True)
-        return torch.cat([_updates([one], *truth) for one, *truth in each])
+        return _joined([_replies([one], *truth) for one, *truth in each])
     known[1] = one_hot(labels, first.model.classes)
     model, chunks = (
         flat_model(first.model),
         zip(*(torch.split(one, _CHUNK) for one in known), strict=True),
     )
+    sent = torch.zeros(0) if first.statistics is None else first.statistics.sent
     with torch.no_grad():
-        updates = [candidate_updates(model, first.work, first.weights, *one) for one in chunks]
-    return torch.cat(updates)
+        facts = model, first.work, first.weights, sent
+        return _joined([candidate_replies(*facts, *one) for one in chunks])
+
+
+def _joined(replies: Sequence[LocalReply]) -> LocalReply:
+    return LocalReply(*(torch.cat(parts) for parts in zip(*replies, strict=True)))
+
+
+def _statistics_cell(observations: Sequence[Observation]) -> Cell | None:
+    """Return what replies tell of the running statistics, stacked; None if nothing."""
+    told = [one.statistics.cell for one in observations if one.statistics is not None]
+    return Cell.stack(told) if told else None
 
 
 def _stacked_cell(observations: Sequence[Observation]) -> Cell:

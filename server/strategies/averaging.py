@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fl_sim.exchange.messages import pack_weights, train_instruction
 from fl_sim.exchange.weight_records import Changes
+from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import TrainingSettings
 from fl_sim.study.trials import Trial
 from fl_sim.updates.local_update import flat_model
-from server.strategies.reception import Reception
+from server.strategies.reception import Received, Reception
 
 log = logging.getLogger("fl_sim.server")
 
@@ -47,10 +48,18 @@ class QuantizedAveraging(Strategy):
         Node id of each partition.
     weights : Tensor
         ``(size,)`` initial weights; stepped in place.
+    statistics : Tensor, optional
+        Initial running statistics of BatchNorm layers; clients' changes of them are averaged. By
+        default those that the model is built with.
     """
 
     def __init__(
-        self, trial: Trial, settings: TrainingSettings, nodes: Mapping[int, int], weights: Tensor
+        self,
+        trial: Trial,
+        settings: TrainingSettings,
+        nodes: Mapping[int, int],
+        weights: Tensor,
+        statistics: Tensor | None = None,
     ) -> None:
         self.trial = trial
         self.settings = settings
@@ -58,8 +67,17 @@ class QuantizedAveraging(Strategy):
         self.weights = weights
         agreed = range(trial.work.images, trial.work.images + 1)
         partitions = {node: partition for partition, node in nodes.items()}
-        self.reception = Reception(trial.name, trial.quantizer, agreed, partitions)
-        self.layout = flat_model(trial.model_spec).layout
+        self.model = flat_model(trial.model_spec)
+        self.statistics = self.model.initial_statistics if statistics is None else statistics
+        self.reception = Reception(
+            trial.name,
+            trial.quantizer,
+            agreed,
+            partitions,
+            statistics=self.model.statistics,
+            statistics_quantizer=trial.statistics_quantizer,
+        )
+        self.layout = self.model.layout
         self.optimizer = server_optimizer(weights, settings)
 
     def configure_train(
@@ -99,12 +117,27 @@ class QuantizedAveraging(Strategy):
             raise self.reception.failure(server_round)
         self.weights.grad = (total / sum(received.weight for received in used)).float()
         self.optimizer.step()
+        self._move_statistics(used)
         metrics: dict[str, int | float | list[int] | list[float]] = {
-            "uplink-bytes": sum(received.payload.nbytes for received in used),
+            "uplink-bytes": sum(received.nbytes for received in used),
             "updates": len(used),
             "dropped": self.reception.expected - len(used),
         }
-        return pack_weights(self.weights.detach().clone()), MetricRecord(metrics)
+        weights = self.weights.detach().clone()
+        return pack_weights(weights, self.statistics), MetricRecord(metrics)
+
+    def _move_statistics(self, used: Iterable[Received]) -> None:
+        """Average the running statistics, in the order of partitions."""
+        quantizer = parse_quantizer(self.trial.statistics_quantizer)
+        total, weight = torch.zeros(len(self.statistics), dtype=torch.float64), 0.0
+        for received in used:
+            if received.statistics is not None:
+                change = quantizer.decode(received.statistics).vector
+                total.add_(change, alpha=received.weight)
+                weight += received.weight
+        if weight:
+            moved = (self.statistics - total / weight).float()
+            self.statistics = self.model.usable_statistics(moved)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -8,10 +8,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.exchange.messages import is_flat, unpack_weights
+from fl_sim.exchange.messages import is_flat, unpack_statistics, unpack_weights
 from fl_sim.exchange.weight_records import flatten, floats_of
 from fl_sim.models import ModelSpec
-from fl_sim.observed.observations import save_round
+from fl_sim.observed.observations import Statistics, save_round
 from fl_sim.updates.local_update import LocalWork
 from server.strategies.dequantize import Dequantize
 from server.strategies.reception import find_reception
@@ -98,7 +98,19 @@ class HonestButCurious(Wrapper):
         changes = {partition: one.changes for partition, one in received.items()}
         self._warn_of_buffers({name for one in changes.values() for name in one.exact})
         facts = (self.store, self.trial, server_round, self.model, self.work)
-        save_round(*facts, flat(sent), payloads, tensors, changes, self.plan, own)
+        statistics = self._statistics()
+        save_round(*facts, flat(sent), payloads, tensors, changes, self.plan, own, statistics)
+
+    def _statistics(self) -> dict[int, Statistics]:
+        """Return what clients sent of the running statistics of BatchNorm layers, in a study."""
+        received = self.reception.received.items()
+        payloads = {partition: one.statistics for partition, one in received}
+        sent = self.reception.sent_weights
+        return {
+            partition: Statistics(unpack_statistics(sent), payload)
+            for partition, payload in payloads.items()
+            if payload is not None
+        }
 
     def _warn_of_buffers(self, names: set[str]) -> None:
         """Warn once, in the first observed round, that the observations cannot be attacked."""

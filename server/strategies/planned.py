@@ -7,7 +7,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.exchange.messages import is_flat, pack_weights, unpack_weights
+from fl_sim.exchange.messages import (
+    is_flat,
+    pack_weights,
+    unpack_statistics,
+    unpack_weights,
+)
 from fl_sim.exchange.weight_records import flatten, only_arrays, with_floats
 from fl_sim.models import ModelSpec
 from fl_sim.plans import ServerPlan
@@ -68,7 +73,9 @@ class Planned(Wrapper):
             planted = self.plan.weights(*facts)
         else:
             planted = self.plan.weights_for(client, *facts)
-        return pack_weights(planted) if is_flat(arrays) else with_floats(arrays, layout, planted)
+        if is_flat(arrays):
+            return pack_weights(planted, unpack_statistics(arrays))
+        return with_floats(arrays, layout, planted)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -14,11 +14,13 @@ from fl_sim.exchange.messages import (
     nonce_of,
     partition_of,
     read_payload,
+    read_statistics_payload,
     set_nonce,
     weight_of,
 )
 from fl_sim.exchange.weight_records import Changes
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.quantizers.base import Quantizer
 from fl_sim.updates.local_update import Layout, Update, all_finite
 
 log = logging.getLogger("fl_sim.server")
@@ -42,12 +44,20 @@ class Received:
         Which tensors of the model the reply changes.
     weight : float
         Weight of the update in an average.
+    statistics : Payload or None
+        Change of the running statistics of BatchNorm layers, in a study whose model has them.
     """
 
     partition: int
     payload: Payload
     changes: Changes
     weight: float
+    statistics: Payload | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payloads."""
+        return self.payload.nbytes + (self.statistics.nbytes if self.statistics else 0)
 
 
 class Reception:
@@ -70,6 +80,10 @@ class Reception:
         Partition of each node id; if absent, a node keeps the first partition that it claims.
     weighted_by : str
         Metric of a reply that is its weight in averages; by default its number of examples.
+    statistics : Layout, optional
+        Of the running statistics that every reply must hold; none if absent.
+    statistics_quantizer : str
+        The spec agreed for them.
 
     Attributes
     ----------
@@ -88,11 +102,15 @@ class Reception:
         examples: range | None = None,
         partitions: dict[int, int] | None = None,
         weighted_by: str = EXAMPLES,
+        statistics: Layout | None = None,
+        statistics_quantizer: str = "none",
     ) -> None:
         self.name = name
         self.quantizer = None if quantizer is None else parse_quantizer(quantizer)
         self.examples = examples
         self.weighted_by = weighted_by
+        self.statistics = statistics or Layout(())
+        self.statistics_quantizer = parse_quantizer(statistics_quantizer)
         self._fixed = partitions is not None
         self._partitions = {} if partitions is None else dict(partitions)
         self.sent_weights = ArrayRecord()
@@ -154,7 +172,16 @@ class Reception:
         if self.examples is not None and weight not in self.examples:
             allowed = f"{self.examples.start} to {self.examples.stop - 1}"
             raise PayloadError(f"it claims {weight} examples, but {allowed} are agreed")
-        return Received(partition, payload, changes, weight)
+        return Received(partition, payload, changes, weight, self._statistics_of(reply))
+
+    def _statistics_of(self, reply: Message) -> Payload | None:
+        if not self.statistics.size:
+            return None
+        payload = read_statistics_payload(reply, self.statistics)
+        if payload.spec != self.statistics_quantizer.spec:
+            raise PayloadError(f"its statistics are quantized with {payload.spec!r}, not as agreed")
+        _decoded(self.statistics_quantizer, payload)
+        return payload
 
     def usable(
         self, server_round: int, replies: Iterable[Message]
@@ -202,10 +229,7 @@ class Reception:
             quantizer = self.quantizer or parse_quantizer(payload.spec)
         except ValueError as error:
             raise PayloadError(str(error)) from error
-        update = quantizer.decode(payload)
-        if not all_finite(update.vector):
-            raise PayloadError("it decodes to values that are not finite")
-        return update
+        return _decoded(quantizer, payload)
 
     def report(self, server_round: int, reply: Message, reason: str) -> None:
         """Log that a reply is dropped, and why."""
@@ -244,6 +268,14 @@ class Reception:
         node = reply.metadata.src_node_id
         claimed = partition_of(reply)
         return self._partitions.get(node, -1 if claimed is None else claimed), node
+
+
+def _decoded(quantizer: Quantizer, payload: Payload) -> Update:
+    """Decode a payload; raise `PayloadError` if a value is not finite."""
+    update = quantizer.decode(payload)
+    if not all_finite(update.vector):
+        raise PayloadError("it decodes to values that are not finite")
+    return update
 
 
 def find_reception(strategy: Strategy) -> Reception | None:

@@ -1,7 +1,7 @@
 import torch
 
 from clients.app import app
-from clients.local_training import compute_update
+from clients.local_training import compute_reply
 from fl_sim.data import private_batch
 from fl_sim.engines.grids import LocalGrid
 from fl_sim.exchange.messages import (
@@ -42,7 +42,7 @@ def test_a_client_sends_its_update_quantized_and_nothing_else():
     assert list(reply.content.array_records["arrays"]) == ["payload"]
     assert list(reply.content.metric_records["metrics"]) == ["num-examples"]
     assert set(reply.content.config_records["facts"]) == {"nonce", "partition-id"}
-    expected = compute_update(trial, 1, 5, weights)
+    expected = compute_reply(trial, 1, 5, weights).update
     decoded = parse_quantizer(payload.spec).decode(payload).vector
     assert float((decoded - expected).abs().max()) < float(expected.abs().max()) / 100
 
@@ -55,7 +55,7 @@ def test_the_clients_update_is_the_one_the_private_batch_gives():
     model, targets = flat_model(trial.model_spec), one_hot(labels, 10)
     with convolutions_for(images):  # else the last bits may differ
         expected = local_update(model, trial.work, weights, images, targets)
-    assert torch.equal(compute_update(trial, 2, 9, weights), expected)
+    assert torch.equal(compute_reply(trial, 2, 9, weights).update, expected)
 
 
 def test_randomized_rounding_draws_anew_each_round_but_repeats_with_the_seed():
@@ -78,7 +78,7 @@ def test_error_feedback_keeps_its_residual_between_rounds_and_drops_it_between_t
         quantizer.decode(read_payload(ask(grid, trial, r, weights), layout)).vector
         for r in (1, 2, 3)
     ]
-    updates = [compute_update(trial, 0, r, weights) for r in (1, 2, 3)]
+    updates = [compute_reply(trial, 0, r, weights).update for r in (1, 2, 3)]
     (context,) = [c for c in grid._contexts.values() if c.state.array_records]
     residual = torch.tensor(context.state["fl_sim.residual"][trial.name].numpy())
     # What was sent is the sum of the updates less what is still owed: nothing is lost.

@@ -12,7 +12,8 @@ from fl_sim.models import ModelSpec, build_model
 from fl_sim.observed.candidates import candidate_updates
 from fl_sim.study.settings import Settings, SettingsError, parse_settings
 from fl_sim.study.trials import trials_of
-from fl_sim.updates.local_update import LocalWork, draw_orders, flat_model, local_update, one_hot
+from fl_sim.updates.local_update import flat_model, local_update, one_hot
+from fl_sim.updates.local_work import LocalWork, draw_orders
 
 SPEC = ModelSpec("mlp:width=8", (2, 4, 4), 3)
 MODEL = flat_model(SPEC)

@@ -5,7 +5,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 
 from clients.app import app
-from clients.local_training import compute_update
+from clients.local_training import compute_reply
 from fl_sim.engines.grids import LocalGrid
 from fl_sim.exchange.messages import pack_weights, train_config, unpack_weights
 from fl_sim.observed.observations import load_observations, round_path
@@ -45,7 +45,7 @@ class Server:
 
 def mean_of_updates(server, partitions, server_round=1):
     start = unpack_weights(server.arrays)
-    updates = [compute_update(server.trial, p, server_round, start) for p in partitions]
+    updates = [compute_reply(server.trial, p, server_round, start).update for p in partitions]
     return sum(u.double() for u in updates) / len(updates)
 
 
@@ -62,7 +62,7 @@ def test_fedavg_moves_to_the_mean_of_the_clients_weights():
     server = Server(update="delta", local_steps="2", server_learning_rate="1")
     arrays, _ = server.strategy.aggregate_train(1, server.replies())
     start = unpack_weights(server.arrays)
-    ends = [start - compute_update(server.trial, p, 1, start) for p in range(3)]
+    ends = [start - compute_reply(server.trial, p, 1, start).update for p in range(3)]
     torch.testing.assert_close(unpack_weights(arrays), sum(ends) / 3, rtol=1e-4, atol=1e-6)
 
 
@@ -199,7 +199,7 @@ def test_the_curious_server_keeps_weights_and_payloads_and_changes_nothing(tmp_p
     kept = load_observations(round_path(tmp_path, watched.trial.name, 1))
     assert [o.partition for o in kept] == [0, 1, 2]
     assert torch.equal(kept[0].weights, unpack_weights(watched.arrays))
-    update = compute_update(watched.trial, 2, 1, kept[2].weights)
+    update = compute_reply(watched.trial, 2, 1, kept[2].weights).update
     quantizer = parse_quantizer("uniform:bits=4")
     assert float(quantizer.misfit(kept[2].payload, update).max()) == 0
 
