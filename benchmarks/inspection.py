@@ -8,6 +8,7 @@ import argparse
 import csv
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from attacker.presets import build_attack
-from benchmarks.provenance import print_csv
+from benchmarks.provenance import commit, print_csv
 from clients.signs import (
     LIMITS,
     sign_of_loss,
@@ -54,12 +55,14 @@ CASES = (
     ("cnn:hidden=96", "thresholds"),
     ("lenet", "loki:clients=2"),
     (RELU_MLP, "inconsistent(traps:share=0.1)"),
+    ("lenet", "fishing:target=3"),
+    ("lenet", "fishing:target=3,share=0.125,wanted=others"),
 )
 """Models, and the plans that are carried out on them; ``curious``: honest models alone."""
 
 WEIGHTS = ("copies", "alike", "concentrated", "empty", "constant", "even", "biased")
 CHANGE = ("moved", "still")
-HEAD = ("model", "plan", "variant", "seed", "rate", "round", "recovered")
+HEAD = ("model", "plan", "variant", "seed", "rate", "round", "recovered", "commit")
 VARIANTS = (
     *("published", "kept", "noise=0.03", "noise=0.1", "noise=0.3", "noise=1"),
     *("jitter=0.5", "part=0.5", "part=0.1"),
@@ -95,7 +98,8 @@ def main() -> None:
     if arguments.limits:
         print_csv(limits(pd.read_csv(arguments.limits)))
     if arguments.table:
-        print_csv(table(pd.read_csv(arguments.table)))
+        rows = pd.DataFrame(table(pd.read_csv(arguments.table)))
+        rows.to_csv(sys.stdout, index=False, lineterminator="\n")
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -156,7 +160,7 @@ def run(task: Task, data_dir: Path, last: int) -> list[dict[str, object]]:
             share = recovered(plan, spec, sent, images, labels) if read else ""
             case = {"case": task.plan, "model": task.model, "variant": variant}
             case["plan"] = "" if variant == "honest" else task.plan
-            found.append(case | head | {"recovered": share} | signs)
+            found.append(case | head | {"recovered": share, "commit": commit()} | signs)
     return found
 
 
@@ -269,6 +273,7 @@ def table(samples: pd.DataFrame) -> Iterator[dict[str, object]]:
         row["first sign"] = first_sign(group)
         share = group["recovered"].mean()
         row["recovered %"] = "" if math.isnan(share) else f"{100 * share:.0f}"
+        row["commit"] = ", ".join(sorted(set(group["commit"])))
         yield row
 
 
