@@ -5,6 +5,7 @@ from flwr.clientapp import ClientApp
 
 from clients.local_training import compute_reply
 from clients.mods import quantize_trial_mod
+from clients.secure import secure_sum_mod
 from fl_sim.exchange.messages import (
     partition_reply,
     read_statistics,
@@ -22,9 +23,9 @@ def query(message: Message, context: Context) -> Message:
     return partition_reply(int(context.node_config["partition-id"]), message)
 
 
-@app.train(mods=[quantize_trial_mod])
+@app.train(mods=[secure_sum_mod, quantize_trial_mod])
 def train(message: Message, context: Context) -> Message:
-    """Compute this round's update; the mod around it quantizes it."""
+    """Compute this round's update; the mods around it quantize and mask it."""
     trial, server_round = read_task(message)
     partition = int(context.node_config["partition-id"])
     sent = read_weights(message), read_statistics(message)

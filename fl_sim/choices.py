@@ -14,3 +14,6 @@ SERVER_NAMES = ("curious", "imprint", "traps", "thresholds", "fishing", "loki", 
 
 MAX_IMAGES = 1 << 20
 """Images in one update, at most."""
+
+MAX_SUMMED = 1023
+"""Clients whose integers of 22 bits add up below the modulus of 2^32 of secure aggregation."""

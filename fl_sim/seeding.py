@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     EVIDENCE = 12
     PLAN = 13
     ORDER = 14
+    SECURE_SUM = 15
 
 
 def numpy_rng(seed: int, purpose: Purpose, *keys: int) -> np.random.Generator:

@@ -19,6 +19,7 @@ from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings, SettingsError, load_settings
 from fl_sim.study.trials import Trial, trials_of
 from fl_sim.updates.batch_norm import fewest_values
+from fl_sim.updates.local_update import statistics_of_model
 from server.strategies.reception import RoundFailedError
 from server.training import HistoryRow, find_nodes, train_trial
 
@@ -76,6 +77,7 @@ def check_data(settings: Settings) -> None:
         _ = trial.federation
         _check_channels(trial)
         _check_batch_norm(trial)
+        _check_sums(trial)
         try:
             trial.plan.check(trial.model_spec)
         except ValueError as error:
@@ -95,6 +97,12 @@ def _check_batch_norm(trial: Trial) -> None:
     if fewest_values(build_model(spec), spec.shape, size) == 1:
         allowed = f"2 or more, as a BatchNorm layer of {trial.model!r} needs two values a batch"
         raise SettingsError("batch_size", size, allowed)
+
+
+def _check_sums(trial: Trial) -> None:
+    if trial.aggregation is not None and statistics_of_model(trial.model_spec).size:
+        allowed = "plain for a model with BatchNorm: its sum is not the update of one batch"
+        raise SettingsError("aggregation", trial.aggregated, allowed)
 
 
 def write_history(settings: Settings, folder: RunFolder) -> None:

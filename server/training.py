@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from math import isfinite
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -28,6 +28,7 @@ from server.strategies.averaging import QuantizedAveraging
 from server.strategies.curious import HonestButCurious
 from server.strategies.lost_workers import StopOnLostWorker
 from server.strategies.planned import Planned
+from server.strategies.secure import SecureGrid
 from server.strategies.wrapper import Wrapper
 
 log = logging.getLogger("fl_sim.server")
@@ -36,7 +37,7 @@ _NODES_TIMEOUT = 120.0  # seconds in which all nodes of an engine must connect
 
 
 class HistoryRow(TypedDict):
-    """One round of one trial; ``uplink_bytes`` counts the payloads that were used."""
+    """One round of one trial; ``uplink_bytes`` counts what clients sent of it."""
 
     round: int
     accuracy: float
@@ -90,8 +91,9 @@ def train_trial(
     Row 0 of the history is the untrained model.
     """
     weights, model = initial_weights(trial), flat_model(trial.model_spec)
+    averaging = QuantizedAveraging(trial, settings.training, nodes, weights)
     strategy: Wrapper = HonestButCurious(
-        QuantizedAveraging(trial, settings.training, nodes, weights),
+        averaging,
         folder.observations,
         trial=trial.name,
         model=trial.model_spec,
@@ -104,6 +106,8 @@ def train_trial(
     strategy = planned
     if settings.engine.engine == "ray":
         strategy = StopOnLostWorker(strategy)
+    if trial.aggregation is not None:
+        grid = cast(Grid, SecureGrid(grid, trial, nodes, averaging.reception))
     test = trial.federation.splits.test
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:

@@ -78,6 +78,8 @@ class Observation:
         Which elements of the payload attacks must not use, because they will be judged by them.
     statistics : Statistics or None
         Of BatchNorm layers in training mode, if the model has such.
+    cohort : tuple of int
+        The clients whose sum alone was seen, ``partition`` the first of them; empty for one client.
     """
 
     trial: str
@@ -90,6 +92,12 @@ class Observation:
     server: str = "curious"
     held_back: HeldBack | None = None
     statistics: Statistics | None = None
+    cohort: tuple[int, ...] = ()
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """The clients behind the observation."""
+        return self.cohort or (self.partition,)
 
     @property
     def cell(self) -> Cell:
@@ -118,6 +126,7 @@ def save_round(
     server: str = "curious",
     own_weights: Mapping[int, Tensor] | None = None,
     statistics: Mapping[int, Statistics] | None = None,
+    cohorts: Mapping[int, tuple[int, ...]] | None = None,
 ) -> None:
     """Write what was seen of one round of one trial to one file, atomically.
 
@@ -139,6 +148,8 @@ def save_round(
         The weights of those partitions that were given others.
     statistics : Mapping[int, Statistics], optional
         Of BatchNorm layers, by partition; all clients were sent the same.
+    cohorts : Mapping[int, tuple of int], optional
+        The clients of each payload that is a sum.
     """
     stored = {f"payload.{partition}": _as_bytes(p) for partition, p in payloads.items()}
     facts: dict[str, Any] = {
@@ -149,6 +160,8 @@ def save_round(
         "work": work and work.in_round(server_round).facts,
         "server": server,
     }
+    if cohorts:
+        facts["cohorts"] = {str(partition): clients for partition, clients in cohorts.items()}
     own = {f"{_OWN}{partition}": weights for partition, weights in (own_weights or {}).items()}
     if tensors is not None:
         facts["tensors"] = tensors.segments
@@ -174,6 +187,7 @@ def save_observations(root: Path, observations: Sequence[Observation]) -> None:
     facts = (first.trial, first.round, first.model, first.work, first.weights)
     own = {o.partition: o.weights for o in observations if o.weights is not first.weights}
     statistics = {o.partition: o.statistics for o in observations if o.statistics is not None}
+    assert not any(o.cohort for o in observations)
     more = {"own_weights": own, "statistics": statistics}
     save_round(root, *facts, payloads, server=first.server, **more)  # type: ignore[arg-type]
 
@@ -223,13 +237,16 @@ def load_observations(
             for name, raw in tensors.items()
         }
         trial, server_round = _where(facts)
+        cohorts = {int(first): _clients(one) for first, one in facts.get("cohorts", {}).items()}
         return [
             Observation(
-                *(trial, server_round, partition, spec, done),
+                *(trial, server_round, partition, spec),
+                work=done.of_clients(len(cohorts.get(partition, (partition,)))),
                 weights=own_weights.get(partition, weights),
                 payload=payloads[partition],
                 server=_server(facts),
                 statistics=statistics[partition] if statistics else None,
+                cohort=cohorts.get(partition, ()),
             )
             for partition in sorted(payloads)
         ]
@@ -335,6 +352,14 @@ def _where(facts: dict[str, Any]) -> tuple[str, int]:
     if not isinstance(trial, str) or type(server_round) is not int:
         raise TypeError(f"trial {trial!r} and round {server_round!r}")
     return trial, server_round
+
+
+def _clients(cohort: Any) -> tuple[int, ...]:
+    if not isinstance(cohort, list) or not all(type(one) is int and one >= 0 for one in cohort):
+        raise TypeError(f"cohort {cohort!r}")
+    if sorted(set(cohort)) != cohort or len(cohort) < 2:
+        raise ValueError(f"cohort {cohort!r}")
+    return tuple(cohort)
 
 
 def _server(facts: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from fl_sim.quantizers.base import Quantizer
 from fl_sim.quantizers.composed.clip import Clip
 from fl_sim.quantizers.composed.error_feedback import ErrorFeedback
 from fl_sim.quantizers.composed.mixed import Mixed
+from fl_sim.quantizers.composed.summed import Sum
 from fl_sim.quantizers.composed.topk import TopK
 from fl_sim.quantizers.fixed_point import FixedPoint
 from fl_sim.quantizers.floats import Bf16, Fp8, Fp16, Identity
@@ -61,6 +62,7 @@ for _kind in (
 ):
     register("quantizer", _kind.name)(_kind)
 _FEEDBACK = f"{ErrorFeedback.name}("
+_SUM = f"{Sum.name}:"
 
 
 @lru_cache(maxsize=256)
@@ -69,7 +71,8 @@ def parse_quantizer(spec: str) -> Quantizer:
 
     The grammar is ``name``, ``name:parameter=value,...``, steps joined by ``+`` in their order,
     the last one the quantizer (``topk:keep=r+spec`` prunes, ``clip:norm=c+spec`` clips, then
-    ``spec`` quantizes what is left), or ``error_feedback(spec)``.
+    ``spec`` quantizes what is left), or ``error_feedback(spec)``. Of sums that a server saw it is
+    ``sum:clients=n,step=s(spec)``.
 
     Raises
     ------
@@ -86,11 +89,18 @@ def parse_quantizer(spec: str) -> Quantizer:
     try:
         if len(text) > MAX_SPEC or not text.isascii():
             raise ValueError(f"give at most {MAX_SPEC} ASCII characters.")
-        if text.startswith(_FEEDBACK) and text.endswith(")"):
-            return ErrorFeedback(_parse(text.removeprefix(_FEEDBACK).removesuffix(")")))
-        return _parse(text)
+        if text.startswith(_SUM) and text.endswith(")"):
+            parameters, _, inner = text.removeprefix(_SUM).removesuffix(")").partition("(")
+            return Sum.parse(parameters, _parse_alone(inner))
+        return _parse_alone(text)
     except ValueError as error:
         raise ValueError(f"Quantizer {spec!r}: {error}") from error
+
+
+def _parse_alone(text: str) -> Quantizer:
+    if text.startswith(_FEEDBACK) and text.endswith(")"):
+        return ErrorFeedback(_parse(text.removeprefix(_FEEDBACK).removesuffix(")")))
+    return _parse(text)
 
 
 def _parse(spec: str) -> Quantizer:

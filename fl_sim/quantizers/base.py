@@ -44,6 +44,8 @@ class Quantizer(ABC):
 
     A payload then encodes that sum, not the update alone.
     """
+    sent_by_clients: ClassVar[bool] = True
+    """Whether a client can use it; False for what a server makes of several payloads."""
 
     @classmethod
     def from_parameters(cls, text: str) -> Self:

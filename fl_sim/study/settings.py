@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
@@ -25,6 +26,7 @@ from pydantic.fields import FieldInfo
 from fl_sim.choices import (
     DATASET_NAMES,
     MAX_IMAGES,
+    MAX_SUMMED,
     MODEL_NAMES,
     PARTITION_NAMES,
     SERVER_NAMES,
@@ -114,10 +116,22 @@ def _canonical_server(spec: str) -> str:
     return parse_plan(spec).spec
 
 
+def _canonical_aggregation(spec: str) -> str:
+    if spec == "plain":
+        return spec
+    from fl_sim.exchange.secure import parse_aggregation  # noqa: PLC0415 - not for --help
+
+    parsed = parse_aggregation(spec)
+    return "plain" if parsed is None else parsed.spec
+
+
 def _canonical_quantizer(spec: str) -> str:
     from fl_sim.quantizers import parse_quantizer  # noqa: PLC0415 - PyTorch, not for --help
 
-    return parse_quantizer(spec).spec
+    parsed = parse_quantizer(spec)
+    if not parsed.sent_by_clients:
+        raise ValueError(f"no client sends {spec!r}: it is what a server makes of several payloads")
+    return parsed.spec
 
 
 def _canonical_quantizers(specs: tuple[str, ...]) -> tuple[str, ...]:
@@ -212,6 +226,7 @@ Tuned = Annotated[
 DatasetSpec = Annotated[str, AfterValidator(_part("dataset", DATASET_NAMES))]
 PartitionSpec = Annotated[str, AfterValidator(_part("partitioner", PARTITION_NAMES))]
 ModelName = Annotated[str, AfterValidator(_part("model", MODEL_NAMES))]
+AggregationSpec = Annotated[str, AfterValidator(_canonical_aggregation)]
 ServerSpec = Annotated[str, AfterValidator(_canonical_server)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_numbers)]
 PluginList = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_plugins)]
@@ -319,6 +334,10 @@ class TrainingSettings(_Section):
         0.003, ge=0, description="Step size of the server; 0 sends the same weights every round."
     )
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the server's SGD.")
+    aggregation: AggregationSpec = Field(
+        "plain",
+        description="How updates are added up: plain, or secagg+ (the server sees sums alone).",
+    )
     timeout: float = Field(600.0, gt=0, le=1e9, description="Seconds to wait for a client's reply.")
 
     @model_validator(mode="after")
@@ -463,11 +482,27 @@ class Settings(_Section):
         if self.training.normalize_mean and self.server != "curious":
             allowed = "none, as a server that plants weights reads pixels from 0 to 1; or curious"
             raise SettingsError("normalize_mean", _plain(self.training.normalize_mean), allowed)
+        if self.training.aggregation != "plain":
+            self._check_sums()
         rounds = self.training.rounds
         for name in self.audit.observe:
             if not 1 <= _round_number(name, rounds) <= rounds:
                 raise SettingsError("observe", name, f"a round from 1 to {rounds}")
         return self
+
+    def _check_sums(self) -> None:
+        """Refuse what cannot be added up, or whose sum is the update of no client."""
+        training, clients = self.training, self.data.clients
+        asked = ceil(training.fraction_train * clients)
+        if not 2 <= asked <= MAX_SUMMED:
+            allowed = f"2 to {MAX_SUMMED} of them in a round, for aggregation = 'secagg+'"
+            raise SettingsError("clients", clients, f"{asked} would be in a round; give {allowed}")
+        if training.update == "delta" and training.local_steps > 1:
+            allowed = "1 for aggregation = 'secagg+', as sums of several steps cannot be attacked"
+            raise SettingsError("local_steps", training.local_steps, allowed)
+        if asked * training.batch_size > MAX_IMAGES:
+            allowed = f"at most {MAX_IMAGES // asked}: a sum has the images of {asked} clients"
+            raise SettingsError("batch_size", training.batch_size, allowed)
 
     @property
     def observed_rounds(self) -> tuple[int, ...]:

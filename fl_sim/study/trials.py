@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fl_sim.data import Federation, load_federation, load_splits
+from fl_sim.exchange.secure import PLAIN, SecAggPlus, parse_aggregation
 from fl_sim.models import ModelSpec
 from fl_sim.plans import ServerPlan, parse_plan
 from fl_sim.registry import load_plugins
@@ -41,6 +42,8 @@ class Trial:
         What a client does in a round.
     server : str
         Spec of the server's plan.
+    aggregated : str
+        How updates are aggregated, by spec; see `aggregation`.
     plugin : tuple of str
         Modules that register parts; imported wherever a trial arrives.
     """
@@ -51,6 +54,7 @@ class Trial:
     data: DataSettings
     work: LocalWork
     server: str = "curious"
+    aggregated: str = PLAIN
     plugin: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -60,6 +64,11 @@ class Trial:
     def name(self) -> str:
         """Name that is also a folder: ``uniform-bits-4_seed-0``."""
         return trial_name(self.quantizer, self.seed)
+
+    @property
+    def aggregation(self) -> SecAggPlus | None:
+        """Parameters of secure aggregation; None where the server sees every payload."""
+        return parse_aggregation(self.aggregated)
 
     @property
     def federation(self) -> Federation:
@@ -98,6 +107,7 @@ class Trial:
                 "data": self.data.model_dump(mode="json"),
                 "work": self.work.facts,
                 "server": self.server,
+                "aggregated": self.aggregated,
                 "plugin": self.plugin,
             },
             sort_keys=True,
@@ -116,6 +126,7 @@ class Trial:
             DataSettings.model_validate(tree["data"]),
             LocalWork(**tree["work"]),
             tree["server"],
+            tree["aggregated"],
             tuple(tree["plugin"]),
         )
 
@@ -130,6 +141,7 @@ def trials_of(settings: Settings) -> list[Trial]:
             settings.data,
             settings.training.work,
             settings.server,
+            settings.training.aggregation,
             settings.plugin,
         )
         for quantizer, seed in settings.combinations
@@ -143,11 +155,13 @@ def attack_groups(trial: Trial, settings: Settings) -> tuple[tuple[int, ...], ..
     """Return the observed rounds as they are attacked: those of one step, and of one file.
 
     All of a fixed batch; or as many as fill a batch, where updates at different weights can be
-    computed together; or one.
+    computed together; or one. Sums are attacked one by one: other clients may be in each.
     """
     rounds = settings.observed_rounds
     count = 1
-    if trial.work.fixed_batch:
+    if trial.aggregation is not None:
+        pass
+    elif trial.work.fixed_batch:
         count = len(rounds)
     elif weights_may_differ(trial.model_spec, trial.work):
         count = max(1, _BATCH // min(settings.audit.victims, settings.data.clients))

@@ -153,6 +153,20 @@ class LocalWork:
         usual = {one.name: one.default for one in fields(self)[_FIRST_FACTS:]}
         return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
+    def of_clients(self, clients: int) -> "LocalWork":
+        """Return the work whose update is the mean of those of some clients, at equal weights.
+
+        Raises
+        ------
+        ValueError
+            If clients take several steps: their mean is not the update of one client.
+        """
+        if clients > 1 and self.local_steps != 1:
+            raise ValueError(f"local_steps = {self.local_steps}: a sum is that of one step each")
+        if clients == 1:
+            return self
+        return replace(self, batch_size=clients * self.batch_size, shuffled=False)
+
     def in_round(self, server_round: int) -> "LocalWork":
         """Return what a client does in a 1-based round: its step size is that of this round."""
         if self.decay == 1:

@@ -12,6 +12,7 @@ from results.figures.curves import VISIBLE_MSE, marker_areas
 from results.figures.styles import ALONE, family_styles
 from results.scores.baselines import FEATURELESS
 from results.scores.families import with_families
+from results.scores.rows import OBSERVATION
 from results.scores.statistics import Statistic, mean, median, tenth
 from results.tables.numbers import percent
 from results.tables.verdicts import starred
@@ -226,7 +227,7 @@ def stages(strongest: pd.DataFrame, baseline: float) -> go.Figure:
 def masking(strongest: pd.DataFrame) -> go.Figure:
     """Draw attack loss at the reconstruction against attack loss at the truth, per batch."""
     figure = go.Figure()
-    batches = strongest.drop_duplicates(["quantizer", "seed", "round", "partition"])
+    batches = strongest.drop_duplicates(["quantizer", *OBSERVATION])
     floor = 1e-12
     short = batches["masked"] | batches["unexplained"]
     for name, rows, colour, symbol in (

@@ -1,7 +1,7 @@
 """Reconstructions of a run, with what was attacked and the private images."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +35,16 @@ class Attacked(NamedTuple):
     @property
     def truth(self) -> Truth:
         """The private batches, in the order of the guesses."""
-        batches = [private_images(self.trial, self.round, one.partition) for one in self.guesses]
+        batches = [self._private(one.clients) for one in self.observations]
         images, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
-        drawn = [self.trial.order(one.partition, self.round) for one in self.guesses]
+        alone = [one.partition for one in self.observations if not one.cohort]
+        drawn = [self.trial.order(client, self.round) for client in alone]
         orders = [order for order in drawn if order is not None]
         return Truth(images, labels, torch.stack(orders) if orders else None)
+
+    def _private(self, clients: Sequence[int]) -> tuple[Tensor, ...]:
+        each = [private_images(self.trial, self.round, client) for client in clients]
+        return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
 
 
 def finished_trainings(jobs: Iterable[TrainingJob]) -> list[TrainingJob]:

@@ -21,7 +21,7 @@ from fl_sim.quantizers import parse_quantizer
 from fl_sim.study.trials import Trial
 from fl_sim.updates.local_update import flat_model, one_hot
 from results.reading.attacked import private_images, public_images
-from results.scores.rows import OBSERVATION, VICTIM
+from results.scores.rows import CLIENT, OBSERVATION, VICTIM
 from results.scores.scoring import chance_to_identify
 
 SAMPLE = 16
@@ -56,7 +56,7 @@ def identified_bound(
     rounds : int
         Rounds of the training.
     victims : DataFrame
-        Rows with the columns `VICTIM`, each once.
+        Rows with the columns `VICTIM` and ``cohort``, each once.
     trials : sequence of Trial
         One of each seed.
     """
@@ -103,17 +103,18 @@ def _rows(trial: Trial, partition: int, server_round: int) -> list[int]:
 def _chances(trial: Trial, victims: pd.DataFrame) -> list[float]:
     """Return the chance of a blind guess at each victim.
 
-    The scores give each image of a batch the best of all guesses, so they add up.
+    The scores give each image of a batch, or of a sum, the best of all guesses, so they add up.
     """
     gallery = public_images(trial)
     batches = {
         key: chance_to_identify(private_images(trial, *key)[0], gallery)
-        for key in victims[OBSERVATION[1:]].drop_duplicates().itertuples(index=False, name=None)
+        for key in victims[CLIENT[1:]].drop_duplicates().itertuples(index=False, name=None)
     }
-    size = trial.work.images
+    clients = victims.groupby(OBSERVATION)["partition"].transform("nunique")
+    each = zip(victims[VICTIM].itertuples(index=False), trial.work.images * clients, strict=True)
     return [
         min(1.0, size * float(batches[server_round, partition][image]))
-        for _, server_round, partition, image in victims[VICTIM].itertuples(index=False)
+        for (_, server_round, partition, image), size in each
     ]
 
 

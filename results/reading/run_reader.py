@@ -28,7 +28,7 @@ from results.reading.attacked import (
 from results.reading.guarantees import epsilon_of, identified_bound, mse_bound
 from results.scores.baselines import score_baselines
 from results.scores.equal_points import equal_points
-from results.scores.rows import OBSERVATION, VICTIM, compare_attacks, no_scores
+from results.scores.rows import CLIENT, VICTIM, compare_attacks, no_scores
 from results.tables.summary import results_table
 from results.tables.verdicts import GUARANTEES
 
@@ -122,6 +122,7 @@ class RunReader:
             entropy_coded=self.entropy_coded,
             parameters=self.parameters,
             server=self.settings.server,
+            aggregation=self.settings.training.aggregation,
             metrics=[metric.column for metric in self.metrics],
             guarantees=guarantees,
         )
@@ -135,7 +136,7 @@ class RunReader:
         for quantizer in dict.fromkeys(trial.quantizer for trial in self.trials):
             epsilon = epsilon_of(quantizer, self.parameters, rounds, delta)
             own = self.scores[self.scores["quantizer"] == quantizer]
-            victims = own[VICTIM].drop_duplicates()
+            victims = own[[*VICTIM, "cohort"]].drop_duplicates()
             sizes = (self.parameters, rounds)
             most = identified_bound(quantizer, *sizes, victims, list(of_seed.values()))
             least = [
@@ -153,7 +154,7 @@ class RunReader:
     @cached_property
     def baselines(self) -> pd.DataFrame:
         """Score the baselines on every victim; the quantizers share their victims."""
-        victims = self.scores[OBSERVATION].drop_duplicates().sort_values(OBSERVATION)
+        victims = self.scores[CLIENT].drop_duplicates().sort_values(CLIENT)
         frames = []
         for seed, rows in victims.groupby("seed"):
             trial = self._trial_of(seed)
@@ -170,9 +171,9 @@ class RunReader:
 
     @cached_property
     def entropy_coded(self) -> dict[str, float]:
-        """Mean bytes of an observed update after an entropy coder, by quantizer."""
+        """Mean bytes of an observed update after an entropy coder, by quantizer; none of sums."""
         sizes: dict[str, list[int]] = {}
-        for job in self._trained:
+        for job in (one for one in self._trained if one.trial.aggregation is None):
             for server_round in self.settings.observed_rounds:
                 seen = load_round(job, server_round)
                 coded = [entropy_coded_bytes(one.payload) for one in seen]
@@ -198,7 +199,9 @@ class RunReader:
         """Reconstructed batches by quantizer, seed, round and attack, then by partition."""
         return {
             (a.trial.quantizer, a.trial.seed, a.round, a.attack): {
-                guess.partition: guess.images for guess in a.guesses
+                client: guess.images
+                for seen, guess in zip(a.observations, a.guesses, strict=True)
+                for client in seen.clients
             }
             for job in finished_attacks(self._trained, self.folder.root)
             for a in load_attacked(job)

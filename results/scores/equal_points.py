@@ -9,6 +9,7 @@ import pandas as pd
 from fl_sim.seeding import Purpose, numpy_rng
 from results.scores.families import with_families
 from results.scores.gates import SUCCESS_MSE
+from results.scores.rows import OBSERVATION
 from results.scores.statistics import CONFIDENCE, RESAMPLES, Array
 
 EQUAL_PRIVACY = SUCCESS_MSE
@@ -113,16 +114,17 @@ def _resample(quantizers: list[str], history: pd.DataFrame, strongest: pd.DataFr
     """
     last = history.sort_values("round").groupby(["quantizer", "seed"])["accuracy"].last().unstack()
     accuracy = last.loc[quantizers].to_numpy(dtype=np.float64)  # (points, seeds)
-    batch = ["quantizer", "seed", "round", "partition"]
+    batch = ["quantizer", *OBSERVATION]
     rows = strongest.sort_values(["round", "partition", "image"])
+    rows = rows.assign(place=rows.groupby(batch).cumcount())
     first = rows.drop_duplicates(batch)
     number = first.assign(number=first.groupby(["quantizer", "seed"]).cumcount())
     rows = rows.merge(number[[*batch, "number"]], on=batch)
-    shape = [len(quantizers), last.shape[1], rows["number"].max() + 1, rows["image"].max() + 1]
+    shape = [len(quantizers), last.shape[1], rows["number"].max() + 1, rows["place"].max() + 1]
     mse = np.full(shape, np.nan)
     point = pd.Index(quantizers).get_indexer(pd.Index(rows["quantizer"]))
     seed = last.columns.get_indexer(pd.Index(rows["seed"]))
-    mse[point, seed, rows["number"], rows["image"]] = rows["mse"]
+    mse[point, seed, rows["number"], rows["place"]] = rows["mse"]
     rng = numpy_rng(0, Purpose.BOOTSTRAP)
     seeds, batches = shape[1:3]
     drawn = rng.integers(seeds, size=(RESAMPLES, seeds))

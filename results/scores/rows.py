@@ -11,19 +11,23 @@ from fl_sim.observed.evidence import BLOCKS, choose
 from fl_sim.seeding import Purpose, numpy_rng
 from results.scores.scoring import psnr
 
-OBSERVATION = ["seed", "round", "partition"]
+OBSERVATION = ["seed", "round", "cohort"]
+"""Columns that name what a server saw at once: of one client, or the sum of several."""
+
+CLIENT = ["seed", "round", "partition"]
 """Columns that name one client in one round; with ``image``, one victim."""
 
 BLOCKS_COLUMN = "evidence_blocks"
 """Evidence of a reconstruction in parts; `mark_strongest` needs it, no table shows it."""
 
-VICTIM = [*OBSERVATION, "image"]
+VICTIM = [*CLIENT, "image"]
 
 _TYPES = {
     "quantizer": "str",
     "seed": "int64",
     "round": "int64",
     "partition": "int64",
+    "cohort": "int64",
     "attack": "str",
     "image": "int64",
     "mse": "float64",

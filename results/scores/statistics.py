@@ -45,7 +45,7 @@ def ninetieth(values: Array, axis: int = -1) -> Array:
 
 
 def bootstrap_interval(
-    clusters: Sequence[Sequence[float]] | Array, statistic: Statistic, seed: int = 0
+    clusters: Sequence[Sequence[float] | Array] | Array, statistic: Statistic, seed: int = 0
 ) -> Interval:
     """Bootstrap percentile interval of a statistic of pooled values (95 %, 1,000 resamples).
 
@@ -55,7 +55,7 @@ def bootstrap_interval(
     Parameters
     ----------
     clusters : sequence of sequences
-        One row per independent unit (a victim's batch, a seed), of equal lengths.
+        One row per independent unit (a victim's batch, a seed).
     statistic : callable
         ``statistic(values, axis)``, such as `median`.
     seed : int
@@ -66,16 +66,25 @@ def bootstrap_interval(
     Interval
         Missing bounds for fewer than two clusters: one unit has no spread.
     """
-    values = np.asarray(clusters, dtype=np.float64)
-    if len(values) < 2:
+    units = [np.asarray(cluster, dtype=np.float64) for cluster in clusters]
+    if len(units) < 2:
         return Interval(np.nan, np.nan)
+    alike = len({len(unit) for unit in units}) == 1
+    values = np.stack(units) if alike else np.empty(0)
 
     def pooled(rows: NDArray[np.intp], axis: int) -> Array:
-        resampled = values[np.moveaxis(rows, axis, -1)]
-        return statistic(resampled.reshape(*resampled.shape[:-2], -1), axis=-1)
+        rows = np.moveaxis(rows, axis, -1)
+        if alike:
+            resampled = values[rows]
+            return statistic(resampled.reshape(*resampled.shape[:-2], -1), axis=-1)
+        each = [
+            statistic(np.concatenate([units[unit] for unit in drawn]))
+            for drawn in rows.reshape(-1, rows.shape[-1])
+        ]
+        return np.array(each).reshape(rows.shape[:-1])
 
     result = bootstrap(
-        (np.arange(len(values)),),
+        (np.arange(len(units)),),
         pooled,
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,

@@ -32,7 +32,7 @@ def score_victims(
     guesses : sequence of Reconstruction
         One for each observation.
     truth : Truth
-        The private batches.
+        The private batches; those of all clients behind an observation, in their order.
     public : Tensor
         ``(m, C, H, W)`` public images.
     metrics : sequence of FurtherMetric
@@ -41,7 +41,8 @@ def score_victims(
     Returns
     -------
     DataFrame
-        ``round``, ``partition`` and ``attack``, the columns of `score_batches`
+        ``round``, ``partition``, ``cohort`` (the first client of the sum that was seen, or the
+        client itself) and ``attack``, the columns of `score_batches`
         without ``batch``, ``mse_best_known`` (the lowest MSE of all guesses that the attack chose
         from), ``recovered`` (MSE below `SUCCESS_MSE`), those of `examine` (the gates),
         ``status`` and ``evaluations`` of the attack, and what a blind guess reaches:
@@ -54,7 +55,8 @@ def score_victims(
     scores["mse_best_known"] = np.minimum(scores["mse"], _best_known(guesses, truth.images))
     scores["recovered"] = scores["mse"] < SUCCESS_MSE
     facts = examine(observations, guesses, truth)
-    facts.insert(0, "partition", [guess.partition for guess in guesses])
+    facts.insert(0, "cohort", [guess.partition for guess in guesses])
+    facts["clients"] = [one.clients for one in observations]
     facts[BLOCKS_COLUMN] = [list(guess.evidence) for guess in guesses]
     facts["status"] = [guess.status for guess in guesses]
     facts["evaluations"] = [guess.evaluations for guess in guesses]
@@ -62,9 +64,13 @@ def score_victims(
     classes = observations[0].model.classes
     facts["label_chance"] = [label_chance(known, classes) for known in truth.labels.tolist()]
     scores = scores.join(facts, on="batch").drop(columns="batch")
+    own = observations[0].work.images // len(observations[0].clients)
+    pairs = zip(scores.pop("clients"), scores["image"] // own, strict=True)
+    scores["image"] %= own
     scores.insert(0, "round", observations[0].round)
-    scores.insert(1, "partition", scores.pop("partition"))
-    scores.insert(2, "attack", guesses[0].attack)
+    scores.insert(1, "partition", [clients[place] for clients, place in pairs])
+    scores.insert(2, "cohort", scores.pop("cohort"))
+    scores.insert(3, "attack", guesses[0].attack)
     return scores
 
 

@@ -73,6 +73,7 @@ def results_table(
     entropy_coded: Mapping[str, float],
     parameters: int,
     server: str = "curious",
+    aggregation: str = "plain",
     metrics: Sequence[str] = (),
     guarantees: pd.DataFrame | None = None,
     seed: int = 0,
@@ -95,6 +96,8 @@ def results_table(
         Elements of one update.
     server : str
         Spec of the server's plan.
+    aggregation : str
+        How updates are added up; ``plain`` if the server sees each of them.
     metrics : sequence of str
         Columns of ``scores`` by further metrics; the median of each is added.
     guarantees : DataFrame, optional
@@ -132,6 +135,7 @@ def results_table(
             "baseline_mse": baseline,
             "entropy_coded_bytes_per_update": entropy_coded.get(name, np.nan),
             "server": server,
+            "aggregation": aggregation,
         }
         for name in quantizers
     ]
@@ -229,8 +233,8 @@ def _privacy(
     batches = [batch for _, batch in strongest.sort_values("image").groupby(OBSERVATION)]
     row |= {name: strongest[name].mean() for name in CHANCES}
     for name, score, statistic in summaries:
-        clusters = np.array([batch[score].to_numpy(dtype=np.float64) for batch in batches])
-        row[name] = float(statistic(clusters.ravel())) if len(clusters) else np.nan
+        clusters = [batch[score].to_numpy(dtype=np.float64) for batch in batches]
+        row[name] = float(statistic(np.concatenate(clusters))) if clusters else np.nan
         row[f"{name}_low"], row[f"{name}_high"] = bootstrap_interval(clusters, statistic, seed)
     return row
 

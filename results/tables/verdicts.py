@@ -1,5 +1,6 @@
 """The verdict of each row of the results, and the sentences that explain the table."""
 
+from collections.abc import Iterable
 from math import nan
 
 import pandas as pd
@@ -111,6 +112,11 @@ def _ends(rates: "pd.Series[float]") -> list[str]:
 
 
 def server_plans(results: pd.DataFrame) -> str:
-    """Return one sentence for each server plan in some results: its spec and its threat."""
+    """Return what the server does in some results: a sentence a plan, and one if it sees sums."""
     plans = dict.fromkeys(results["server"])
-    return " ".join(f"Server plan: {plan} ({parse_plan(plan).threat})." for plan in plans)
+    known: Iterable[str] = results.get("aggregation", default=())  # not in former tables
+    sums = [one for one in dict.fromkeys(known) if one != "plain"]
+    sentences = [f"Server plan: {plan} ({parse_plan(plan).threat})." for plan in plans]
+    if sums:
+        sentences.append(f"With {', '.join(sums)} it sees the sum of its clients' updates alone.")
+    return " ".join(sentences)

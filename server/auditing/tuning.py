@@ -160,8 +160,13 @@ def tuning_jobs(settings: Settings, folder: RunFolder, sweep: Sweep) -> list[Tun
     Raises
     ------
     SettingsError
-        If an attack or a variant does not parse, or there are too few public images.
+        If an attack or a variant does not parse, there are too few public images, or the server
+        sees sums.
     """
+    aggregation = settings.training.aggregation
+    if aggregation != "plain":
+        allowed = "plain: held-out victims are encoded one by one, not added up"
+        raise SettingsError("aggregation", aggregation, allowed)
     check_specs("attacks", settings.audit.attacks)
     specs = {attack: variants(attack, sweep) for attack in settings.audit.attacks}
     for tried in specs.values():

@@ -69,10 +69,11 @@ class QuantizedAveraging(Strategy):
         partitions = {node: partition for partition, node in nodes.items()}
         self.model = flat_model(trial.model_spec)
         self.statistics = self.model.initial_statistics if statistics is None else statistics
+        alone = trial.aggregation is None
         self.reception = Reception(
             trial.name,
-            trial.quantizer,
-            agreed,
+            trial.quantizer if alone else None,  # the server's own grid makes a sum
+            agreed if alone else None,
             partitions,
             statistics=self.model.statistics,
             statistics_quantizer=trial.statistics_quantizer,
@@ -120,8 +121,8 @@ class QuantizedAveraging(Strategy):
         self._move_statistics(used)
         metrics: dict[str, int | float | list[int] | list[float]] = {
             "uplink-bytes": sum(received.nbytes for received in used),
-            "updates": len(used),
-            "dropped": self.reception.expected - len(used),
+            "updates": (updates := sum(len(received.clients) for received in used)),
+            "dropped": self.reception.expected - updates,
         }
         weights = self.weights.detach().clone()
         return pack_weights(weights, self.statistics), MetricRecord(metrics)

@@ -93,13 +93,16 @@ class HonestButCurious(Wrapper):
         def flat(arrays: ArrayRecord) -> Tensor:
             return unpack_weights(arrays) if tensors is None else flatten(arrays, tensors)
 
-        own = {p: flat(one) for p, one in self.reception.own_weights.items() if p in received}
+        # A sum is evaluated at the weights that are common to all its clients.
+        alone = {p for p, one in received.items() if len(one.clients) == 1}
+        own = {p: flat(one) for p, one in self.reception.own_weights.items() if p in alone}
         payloads = {partition: one.payload for partition, one in received.items()}
         changes = {partition: one.changes for partition, one in received.items()}
         self._warn_of_buffers({name for one in changes.values() for name in one.exact})
         facts = (self.store, self.trial, server_round, self.model, self.work)
-        statistics = self._statistics()
-        save_round(*facts, flat(sent), payloads, tensors, changes, self.plan, own, statistics)
+        more = (self.plan, own, self._statistics())
+        cohorts = {p: one.clients for p, one in received.items() if p not in alone}
+        save_round(*facts, flat(sent), payloads, tensors, changes, *more, cohorts)
 
     def _statistics(self) -> dict[int, Statistics]:
         """Return what clients sent of the running statistics of BatchNorm layers, in a study."""

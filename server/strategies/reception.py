@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
@@ -30,14 +31,21 @@ class RoundFailedError(RuntimeError):
     """No client of a round sent a usable update."""
 
 
+class Cohort(NamedTuple):
+    """The clients of a sum, and the bytes that they sent."""
+
+    partitions: tuple[int, ...]
+    nbytes: int
+
+
 @dataclass(frozen=True)
 class Received:
-    """What one client sent.
+    """What one client sent, or the sum of what several clients did.
 
     Attributes
     ----------
     partition : int
-        Which client.
+        Which client; the first of a sum.
     payload : Payload
         Its quantized update.
     changes : Changes
@@ -46,6 +54,8 @@ class Received:
         Weight of the update in an average.
     statistics : Payload or None
         Change of the running statistics of BatchNorm layers, in a study whose model has them.
+    cohort : Cohort or None
+        The clients of a sum.
     """
 
     partition: int
@@ -53,10 +63,18 @@ class Received:
     changes: Changes
     weight: float
     statistics: Payload | None = None
+    cohort: Cohort | None = None
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """The clients."""
+        return (self.partition,) if self.cohort is None else self.cohort.partitions
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the payloads."""
+        """Bytes of the payloads, or what clients of a sum sent."""
+        if self.cohort is not None:
+            return self.cohort.nbytes
         return self.payload.nbytes + (self.statistics.nbytes if self.statistics else 0)
 
 
@@ -91,6 +109,8 @@ class Reception:
         The weights that were sent to the clients in this round.
     sent_to : dict[int, ArrayRecord]
         By node id, the weights of those nodes that were sent others.
+    cohorts : dict[int, Cohort]
+        By the partition of its reply, the clients of a sum; a secure grid notes them.
     received : dict[int, Received]
         What `usable` has accepted in this round, by partition. `HonestButCurious` keeps it.
     """
@@ -115,6 +135,7 @@ class Reception:
         self._partitions = {} if partitions is None else dict(partitions)
         self.sent_weights = ArrayRecord()
         self.sent_to: dict[int, ArrayRecord] = {}
+        self.cohorts: dict[int, Cohort] = {}
         self.received: dict[int, Received] = {}
         self._changes: Callable[[Message], Changes] = lambda _: Changes(Layout(()), {}, ())
         self._asked: set[int] = set()
@@ -129,7 +150,7 @@ class Reception:
         reply changes.
         """
         self._nonce, self.sent_weights, self._changes = set_nonce(config), arrays, changes
-        self.sent_to = {}
+        self.sent_to, self.cohorts = {}, {}
 
     def note_asked(self, messages: Iterable[Message]) -> list[Message]:
         """Note which nodes are asked, and return the messages."""
@@ -172,7 +193,8 @@ class Reception:
         if self.examples is not None and weight not in self.examples:
             allowed = f"{self.examples.start} to {self.examples.stop - 1}"
             raise PayloadError(f"it claims {weight} examples, but {allowed} are agreed")
-        return Received(partition, payload, changes, weight, self._statistics_of(reply))
+        more = self._statistics_of(reply), self.cohorts.get(partition)
+        return Received(partition, payload, changes, weight, *more)
 
     def _statistics_of(self, reply: Message) -> Payload | None:
         if not self.statistics.size:
@@ -193,7 +215,9 @@ class Reception:
         """
         self.received = {}
         replies = sorted(replies, key=self._order)  # sums must not depend on arrival
-        silent = self._asked - {reply.metadata.src_node_id for reply in replies}
+        summed = {partition for one in self.cohorts.values() for partition in one.partitions}
+        heard = {node for node, partition in self._partitions.items() if partition in summed}
+        silent = self._asked - heard - {reply.metadata.src_node_id for reply in replies}
         for partition in sorted(str(self._partitions.get(node, "unknown")) for node in silent):
             self._log(server_round, partition, "partition %s did not reply in time", partition)
         for reply in replies:

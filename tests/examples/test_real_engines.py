@@ -151,3 +151,22 @@ def test_so_they_do_with_tls_and_authenticated_supernodes(in_process, shell, tmp
     shell(DEPLOY, "--tls", ".", "--run-config", f'{STUDY.format(1)} out="{tmp_path}"')
     (path,) = tmp_path.rglob("*.safetensors")
     assert path.read_bytes() == (in_process / "study" / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_a_secure_sum_has_the_same_bytes_on_every_engine(shell, tmp_path):
+    given = {"quantizers": "stochastic:bits=4", "clients": 8, "rounds": 1}
+    given |= {"aggregation": "secagg+", "model": "mlp:width=4"}
+    options = [word for name, value in given.items() for word in (f"--{name}", value)]
+    for engine in ("local", "ray"):
+        rest = ("--attacks", "dlg:iterations=1", "--engine", engine, "--out", tmp_path / engine)
+        shell(sys.executable, ROOT / "run_simulation.py", *options, *rest)
+    given["num-server-rounds"] = given.pop("rounds")
+    config = " ".join(f'{name}="{value}"' for name, value in given.items())
+    shell(
+        "flwr", "run", ".", "--stream", "--run-config", f'{config} out="{tmp_path / "flwr"}"',
+        "--federation-config", "num-supernodes=8",
+    )  # fmt: skip
+    expected = contents(tmp_path / "local" / "observations", "*.safetensors")
+    assert len(expected) == 1
+    for engine in ("ray", "flwr"):
+        assert contents(tmp_path / engine / "observations", "*.safetensors") == expected

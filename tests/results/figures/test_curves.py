@@ -42,6 +42,7 @@ def results_of(count: int, seed: int = 0) -> pd.DataFrame:
             "established": rng.random(count) > 0.5,
             "verdict": rng.choice(list(FILLS), count),
             "server": "curious",
+            "aggregation": "plain",
             "pareto": rng.random(count) > 0.7,
         }
     )

@@ -29,7 +29,8 @@ def trial(**work):
 
 
 def victims(*rows):
-    return pd.DataFrame(rows, columns=VICTIM)
+    found = pd.DataFrame(rows, columns=VICTIM)
+    return found.assign(cohort=found["partition"])
 
 
 def test_epsilon_counts_every_round_and_is_missing_without_a_guarantee():

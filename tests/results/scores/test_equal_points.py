@@ -17,8 +17,8 @@ def run_of(points, unsure="", seeds=3, victims=4, spread=0.0):
             history.append((name, seed, 5, accuracy + spread * rng.uniform(-1, 1)))
             for partition in range(victims):
                 error = mse * np.exp(50 * spread * rng.uniform(-1, 1))
-                scores.append((name, seed, 1, partition, 0, error, True))
-    columns = ["quantizer", "seed", "round", "partition", "image", "mse", "strongest"]
+                scores.append((name, seed, 1, partition, partition, 0, error, True))
+    columns = ["quantizer", "seed", "round", "partition", "cohort", "image", "mse", "strongest"]
     results = pd.DataFrame(
         {
             "quantizer": list(points),

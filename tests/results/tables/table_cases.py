@@ -17,6 +17,7 @@ def score_rows(quantizer: str, attack: str, errors: list[float], evidence: float
             "seed": 0,
             "round": 1,
             "partition": range(len(mse)),
+            "cohort": range(len(mse)),
             "attack": attack,
             "image": 0,
             "mse": mse,

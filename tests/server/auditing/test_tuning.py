@@ -129,3 +129,9 @@ def test_the_command_line_prints_and_writes_the_winners(run, monkeypatch, capsys
     run_simulation.main()
     assert ATTACK.replace("=8", "=2") in capsys.readouterr().out
     assert run[1].tuned_file.exists()
+
+
+def test_sums_are_not_tuned_on(run):
+    given = {"aggregation": "secagg+", "quantizers": "none", "attacks": ATTACK}
+    with pytest.raises(SettingsError, match="aggregation = 'secagg\\+': plain"):
+        tuning.tuning_jobs(load_settings(None, given), run[1], {})
