@@ -177,11 +177,11 @@ class Reception:
         PayloadError
             If the reply is refused.
         """
-        if reply.metadata.src_node_id not in self._asked:
-            raise PayloadError("its node was not asked")
-        if reply.has_error():
+        if reply.has_error():  # some of Flower's mods send it in the name of another node
             reason = (reply.error.reason or "it gave no reason").strip()
             raise PayloadError(f"the client failed: {reason}")
+        if reply.metadata.src_node_id not in self._asked:
+            raise PayloadError("its node was not asked")
         if nonce_of(reply) != self._nonce:
             raise PayloadError("it answers another round")
         partition = self._own_partition(reply)
