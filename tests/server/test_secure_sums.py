@@ -1,11 +1,13 @@
 """Secure aggregation: sums are right or missing, and nothing but the sum is kept."""
 
 import logging
+from math import prod
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Message
+from torch import nn
 
 from attacker.presets import build_attack
 from clients.app import app
@@ -14,6 +16,7 @@ from fl_sim.engines.grids import LocalGrid
 from fl_sim.exchange.secure import is_protocol, parse_aggregation, unmasked
 from fl_sim.observed.observations import load_observations, round_path
 from fl_sim.quantizers import parse_quantizer
+from fl_sim.registry import register
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import SettingsError, load_settings
 from fl_sim.study.trials import trials_of
@@ -21,6 +24,7 @@ from results.reading.attacked import Attacked
 from results.reading.guarantees import identified_bound
 from results.scores.rows import OBSERVATION, VICTIM
 from results.scores.victims import score_victims
+from server.app import check_data
 from server.strategies.reception import RoundFailedError
 from server.training import find_nodes, train_trial
 
@@ -187,3 +191,15 @@ def test_what_cannot_be_added_up_is_refused_in_one_line(given, words):
     with pytest.raises(SettingsError, match=words) as caught:
         load_settings(None, {"aggregation": "secagg+"} | given)
     assert "\n" not in str(caught.value)
+
+
+@register("model", "one_batch_norm")
+def one_batch_norm(spec):
+    layers = nn.Linear(prod(spec.shape), 4), nn.BatchNorm1d(4), nn.Linear(4, spec.classes)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def test_a_model_with_batch_norm_is_refused():
+    given = {"aggregation": "secagg+", "model": "one_batch_norm", "batch_size": "2"}
+    with pytest.raises(SettingsError, match="aggregation = 'secagg\\+': plain for a model with"):
+        check_data(load_settings(None, given | {"quantizers": "none", "clients": "4"}))
