@@ -6,8 +6,17 @@ UpdateKind = Literal["gradient", "delta"]
 
 Schedule = Literal["constant", "linear", "cosine"]
 
-MODEL_NAMES = ("lenet_dlg", "lenet", "convnet", "mlp", "cnn", "resnet18")
-DATASET_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder")
+MODEL_NAMES = ("lenet_dlg", "lenet", "convnet", "mlp", "cnn", "resnet18", "resnet20", "vit")
+DATASET_NAMES = (
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "folder",
+    "parquet",
+)
 PARTITION_NAMES = ("iid", "dirichlet", "pathological")
 SERVER_NAMES = ("curious", "imprint", "traps", "thresholds", "fishing", "loki", "inconsistent")
 """Names that come along with this project; a plug-in adds others."""

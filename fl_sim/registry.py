@@ -24,8 +24,8 @@ KINDS = ("quantizer", "attack", "model", "dataset", "partitioner", "server", "me
 _BUILT_IN = {
     "quantizer": ".quantizers",
     "model": ".models",
-    "dataset": ".data.datasets",
-    "partitioner": ".data.partitions",
+    "dataset": ".data",
+    "partitioner": ".data",
     "server": ".plans",
 }
 """Modules of this floor that register parts when they are imported."""

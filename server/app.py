@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_sim.models import build_model
+from fl_sim.models import build_model, check_fits
 from fl_sim.storage.files import write_text
 from fl_sim.study.plan import training_jobs
 from fl_sim.study.runs import RunFolder
@@ -71,11 +72,16 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
 def check_data(settings: Settings) -> None:
     """Raise `SettingsError` if the data of a trial cannot be loaded and partitioned as asked.
 
-    It also raises if the server's plan cannot be carried out on the model.
+    It also raises if the model does not fit the images, or the server's plan cannot be carried out
+    on the model.
     """
     for trial in trials_of(settings):
         _ = trial.federation
         _check_channels(trial)
+        try:
+            check_fits(replace(trial.model_spec, name=trial.model))
+        except ValueError as error:
+            raise SettingsError("model", trial.model, str(error)) from error
         _check_batch_norm(trial)
         _check_sums(trial)
         try:

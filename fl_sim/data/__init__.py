@@ -1,5 +1,6 @@
 """Images, and who holds them."""
 
+from fl_sim.data import hub  # noqa: F401 - it registers itself
 from fl_sim.data.datasets import Images, Splits, load_splits
 from fl_sim.data.partitions import Federation, load_federation, private_batch, private_rows
 

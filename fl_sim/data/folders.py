@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
@@ -61,7 +61,10 @@ def read_classes(root: Path, classes: tuple[str, ...]) -> tuple[Pixels, list[int
         if not paths:
             raise SettingsError("data_dir", str(root / name), "a class needs at least one image")
         for path in paths:
-            picture, moves = _read_picture(path)
+            try:
+                picture, moves = read_picture(path)
+            except ValueError as error:
+                raise SettingsError("data_dir", str(path), str(error)) from error
             pictures.append(picture)
             labels.append(label)
             if moves:
@@ -82,9 +85,23 @@ def read_classes(root: Path, classes: tuple[str, ...]) -> tuple[Pixels, list[int
         text = "%s: only the first frame is read of %d file(s) with several frames, such as %s"
         log.warning(text, root, len(animated), animated[0])
     warn_of_others(root, classes)
+    return stack_pictures(pictures), labels
+
+
+def stack_pictures(pictures: Sequence[Pixels]) -> Pixels:
+    """Return pictures ``(N, H, W, C)``, of three channels if one of them has colour.
+
+    Raises
+    ------
+    ValueError
+        If their sizes differ.
+    """
+    sizes = {picture.shape[:2] for picture in pictures}
+    if len(sizes) != 1:
+        shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes)[:3])
+        raise ValueError(f"images must share one size, not {shown or 'none'}")
     channels = max(picture.shape[2] for picture in pictures)
-    same = [np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures]
-    return np.stack(same), labels
+    return np.stack([np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures])
 
 
 def warn_of_others(root: Path, used: tuple[str, ...]) -> None:
@@ -111,23 +128,26 @@ def _files(root: Path) -> list[Path]:
     )
 
 
-def _read_picture(path: Path) -> tuple[Pixels, bool]:
+def read_picture(file: Path | str | BinaryIO) -> tuple[Pixels, bool]:
     """Return the first frame of a picture, and whether it has more.
 
     The frame is upright, ``(H, W, 1)`` if its file is grey, else ``(H, W, 3)``; transparency is
     left out.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             moves = getattr(opened, "is_animated", False)
             if opened.mode == "F" or (opened.mode == "I" and opened.format != "PNG"):
                 raise ValueError("pixels must have 8 or 16 bits")
             return _pixels(ImageOps.exif_transpose(opened)), moves
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingsError(
-            "data_dir", str(path), f"is not an image that can be read ({reason})"
-        ) from error
+        raise ValueError(f"is not an image that can be read ({reason})") from error
 
 
 def _pixels(image: Image.Image) -> Pixels:

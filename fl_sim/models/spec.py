@@ -48,6 +48,21 @@ def check_spec(spec: ModelSpec) -> None:
         raise ValueError(f"shape {spec.shape} or {spec.classes} classes are too large")
 
 
+def check_fits(spec: ModelSpec) -> None:
+    """Raise `ValueError`, in one line, unless the model can be built and classifies its images.
+
+    Nothing is computed: its shapes alone are.
+    """
+    check_spec(spec)
+    with torch.device("meta"):
+        model = build_model(spec).eval()
+        try:
+            model(torch.empty(2, *spec.shape))
+        except RuntimeError as error:
+            size, reason = "x".join(map(str, spec.shape)), str(error).partition("\n")[0]
+            raise ValueError(f"{spec.name} cannot classify {size} images ({reason})") from error
+
+
 _of_this_process: dict[str, Callable[[ModelSpec], nn.Module]] = {}
 
 

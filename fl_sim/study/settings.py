@@ -267,7 +267,9 @@ class DataSettings(_Section):
     """Which images there are, and who holds them."""
 
     dataset: DatasetSpec = Field(
-        "digits", description=f"Data set, 'digits' is bundled: {', '.join(DATASET_NAMES)}."
+        "digits",
+        description=f"Data set, 'digits' is bundled: {', '.join(DATASET_NAMES)}, or "
+        "hub:name=OWNER/NAME.",
     )
     data_dir: Annotated[Path | None, AfterValidator(_absolute)] = Field(
         None, description="Folder of the images; torchvision data sets are downloaded to it."
@@ -465,7 +467,10 @@ class Settings(_Section):
         "topk:keep=0.1",
     )
     seeds: Annotated[SeedList, Field(description="Seeds; every quantizer is run with each.")] = (0,)
-    model: ModelName = Field("lenet", description=f"Model: {', '.join(MODEL_NAMES)}.")
+    model: ModelName = Field(
+        "lenet",
+        description=f"Model: {', '.join(MODEL_NAMES)}, or torchvision:name=NAME.",
+    )
     server: ServerSpec = Field(
         "curious", description=f"What the server does to its clients: {', '.join(SERVER_NAMES)}."
     )
@@ -477,8 +482,9 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
-        if self.data.dataset == "folder" and self.data.data_dir is None:
-            raise SettingsError("data_dir", None, "dataset 'folder' needs the folder of its images")
+        if self.data.dataset in ("folder", "parquet") and self.data.data_dir is None:
+            allowed = f"dataset {self.data.dataset!r} needs the folder of its images"
+            raise SettingsError("data_dir", None, allowed)
         if self.training.normalize_mean and self.server != "curious":
             allowed = "none, as a server that plants weights reads pixels from 0 to 1; or curious"
             raise SettingsError("normalize_mean", _plain(self.training.normalize_mean), allowed)

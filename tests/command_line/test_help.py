@@ -67,8 +67,8 @@ def test_the_defaults_shown_are_those_of_the_default_study():
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        ("model", (*choices.MODEL_NAMES, "imprint", "loki")),
-        ("dataset", choices.DATASET_NAMES),
+        ("model", (*choices.MODEL_NAMES, "imprint", "loki", "torchvision")),
+        ("dataset", (*choices.DATASET_NAMES, "hub")),
         ("partitioner", choices.PARTITION_NAMES),
         ("server", choices.SERVER_NAMES),
     ],

@@ -51,6 +51,19 @@ def test_a_run_config_that_cannot_be_used_is_refused(tmp_path):
         run({"batch-size": "0", "out": str(tmp_path / "out")})
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("mlp:width=0", "model = 'mlp:width=0': width=0 is not allowed"),
+        ("vit:patch=5", "patch=5 does not divide the sides of 8x8 images"),
+        ("torchvision:name=alexnet", "cannot classify 1x8x8 images"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_images_is_refused(tmp_path, model, message):
+    with pytest.raises(SettingsError, match=message):
+        run({"model": model, "out": str(tmp_path / "out")})
+
+
 def test_numbers_in_a_run_config_are_read_as_their_text_is(tmp_path):
     config = {"clients": 2, "num-server-rounds": 1, "quantizers": "sign", "learning-rate": 0.01}
     out = tmp_path / "out"
