@@ -102,7 +102,7 @@ def train_trial(
         plan=trial.plan.spec,
     )
     public = trial.federation.splits.public.pixels()
-    planned = Planned(strategy, trial.plan, trial.model_spec, public)
+    planned = Planned(strategy, trial.plan, trial.model_spec, public, settings.training.plant_every)
     strategy = planned
     if settings.engine.engine == "ray":
         strategy = StopOnLostWorker(strategy)
@@ -123,7 +123,7 @@ def train_trial(
 
     result = strategy.start(
         grid,
-        planned.plant(pack_weights(weights.clone(), model.initial_statistics)),
+        planned.initial(pack_weights(weights.clone(), model.initial_statistics)),
         num_rounds=settings.training.rounds,
         timeout=settings.training.timeout,
         train_config=train_config(trial),

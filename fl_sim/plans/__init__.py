@@ -4,7 +4,7 @@ from fl_sim.plans.fishing import Fishing
 from fl_sim.plans.imprint import Imprint
 from fl_sim.plans.inconsistent import Inconsistent
 from fl_sim.plans.loki import Loki
-from fl_sim.plans.plan import Curious, ServerPlan, parse_plan
+from fl_sim.plans.plan import Curious, ServerPlan, parse_plan, plants_in
 from fl_sim.plans.thresholds import Thresholds
 from fl_sim.plans.traps import Traps
 
@@ -18,4 +18,5 @@ __all__ = [
     "Thresholds",
     "Traps",
     "parse_plan",
+    "plants_in",
 ]

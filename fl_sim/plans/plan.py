@@ -104,6 +104,19 @@ class ServerPlan:
         return type(self).weights_for is not ServerPlan.weights_for
 
 
+def plants_in(server_round: int, every: int) -> bool:
+    """Tell whether a server that plants in the first of every so many rounds plants in this one.
+
+    Parameters
+    ----------
+    server_round : int
+        1-based.
+    every : int
+        Rounds of which one is planted.
+    """
+    return (server_round - 1) % every == 0
+
+
 @register("server", "curious")
 @dataclass(frozen=True)
 class Curious(ServerPlan):

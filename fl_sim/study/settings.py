@@ -299,6 +299,12 @@ class TrainingSettings(_Section):
     update: UpdateKind = Field("gradient", description="gradient (FedSGD) or delta (FedAvg).")
     rounds: int = Field(200, ge=1, le=10**9, description="Training rounds.")
     batch_size: int = Field(1, ge=1, le=MAX_IMAGES, description="Images in a client's batch.")
+    plant_every: int = Field(
+        1,
+        ge=1,
+        description="The server plants in the first of so many rounds; with more than 1, updates "
+        "of planted rounds train nothing.",
+    )
     fraction_train: float = Field(1.0, gt=0, le=1, description="Share of clients in a round.")
     local_learning_rate: float = Field(0.1, gt=0, description="Step size of local SGD (delta).")
     local_steps: int = Field(
@@ -406,7 +412,7 @@ class TrainingSettings(_Section):
 
         So a setting that is added does not change the key of a run that does not use it.
         """
-        later = (*_DESCENT, "normalize_mean", "normalize_std", "quantize_statistics")
+        later = (*_DESCENT, "normalize_mean", "normalize_std", "quantize_statistics", "plant_every")
         usual = {
             name: list(f.default) if isinstance(f.default, tuple) else f.default
             for name, f in type(self).model_fields.items()

@@ -1,6 +1,7 @@
 """A trial: one quantizer and one seed of a study; what a client must be told of it."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 from fl_sim.data import Federation, load_federation, load_splits
 from fl_sim.exchange.secure import PLAIN, SecAggPlus, parse_aggregation
 from fl_sim.models import ModelSpec
-from fl_sim.plans import ServerPlan, parse_plan
+from fl_sim.plans import Curious, ServerPlan, parse_plan, plants_in
 from fl_sim.registry import load_plugins
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.storage.files import folder_name
@@ -79,6 +80,10 @@ class Trial:
     def plan(self) -> ServerPlan:
         """What the server does to its clients, suited to their quantizer."""
         return parse_plan(self.server).for_quantizer(self.quantizer)
+
+    def plants_in(self, server_round: int, every: int) -> bool:
+        """Tell whether the server plants in a round, if it does in the first of every so many."""
+        return self.server != Curious.name and plants_in(server_round, every)
 
     @cached_property
     def model_spec(self) -> ModelSpec:
@@ -155,9 +160,17 @@ def attack_groups(trial: Trial, settings: Settings) -> tuple[tuple[int, ...], ..
     """Return the observed rounds as they are attacked: those of one step, and of one file.
 
     All of a fixed batch; or as many as fill a batch, where updates at different weights can be
-    computed together; or one. Sums are attacked one by one: other clients may be in each.
+    computed together; or one. Sums are attacked one by one: other clients may be in each. Rounds
+    that are planted are attacked apart from the others.
     """
-    rounds = settings.observed_rounds
+    every = settings.training.plant_every
+    planted: dict[bool, list[int]] = {}
+    for one in settings.observed_rounds:
+        planted.setdefault(trial.plants_in(one, every), []).append(one)
+    return tuple(group for own in planted.values() for group in _split(own, trial, settings))
+
+
+def _split(rounds: Sequence[int], trial: Trial, settings: Settings) -> Iterator[tuple[int, ...]]:
     count = 1
     if trial.aggregation is not None:
         pass
@@ -165,4 +178,5 @@ def attack_groups(trial: Trial, settings: Settings) -> tuple[tuple[int, ...], ..
         count = len(rounds)
     elif weights_may_differ(trial.model_spec, trial.work):
         count = max(1, _BATCH // min(settings.audit.victims, settings.data.clients))
-    return tuple(rounds[first : first + count] for first in range(0, len(rounds), count))
+    for first in range(0, len(rounds), count):
+        yield tuple(rounds[first : first + count])

@@ -43,7 +43,8 @@ class QuantizedAveraging(Strategy):
     trial : Trial
         Quantizer, seed, model and work of this trial.
     settings : TrainingSettings
-        Sampling and the server optimizer.
+        Sampling, the server optimizer, and in which rounds the server plants. If it does so in
+        some rounds alone, updates of these are not applied.
     nodes : Mapping[int, int]
         Node id of each partition.
     weights : Tensor
@@ -116,9 +117,10 @@ class QuantizedAveraging(Strategy):
         used = self.reception.received.values()
         if not used:
             raise self.reception.failure(server_round)
-        self.weights.grad = (total / sum(received.weight for received in used)).float()
-        self.optimizer.step()
-        self._move_statistics(used)
+        if not self._discards(server_round):
+            self.weights.grad = (total / sum(received.weight for received in used)).float()
+            self.optimizer.step()
+            self._move_statistics(used)
         metrics: dict[str, int | float | list[int] | list[float]] = {
             "uplink-bytes": sum(received.nbytes for received in used),
             "updates": (updates := sum(len(received.clients) for received in used)),
@@ -126,6 +128,10 @@ class QuantizedAveraging(Strategy):
         }
         weights = self.weights.detach().clone()
         return pack_weights(weights, self.statistics), MetricRecord(metrics)
+
+    def _discards(self, server_round: int) -> bool:
+        every = self.settings.plant_every
+        return every > 1 and self.trial.plants_in(server_round, every)
 
     def _move_statistics(self, used: Iterable[Received]) -> None:
         """Average the running statistics, in the order of partitions."""

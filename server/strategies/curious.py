@@ -125,3 +125,11 @@ class HonestButCurious(Wrapper):
                 *(self.trial, ", ".join(sorted(names))),
                 extra={"event": "not attackable", "trial": self.trial},
             )
+
+
+def find_curious(strategy: Strategy) -> HonestButCurious | None:
+    """Return the curious server among a strategy and those that it wraps, if there is one."""
+    if isinstance(strategy, HonestButCurious):
+        return strategy
+    inner = getattr(strategy, "strategy", None)
+    return None if inner is None else find_curious(inner)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
@@ -39,10 +37,7 @@ class Malicious(Planned):
     quantizer : str
         Spec of the clients' quantizer, where it is known: the plan is suited to it.
     every : int
-        Plant in the first of so many rounds; in the others clients are sent the trained weights.
-        What clients answer in a planted round then changes no weights, so that training goes on
-        as if that round had not been. With 1, every round is planted, and trains the weights that
-        the plan leaves alone.
+        Plant in the first of so many rounds, as of `Planned`.
     trial : str
         Sub-folder of this training.
     work : LocalWork, optional
@@ -83,8 +78,6 @@ class Malicious(Planned):
         work: LocalWork | None = None,
         rounds: Iterable[int] | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every = {every!r}: a round cannot be planted more often; give 1")
         chosen = parse_plan(plan) if isinstance(plan, str) else plan
         if quantizer:
             chosen = chosen.for_quantizer(parse_quantizer(quantizer).spec)
@@ -93,34 +86,8 @@ class Malicious(Planned):
             chosen.check(spec)
         except ValueError as error:
             raise ValueError(f"plan = {chosen.spec!r}: {error}") from error
-        kept = {"trial": trial, "work": work, "rounds": rounds}
-        self._curious = HonestButCurious(strategy, store, **kept)  # type: ignore[arg-type]
-        super().__init__(self._curious, chosen, spec, public)
-        self.every = every
-        self._trained = ArrayRecord()
-
-    def _plants(self, server_round: int) -> bool:
-        return (server_round - 1) % self.every == 0
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Plant, if it is the turn of this round, and delegate."""
-        self._trained = arrays
-        if self._plants(server_round):
-            self._curious.plan = self.plan.spec
-            return super().configure_train(server_round, arrays, config, grid)
-        self._curious.plan = "curious"
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegate; leave the weights as they were if only some rounds are planted."""
-        if self.every == 1:
-            return super().aggregate_train(server_round, replies)
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
-        return self._trained if self._plants(server_round) else arrays, metrics
+        curious = HonestButCurious(strategy, store, trial=trial, work=work, rounds=rounds)
+        super().__init__(curious, chosen, spec, public, every)
 
 
 def _spec(build: Callable[[], nn.Module], public: Tensor) -> ModelSpec:

@@ -15,8 +15,9 @@ from fl_sim.exchange.messages import (
 )
 from fl_sim.exchange.weight_records import flatten, only_arrays, with_floats
 from fl_sim.models import ModelSpec
-from fl_sim.plans import ServerPlan
+from fl_sim.plans import Curious, ServerPlan, plants_in
 from fl_sim.updates.local_update import flat_model
+from server.strategies.curious import find_curious
 from server.strategies.reception import find_reception
 from server.strategies.wrapper import Wrapper
 
@@ -26,7 +27,8 @@ class Planned(Wrapper):
 
     Where a plan tells clients apart, their updates train the weights of `ServerPlan.weights`.
 
-    Wrap `HonestButCurious` in it, which stores the weights that were sent.
+    Wrap `HonestButCurious` in it, which stores the weights that were sent, and whether they were
+    planted.
 
     Parameters
     ----------
@@ -38,6 +40,16 @@ class Planned(Wrapper):
         The model that clients train.
     public : Tensor
         ``(N, C, H, W)`` public images in [0, 1].
+    every : int
+        Plant in the first of so many rounds; in the others clients are sent the trained weights.
+        What clients answer in a planted round then changes no weights, so that training goes on
+        as if that round had not been. With 1, every round is planted, and trains the weights that
+        the plan leaves alone.
+
+    Raises
+    ------
+    ValueError
+        If ``every`` is less than 1.
 
     Examples
     --------
@@ -54,12 +66,25 @@ class Planned(Wrapper):
     """
 
     def __init__(
-        self, strategy: Strategy, plan: ServerPlan, model: ModelSpec, public: Tensor
+        self,
+        strategy: Strategy,
+        plan: ServerPlan,
+        model: ModelSpec,
+        public: Tensor,
+        every: int = 1,
     ) -> None:
+        if every < 1:
+            raise ValueError(f"every = {every!r}: a round cannot be planted more often; give 1")
         super().__init__(strategy)
         self.plan = plan
         self.model = model
         self.public = public
+        self.every = every
+        self._trained = ArrayRecord()
+
+    def initial(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the weights to begin with, given untrained ones."""
+        return self.plant(arrays) if self.every == 1 else arrays
 
     def plant(self, arrays: ArrayRecord, client: int | None = None) -> ArrayRecord:
         """Return the planted weights, given those of a study or the arrays of an app.
@@ -80,7 +105,17 @@ class Planned(Wrapper):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Plant, and delegate; then give each client its own weights, if the plan has such."""
+        """Plant, if it is the turn of this round, and delegate.
+
+        Then give each client its own weights, if the plan has such.
+        """
+        self._trained = arrays
+        planted = plants_in(server_round, self.every)
+        curious = find_curious(self.strategy)
+        if curious is not None:
+            curious.plan = self.plan.spec if planted else Curious.name
+        if not planted:
+            return super().configure_train(server_round, arrays, config, grid)
         messages = super().configure_train(server_round, self.plant(arrays), config, grid)
         if not self.plan.tells_clients_apart:
             return messages
@@ -98,6 +133,11 @@ class Planned(Wrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegate, then plant in the result, so that the server tests the model that it sends."""
+        """Delegate; if every round is planted, plant in the result, which the server then tests.
+
+        If only some are, a planted round leaves the weights as they were.
+        """
         arrays, metrics = super().aggregate_train(server_round, replies)
+        if self.every > 1:
+            return self._trained if plants_in(server_round, self.every) else arrays, metrics
         return None if arrays is None else self.plant(arrays), metrics
