@@ -272,7 +272,7 @@ class _Row:
 
     def _shown(self, rows: Iterable[int]) -> list[Observation]:
         """Return what was observed of some victims, with a tenth of each payload held back."""
-        return [replace(o, held_back=HeldBack()) for row in rows for o in self.groups[row]]
+        return [o.hold_back(HeldBack()) for row in rows for o in self.groups[row]]
 
     def _run(
         self,

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attacker.presets import build_attack
+from attacker.attack import Attack
+from attacker.presets import build_attack, suite
 from benchmarks.attack_trials import GALLERY, Victims, one_a_client, percent, score
 from benchmarks.provenance import commit
 from fl_sim.engines.tasks import run_tasks
@@ -35,7 +36,8 @@ SHAPE, CLASSES = (3, 32, 32), 10
 READER = "active_thresholds"
 SIGNS, VALUES = "thresholds", "thresholds:reads=values,levels=10"
 FEW = "thresholds:reads=values,levels=1"
-PASSIVE = ("cell:restarts=0", "scaled:restarts=0")
+PASSIVE = "idlg:restarts=0,iterations=300 or cell:restarts=0"
+"""Attacks of an honest server, of which one is chosen by evidence."""
 
 COARSE = "thresholds:reads=values,levels=10,rate=0.5,floor=-0.5"
 COARSEST = "thresholds:reads=values,levels=10,rate=0.25,floor=-0.75"
@@ -205,10 +207,9 @@ def _steps(images: int) -> Iterator[Row]:
 def _passive(images: int) -> Iterator[Row]:
     """Yield what an honest server finds."""
     for quantizer in EXAMPLES:
-        for attack in PASSIVE:
-            for batch in (1, 8, 32):
-                count = max(batch, images // 8)
-                yield Row(quantizer, "curious", attack, batch, count, model="lenet")
+        for batch in (1, 8, 32):
+            count = max(batch, images // 8)
+            yield Row(quantizer, "curious", PASSIVE, batch, count, model="lenet")
 
 
 SETS = {
@@ -248,10 +249,16 @@ def score_job(job: Job) -> pd.DataFrame:
     sent = partial(observe, spec=model, weights=weights, server=row.plan)
     seen = sent(images, labels, row.quantizer, row.work)
     started = time.process_time()
-    made = build_attack(row.attack).reconstruct(seen, seed=seed, public=public)
+    made = _attack(row.attack).reconstruct(seen, seed=seed, public=public)
     spent = time.process_time() - started
     scores = score(one_a_client(made), truth, public.images[-GALLERY:])
     return scores.assign(nbytes=seen[0].payload.nbytes, **{"CPU s": spent / len(scores)})
+
+
+def _attack(specs: str) -> Attack:
+    """Build an attack, or a suite of several that are joined by ``or``."""
+    one, *others = specs.split(" or ")
+    return suite(one, *others) if others else build_attack(one)
 
 
 @lru_cache(maxsize=1)

@@ -1,12 +1,15 @@
-"""Shared fixtures: the real images beside the checkout, and one torch thread a process."""
+"""Shared fixtures: real images beside the checkout, one torch thread a process, no time limits."""
 
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -251,8 +251,12 @@ class Problems:
 
 
 def varied(group: ClientGroup) -> bool:
-    """Tell whether the payloads of a group differ."""
-    return any(o.payload.body != group[0].payload.body for o in group[1:])
+    """Tell whether the payloads of a group differ in what they tell."""
+    return _differ([o.cell for o in group])
+
+
+def _differ(cells: Sequence[Cell]) -> bool:
+    return any(not torch.equal(cell.center, cells[0].center) for cell in cells[1:])
 
 
 def merged_cell(quantizer: Quantizer, group: ClientGroup) -> Cell:
@@ -264,7 +268,7 @@ def merged_cell(quantizer: Quantizer, group: ClientGroup) -> Cell:
     averaged; the first payload, which has no residual, is used alone.
     """
     cells = [o.cell for o in group]
-    if cells[0].scale_free or not varied(group):
+    if cells[0].scale_free or not _differ(cells):
         return cells[0]
     if cells[0].transform is not None:
         centers = [cell.decoded for cell in cells]

@@ -1,7 +1,7 @@
 """What a server keeps of one client in one round, and its store on disk."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,12 @@ class Observation:
     weights : Tensor
         ``(size,)`` float32 weights the client was given; one tensor shared by a round.
     payload : Payload
-        The bytes received; ``payload.spec`` names the quantizer.
+        The bytes received; ``payload.spec`` names the quantizer. Where elements are held back, it
+        has no body: attacks read `cell`.
     server : str
         Spec of the server's plan: what it did to model and weights.
     held_back : HeldBack or None
-        Which elements of the payload attacks must not use, because they will be judged by them.
+        Which elements of the payload are hidden, because attacks will be judged by them.
     statistics : Statistics or None
         Of BatchNorm layers in training mode, if the model has such.
     cohort : tuple of int
@@ -93,6 +94,7 @@ class Observation:
     held_back: HeldBack | None = None
     statistics: Statistics | None = None
     cohort: tuple[int, ...] = ()
+    _whole: Payload | None = field(default=None, repr=False)  # where elements are held back
 
     @property
     def clients(self) -> tuple[int, ...]:
@@ -102,10 +104,17 @@ class Observation:
     @property
     def cell(self) -> Cell:
         """What the payload tells of the update, less what is held back."""
-        cell = parse_quantizer(self.payload.spec).cell(self.payload)
+        payload = self._whole or self.payload
+        cell = parse_quantizer(payload.spec).cell(payload)
         if self.held_back is None:
             return cell
-        return cell.without(self.held_back.elements(self.payload.layout, cell.sizes))
+        return cell.without(self.held_back.elements(payload.layout, cell.sizes))
+
+    def hold_back(self, held_back: HeldBack) -> "Observation":
+        """Return what an attack is shown that will be judged by the elements held back."""
+        sealed = replace(self.payload, body=b"")
+        whole = self._whole or self.payload
+        return replace(self, payload=sealed, held_back=held_back, _whole=whole)
 
 
 def round_path(root: Path, trial: str, server_round: int) -> Path:

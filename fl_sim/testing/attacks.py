@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl_sim.coding.payload import PayloadError
 from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec
 from fl_sim.observed.attack_loss import AttackLoss
+from fl_sim.observed.evidence import HeldBack
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction, check_types
 from fl_sim.quantizers import parse_quantizer
@@ -24,7 +26,8 @@ def check_attack(attack: Any, observations: Sequence[Observation] | None = None)
     """Check that an attack keeps what every attack promises.
 
     It reconstructs a batch of images with labels for each observation, in order, changes no
-    observation, and finds the same again for the same seed.
+    observation, finds the same again for the same seed, and reads what was received from
+    `Observation.cell`.
 
     Parameters
     ----------
@@ -68,6 +71,7 @@ def check_attack(attack: Any, observations: Sequence[Observation] | None = None)
     for one in found:
         _check_reconstruction(name, one, *models[_where(one)])
     require(all(map(_same, found, again)), f"{name}: finds something else for the same seed")
+    _check_cells_are_enough(name, attack, observations, public)
 
 
 def observe(
@@ -132,6 +136,21 @@ def observe(
             facts = ("trial", round_, partition, spec, work, weights, payload, server)
             seen.append(Observation(*facts))
     return seen
+
+
+def _check_cells_are_enough(
+    name: str, attack: Any, observations: Sequence[Observation], public: PublicImages
+) -> None:
+    """Check that an attack also works where a suite holds elements of each payload back."""
+    shown = [one.hold_back(HeldBack()) for one in observations]
+    try:
+        if attack.applies(shown):
+            attack.reconstruct(shown, seed=0, public=public)
+    except PayloadError as error:
+        raise ContractError(
+            f"{name}: reads payloads, of which a tenth is held back; read observation.cell instead "
+            f"({error})"
+        ) from error
 
 
 def _random_images(count: int, seed: int) -> tuple[Tensor, Tensor]:

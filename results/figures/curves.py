@@ -13,7 +13,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from fl_sim.storage.files import write_bytes
 from results.figures.styles import ALONE, FILLS, Style, family_styles
@@ -39,6 +42,7 @@ _BASELINE_STYLE: dict[str, Any] = {"color": "#555555", "linestyle": (0, (6, 2)),
 _BEST_STYLE: dict[str, Any] = {"linewidth": 2.5, "alpha": 0.3, "solid_capstyle": "butt"}
 _FRONT_STYLE: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": "#777777", "mew": 0.5}
 _BOUND_STYLE: dict[str, Any] = {"marker": "|", "markersize": 7, "mew": 1.2, "linestyle": "none"}
+_HALO = withStroke(linewidth=1.5, foreground="white")  # around a label that crosses a line
 _ERRORS = ["mse_median", "mse_median_low", "mse_median_high", "naive_mse_median", "mse_best_known"]
 _ERRORS += ["mse_bound"]
 
@@ -218,23 +222,34 @@ def _draw_lines(axes: Axes, points: pd.DataFrame, styles: dict[str, Style]) -> N
         for end, neighbour in ((0, 1), (-1, -2)) if len(own) > 1 else ((0, 0),):
             row = own.iloc[end]
             text = f"{row['value']:g}" if str(family) in styles else str(row["quantizer"])
-            place = _beside(axes, row, own.iloc[neighbour])
-            centred: dict[str, Any] = {"ha": "center", "va": "center"}
+            other = own.iloc[neighbour] if len(own) > 1 else _nearest(axes, row, points)
+            place = _beside(axes, text, row, other)
+            centred: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": [_HALO]}
             labels.append(axes.text(*place, text, fontsize=_FONT, color=style.colour, **centred))
             targets.append((row["mse_median"], 100 * row["test_accuracy_mean"]))
     _spread(axes, labels, targets, points)
 
 
-def _beside(axes: Axes, row: "pd.Series", neighbour: "pd.Series") -> tuple[float, float]:
-    """Return a place next to a point, on the side away from its neighbour on the line."""
-    here, there = (
-        axes.transData.transform((one["mse_median"], 100 * one["test_accuracy_mean"]))
-        for one in (row, neighbour)
-    )
+def _beside(axes: Axes, text: str, row: "pd.Series", neighbour: "pd.Series") -> tuple[float, float]:
+    """Return a place for a text next to a point, on the side away from its neighbour."""
+    here, there = _in_pixels(axes, row), _in_pixels(axes, neighbour)
     away = here - there if np.any(here != there) else np.array([0.0, 1.0])
-    length = (np.sqrt(row["area"]) / 2 + _FONT) * axes.figure.dpi / 72
-    x, y = axes.transData.inverted().transform(here + away / np.linalg.norm(away) * length)
+    way = away / np.linalg.norm(away)
+    half_text = np.abs(way) @ (0.3 * _FONT * len(text), _FONT)  # a letter is 0.6 em wide
+    length = (np.sqrt(row["area"]) / 2 + half_text) * axes.figure.dpi / 72
+    x, y = axes.transData.inverted().transform(here + way * length)
     return float(x), float(y)
+
+
+def _nearest(axes: Axes, row: "pd.Series", points: pd.DataFrame) -> "pd.Series":
+    """Return the nearest point at another place, or the point itself where there is none."""
+    away = np.linalg.norm(_in_pixels(axes, points) - _in_pixels(axes, row), axis=1)
+    return points.iloc[int(np.where(away > 1, away, np.inf).argmin())] if (away > 1).any() else row
+
+
+def _in_pixels(axes: Axes, points: "pd.DataFrame | pd.Series") -> NDArray[np.float64]:
+    places = points[["mse_median", "test_accuracy_mean"]].to_numpy(dtype=np.float64) * (1, 100)
+    return np.asarray(axes.transData.transform(places))
 
 
 def _draw_point(axes: Axes, row: "pd.Series", style: Style) -> None:
@@ -281,7 +296,7 @@ def _draw_point(axes: Axes, row: "pd.Series", style: Style) -> None:
 def _spread(
     axes: Axes, labels: list[Any], targets: list[tuple[float, float]], points: pd.DataFrame
 ) -> None:
-    """Move labels away from each other, from points and from the ends of bars."""
+    """Move labels away from each other, from markers and from the ends of bars."""
     x, y = points["mse_median"].to_numpy(), 100 * points["test_accuracy_mean"].to_numpy()
     ends = ("mse_median_low", "mse_median_high", "naive_mse_median")
     bars = [points[name].fillna(points["mse_median"]) for name in ends]  # missing with one victim
@@ -289,15 +304,26 @@ def _spread(
         labels,
         x=np.concatenate([x, *bars]),
         y=np.tile(y, 1 + len(bars)),
+        objects=_marker_boxes(axes, points),
         target_x=[across for across, _ in targets],
         target_y=[up for _, up in targets],
         ax=axes,
         iter_lim=500,
         expand=(1.1, 1.6),
         force_text=(0.2, 0.5),
-        force_static=(0.1, 0.5),
+        force_static=(0.3, 1.0),
+        force_pull=(0.0, 0.0),
         arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.3},
     )
+
+
+def _marker_boxes(axes: Axes, points: pd.DataFrame) -> list[Bbox]:
+    """Return the places of the markers with their rings, in pixels."""
+    radii = (np.sqrt(points["area"].to_numpy()) / 2 + 2) * axes.figure.dpi / 72
+    return [
+        Bbox([place - radius, place + radius])
+        for place, radius in zip(_in_pixels(axes, points), radii, strict=True)
+    ]
 
 
 def _legend(points: pd.DataFrame, styles: dict[str, Style]) -> list[Line2D]:

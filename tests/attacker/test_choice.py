@@ -68,13 +68,15 @@ def test_attacks_see_nothing_of_what_is_held_back():
     """Payloads that differ in hidden elements alone give the same guesses before the choice."""
     images, labels = digits(2)
     seen = observe(images, labels)
-    shown = [replace(o, held_back=HeldBack()) for o in seen]
+    shown = [o.hold_back(HeldBack()) for o in seen]
     layout = seen[0].payload.layout
     hidden = HeldBack().elements(layout, layout.sizes)
     vectors = [o.cell.center for o in seen]
     spoiled = [v + hidden * torch.randn(v.shape, generator=torch.Generator()) for v in vectors]
     payloads = [parse_quantizer("none").encode(Update(v, layout), None) for v in spoiled]
-    others = [replace(o, payload=p) for o, p in zip(shown, payloads, strict=True)]
+    others = [
+        replace(o, payload=p).hold_back(HeldBack()) for o, p in zip(seen, payloads, strict=True)
+    ]
     for name in ("idlg", "rgap", "cell", "synthetic", "dlg"):
         attack = build_attack(name)
         attack = replace(attack, optimizer=LBFGS(3)) if isinstance(attack, Matching) else attack

@@ -9,6 +9,7 @@ from attacker.presets import build_attack, catalogue, suite
 from fl_sim import registry
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.reconstructions import Reconstruction
+from fl_sim.quantizers import parse_quantizer
 from fl_sim.registry import PartError, register
 from tests.attacker.observing import digits, observe
 
@@ -190,3 +191,14 @@ def test_a_registered_attack_is_listed_with_its_sentence_and_parameters(attacks)
         "summary": "Guesses one brightness, whatever was sent.",
         "values": {"level": 0.5, "label": 0},
     }
+
+
+def test_an_attack_that_reads_bytes_that_are_held_back_is_named(attacks, seen):
+    class Peeks(Flat):
+        def guess(self, one):
+            parse_quantizer(one.payload.spec).decode(one.payload)
+            return super().guess(one)
+
+    attacks("peeks", Peeks)
+    with pytest.raises(PartError, match="attacks = 'peeks': the attack raised PayloadError"):
+        suite("peeks").reconstruct(seen, seed=0)

@@ -1,7 +1,5 @@
 """A bank of thresholds: what is planted, and what its reader reads through quantizers."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -211,7 +209,7 @@ def test_several_local_steps_add_up():
 def test_elements_that_are_held_back_are_not_read():
     images, labels = digits(8)
     seen = seen_of(images, labels, "sign", "thresholds:levels=16")
-    (found,) = ATTACK.reconstruct([replace(o, held_back=HeldBack()) for o in seen], seed=0)
+    (found,) = ATTACK.reconstruct([o.hold_back(HeldBack()) for o in seen], seed=0)
     assert (score_batch(found.images, found.labels, images, labels).mse < 1e-2).mean() >= 0.7
 
 

@@ -1,7 +1,5 @@
 """SPEAR: batches in front of a ReLU, exact without noise, and where it applies."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -46,7 +44,7 @@ def test_batches_in_front_of_a_relu_are_exact_and_in_the_order_of_their_labels(b
 
 def test_hidden_elements_are_completed_first():
     seen, images, _ = seen_of(3, count=2)
-    hidden = [replace(one, held_back=HeldBack()) for one in seen]
+    hidden = [one.hold_back(HeldBack()) for one in seen]
     found = build_attack("spear").reconstruct(hidden, seed=0)
     assert max(error(one, truth) for one, truth in zip(found, images, strict=True)) < 1e-6
 

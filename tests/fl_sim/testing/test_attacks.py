@@ -8,6 +8,7 @@ import torch
 
 from fl_sim import register
 from fl_sim.observed.reconstructions import Reconstruction
+from fl_sim.quantizers import parse_quantizer
 from fl_sim.testing import ContractError, check_attack, observe
 from fl_sim.updates.local_update import LocalWork
 
@@ -115,6 +116,12 @@ class NotHere(Grey):
         return False
 
 
+class ReadsPayloads(Grey):
+    def guess(self, one):
+        parse_quantizer(one.payload.spec).decode(one.payload)
+        return super().guess(one)
+
+
 BROKEN = {
     TooFew: "2 reconstructions of 3 observations",
     OtherOrder: "in another order",
@@ -132,6 +139,7 @@ BROKEN = {
     OtherObjective: "cannot be stored: objective=euclid is not allowed",
     NotSure: "applies returns None",
     NotHere: "does not apply to these observations",
+    ReadsPayloads: "read observation.cell instead",
 }
 
 
