@@ -437,6 +437,67 @@ def purge(
             print(f"{len(paths)} deleted")
 
 
+@command("pretrain weights/digits.safetensors --model convnet --epochs 12")
+def pretrain(
+    out: Annotated[Path, typer.Argument(help="File of the weights, *.safetensors.")],
+    model: Annotated[str, typer.Option(help="Model, as in a study.", metavar="NAME")] = "lenet",
+    dataset: Annotated[
+        str, typer.Option(help="Data set, as in a study.", metavar="NAME")
+    ] = "digits",
+    data_dir: Annotated[str, typer.Option(help="Folder of the images.", metavar="PATH")] = "",
+    seed: Annotated[str, typer.Option(help="Of all random draws.", metavar="INTEGER")] = "0",
+    normalize_mean: Annotated[str, typer.Option(help="As in a study.", metavar="NUMBER,...")] = "",
+    normalize_std: Annotated[str, typer.Option(help="As in a study.", metavar="NUMBER,...")] = "",
+    plugin: Annotated[str, typer.Option(help="Modules or files of parts of your own.")] = "",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 12,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Highest step size.")] = 0.2,
+    momentum: Annotated[float, typer.Option(min=0, max=0.9999, help="Nesterov momentum.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Weight decay.")] = 5e-4,
+    crop: Annotated[int, typer.Option(min=0, max=64, help="Pixels that images shift.")] = 4,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Train again what is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network centrally; the setting initial_weights starts studies from it.
+
+    A JSON card with settings and test accuracy lies beside the weights. Given again, the command
+    continues after the last epoch that ended.
+    """
+    if out.suffix != ".safetensors":
+        raise SettingsError("out", str(out), "a name that ends in .safetensors")
+    given = {
+        "plugin": plugin,
+        "model": model,
+        "dataset": dataset,
+        "data_dir": data_dir,
+        "seeds": seed,
+        "normalize_mean": normalize_mean,
+        "normalize_std": normalize_std,
+    }
+    settings = load_settings(None, {name: value for name, value in given.items() if value})
+    if len(settings.seeds) > 1:
+        raise SettingsError("seed", seed, "one number")
+    from fl_sim.data import load_splits  # noqa: PLC0415 - torch, not for --help
+    from fl_sim.storage.progress import progress_bar  # noqa: PLC0415
+    from server.pretraining import Pretraining, Recipe  # noqa: PLC0415
+
+    recipe = Recipe(epochs, batch_size, learning_rate, momentum, weight_decay, crop, flip)
+    splits = load_splits(settings.data, settings.seeds[0])
+    training = Pretraining(settings, splits, recipe, out)
+    if force:
+        training.delete()
+    rich.reconfigure(stderr=True, quiet=quiet)
+    card = training.card()
+    if card is None:
+        with progress_bar("Pretraining", epochs * training.steps) as advance:
+            card = training.run(advance)
+    print(
+        f"{out}: test accuracy {card['test_accuracy']:.1%} on {card['test_images']:,} images, "
+        f"{card['parameters']:,} parameters, {card['seconds']:,.0f} s, digest {card['digest']}"
+    )
+
+
 @command("quantizers --json")
 def quantizers(as_json: Json = False) -> None:
     """List the quantizers: spec, size, unbiased or not, error, source."""

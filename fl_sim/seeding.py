@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     PLAN = 13
     ORDER = 14
     SECURE_SUM = 15
+    PRETRAINING = 16
 
 
 def numpy_rng(seed: int, purpose: Purpose, *keys: int) -> np.random.Generator:

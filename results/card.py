@@ -11,6 +11,7 @@ from fl_sim.data import load_splits
 from fl_sim.storage.files import write_text
 from fl_sim.storage.fingerprint import fingerprint
 from fl_sim.study.provenance import read_sessions
+from fl_sim.study.runs import weights_digest
 from fl_sim.study.settings import SettingsError
 from results.reading.study_reader import StudyReader
 
@@ -50,6 +51,8 @@ def make_card(study: StudyReader) -> dict[str, Any]:
         where unknown.
     """
     tree = _without_places(tomllib.loads(study.study.toml))
+    if "initial_weights" in tree:
+        tree["initial_weights"] = _digests(tree["initial_weights"])
     trials = [run.trials[0] for run in study.runs.values()]
     images = list(dict.fromkeys(load_splits(one.data, one.seed).digest for one in trials))
     sessions = read_sessions(study.study.folders(study.root)[0])
@@ -97,6 +100,13 @@ def _without_places(tree: dict[str, Any]) -> dict[str, Any]:
         for name in names:
             part.pop(name, None)
     return kept
+
+
+def _digests(files: str | list[str]) -> str | list[str]:
+    """Return what stands for files of weights, wherever they lie."""
+    if isinstance(files, list):
+        return [weights_digest(Path(one)) for one in files]
+    return weights_digest(Path(files))
 
 
 def _row(row: "pd.Series", axes: list[str]) -> dict[str, Any]:

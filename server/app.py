@@ -22,7 +22,7 @@ from fl_sim.study.trials import Trial, trials_of
 from fl_sim.updates.batch_norm import fewest_values
 from fl_sim.updates.local_update import statistics_of_model
 from server.strategies.reception import RoundFailedError
-from server.training import HistoryRow, find_nodes, train_trial
+from server.training import HistoryRow, find_nodes, initial_state, train_trial
 
 log = logging.getLogger("fl_sim.server")
 
@@ -72,8 +72,8 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
 def check_data(settings: Settings) -> None:
     """Raise `SettingsError` if the data of a trial cannot be loaded and partitioned as asked.
 
-    It also raises if the model does not fit the images, or the server's plan cannot be carried out
-    on the model.
+    It also raises if the model does not fit the images or the initial weights, or the server's plan
+    cannot be carried out on the model.
     """
     for trial in trials_of(settings):
         _ = trial.federation
@@ -83,6 +83,8 @@ def check_data(settings: Settings) -> None:
         except ValueError as error:
             raise SettingsError("model", trial.model, str(error)) from error
         _check_batch_norm(trial)
+        if settings.initial_weights is not None:
+            initial_state(trial, settings.initial_weights)
         _check_sums(trial)
         try:
             trial.plan.check(trial.model_spec)

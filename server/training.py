@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from math import isfinite
+from pathlib import Path
 from typing import TypedDict, cast
 
 import torch
@@ -19,8 +20,9 @@ from fl_sim.exchange.messages import (
     unpack_weights,
 )
 from fl_sim.models import build_model
+from fl_sim.models.weights import load_weights, read_weights
 from fl_sim.study.runs import RunFolder
-from fl_sim.study.settings import Settings
+from fl_sim.study.settings import Settings, SettingsError
 from fl_sim.study.trials import Trial
 from fl_sim.updates.local_update import Layout, flat_model
 from server.evaluation import evaluate
@@ -72,10 +74,26 @@ def find_nodes(grid: Grid, clients: int, timeout: float = _NODES_TIMEOUT) -> dic
     return nodes
 
 
-def initial_weights(trial: Trial) -> torch.Tensor:
-    """Return the ``(size,)`` initial weights of a trial, which its seed determines."""
+def initial_state(trial: Trial, file: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return initial weights ``(size,)`` and running statistics of BatchNorm layers.
+
+    They are those of a file, or what the seed of the trial determines. What a server plan adds to
+    the model is never in the file.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read, or its tensors are not those of the model.
+    """
     module = build_model(trial.model_spec, trial.seed)
-    return Layout.of(module).flatten(dict(module.named_parameters())).detach()
+    if file is not None:
+        try:
+            own = module if trial.model_spec.name == trial.model else module.get_submodule("model")
+            load_weights(own, read_weights(file))
+        except (ValueError, AttributeError) as error:
+            raise SettingsError("initial_weights", str(file), str(error)) from error
+    statistics = flat_model(trial.model_spec).statistics.flatten(dict(module.named_buffers()))
+    return Layout.of(module).flatten(dict(module.named_parameters())).detach(), statistics
 
 
 def train_trial(
@@ -90,7 +108,8 @@ def train_trial(
 
     Row 0 of the history is the untrained model.
     """
-    weights, model = initial_weights(trial), flat_model(trial.model_spec)
+    weights, statistics = initial_state(trial, settings.initial_weights)
+    model = flat_model(trial.model_spec)
     averaging = QuantizedAveraging(trial, settings.training, nodes, weights)
     strategy: Wrapper = HonestButCurious(
         averaging,
@@ -123,7 +142,7 @@ def train_trial(
 
     result = strategy.start(
         grid,
-        planned.initial(pack_weights(weights.clone(), model.initial_statistics)),
+        planned.initial(pack_weights(weights.clone(), statistics)),
         num_rounds=settings.training.rounds,
         timeout=settings.training.timeout,
         train_config=train_config(trial),

@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fl_sim.data import load_splits
 from fl_sim.floors import ATTACK_CODE, SCORING_CODE, TRAINING_CODE
+from fl_sim.models.weights import digest_of, read_weights
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.registry import module_of, names
 from fl_sim.specs import Spec
@@ -113,7 +115,30 @@ def training_key(trial: Trial, settings: Settings) -> str:
         "training": training,
         "rounds": settings.observed_rounds,
     }
+    if settings.initial_weights is not None:
+        inputs["initial_weights"] = weights_digest(settings.initial_weights)
     return _key(inputs, code_version((*TRAINING_CODE, *_parts_of(trial))))
+
+
+def weights_digest(path: Path) -> str:
+    """Return 16 hexadecimal digits that stand for the tensors of a file, wherever it lies.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot be read.
+    """
+    try:
+        facts = path.stat()
+        return _digest_of_file(path, facts.st_mtime_ns, facts.st_size)
+    except (OSError, ValueError) as error:
+        raise SettingsError("initial_weights", str(path), str(error)) from error
+
+
+@lru_cache(maxsize=8)
+def _digest_of_file(path: Path, modified: int, size: int) -> str:
+    del modified, size  # of the file whose digest is kept
+    return digest_of(read_weights(path))
 
 
 def _parts_of(trial: Trial) -> tuple[str, ...]:

@@ -477,6 +477,9 @@ class Settings(_Section):
         "lenet",
         description=f"Model: {', '.join(MODEL_NAMES)}, or torchvision:name=NAME.",
     )
+    initial_weights: Annotated[Path | None, AfterValidator(_absolute)] = Field(
+        None, description="Weights to start from, as `pretrain` writes them; drawn if absent."
+    )
     server: ServerSpec = Field(
         "curious", description=f"What the server does to its clients: {', '.join(SERVER_NAMES)}."
     )

@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from fl_sim.storage.files import write_text
 from fl_sim.study.provenance import describe, read_sessions
+from fl_sim.study.runs import weights_digest
 from fl_sim.study.settings import dump_settings
 from fl_sim.study.study import read_study
 from results.figures import charts
@@ -66,10 +67,12 @@ class ReportEntry:
         """What was trained and attacked, in a sentence."""
         settings = self.run.settings
         data, training, audit = settings.data, settings.training, settings.audit
+        weights = settings.initial_weights
+        start = "" if weights is None else f" from weights {weights_digest(weights)}"
         steps = f", {training.local_steps} local steps" if training.update == "delta" else ""
         facts = (
             data.dataset,
-            f"{settings.model} with {self.run.parameters:,} parameters",
+            f"{settings.model} with {self.run.parameters:,} parameters{start}",
             f"{data.clients} clients ({data.partition})",
             f"{training.rounds} rounds",
             f"batch {training.batch_size}",
