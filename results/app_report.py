@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_sim.coding.entropy import entropy_coded_bytes
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
+from results.assumptions import assumptions, lower_bounds
 from results.scores.baselines import score_baselines
 from results.scores.gates import CONSISTENCY_TOLERANCE, Truth
 from results.scores.rows import compare_attacks
@@ -22,7 +23,10 @@ from results.tables.summary import results_table
 from results.tables.terminal import print_results
 
 OwnImages = Callable[[int, int], tuple[Tensor, Tensor]]
-"""Maps round and partition to the images ``(n, C, H, W)`` and labels ``(n,)`` trained on."""
+"""Maps round and partition to the images ``(n, C, H, W)`` and labels ``(n,)`` trained on.
+
+A third value, if there is one, is the order of the images in each epoch, ``(epochs, n)``.
+"""
 
 
 def audit_scores(
@@ -79,7 +83,15 @@ def audit_results(
     specs = list(dict.fromkeys(scores["quantizer"]))
     payloads = {s: [o.payload for o in observations if o.payload.spec == s] for s in specs}
     rows = [
-        (s, 0, 1, float("nan"), sum(p.nbytes for p in payloads[s]), len(payloads[s])) for s in specs
+        (
+            s,
+            0,
+            1,
+            float("nan"),
+            sum(_bytes_of(o) for o in observations if o.payload.spec == s),
+            len(payloads[s]),
+        )
+        for s in specs
     ]
     columns = ["quantizer", "seed", "round", "accuracy", "uplink_bytes", "updates"]
     return results_table(
@@ -93,6 +105,10 @@ def audit_results(
     )
 
 
+def _bytes_of(one: Observation) -> int:
+    return one.payload.nbytes + (one.statistics.payload.nbytes if one.statistics else 0)
+
+
 def print_audit(
     observations: Sequence[Observation],
     found: Sequence[Reconstruction],
@@ -100,7 +116,9 @@ def print_audit(
     public: Tensor,
     console: Console | None = None,
 ) -> pd.DataFrame:
-    """Print the scores of every victim, the table of a study, and wrong assumptions.
+    """Print the scores of every victim, the table of a study, and what was assumed.
+
+    Then follows what makes the figures lower bounds, and which assumptions are wrong.
 
     The other parameters and the result are those of `audit_scores`; ``console`` is where to print.
 
@@ -117,6 +135,12 @@ def print_audit(
     scores = audit_scores(observations, found, truth, public)
     console.print(_victim_table(scores))
     print_results(audit_results(observations, scores, truth, public), console)
+    for heading, lines in (
+        ("Assumed:", assumptions(observations)),
+        ("More may be possible:", lower_bounds(observations)),
+    ):
+        if lines:
+            console.print(Text("\n".join([heading, *(f"- {line}" for line in lines)]), style="dim"))
     for line in inconsistencies(scores):
         console.print(Text(line))
     return scores
@@ -131,7 +155,8 @@ def inconsistencies(scores: pd.DataFrame) -> list[str]:
         f"! round {row['round']:.0f}, client {row['partition']:.0f}: LocalWork predicts another "
         "update than the client sent; the difference is "
         f"{row['inconsistency']:.0%} of the largest value. Does the client use momentum, weight "
-        "decay, augmentation, another learning rate or number of steps? The attacks may find less "
+        "decay, augmentation, normalisation, another learning rate or number of steps, none of "
+        "which LocalWork says? The attacks may find less "
         "than is possible."
         for _, row in worst.iterrows()
     ]

@@ -165,6 +165,8 @@ def _can_search(observation: Observation) -> bool:
         return False
     if not plan.is_planted(observation.model, weights):
         return False
+    if observation.statistics is not None:  # images that were not caught count in BatchNorm
+        return False
     return observation.cell.transform is None and observation.cell.likelihood is None
 
 

@@ -34,11 +34,15 @@ class Changes:
         Tied arrays: maps the name of each to the name of the array that is sent for it.
     exact : tuple[str, ...]
         BatchNorm's statistics and arrays of other types, which are sent as they are.
+    statistics : Update or None
+        Change of BatchNorm's running means and variances, *old minus new*, layer by layer; None if
+        none changed, or where it was not read.
     """
 
     quantized: Layout
     same: dict[str, str]
     exact: tuple[str, ...]
+    statistics: Update | None = None
 
 
 def layout_of(arrays: ArrayRecord) -> Layout:
@@ -141,7 +145,32 @@ def read_changes(reply: Message, sent_weights: ArrayRecord) -> Changes:
     )
     if len(pairs) != 2 * len(same) or not alike:
         raise PayloadError("its tied arrays are not alike")
-    return Changes(_layout(sent_weights, quantized), same, exact)
+    statistics = _statistics(arrays, sent_weights, same, exact)
+    return Changes(_layout(sent_weights, quantized), same, exact, statistics)
+
+
+def is_statistic(name: str) -> bool:
+    """Tell whether an array is one of BatchNorm's statistics, by its name."""
+    return name.rpartition(".")[2] in _STATISTICS
+
+
+def _statistics(
+    arrays: ArrayRecord, sent: ArrayRecord, same: dict[str, str], exact: tuple[str, ...]
+) -> Update | None:
+    """Return the change of the running statistics of layers that a client changed."""
+    # Not by the count of batches: FedAvg makes a float of it, and clients an integer again.
+    kinds = tuple(f".{kind}" for kind in _STATISTICS[:2])
+    moved = {name.rpartition(".")[0] for name in (*exact, *same) if name.endswith(kinds)}
+    names = [n for n in sent if n.endswith(kinds) and n.rpartition(".")[0] in moved]
+    if not names:
+        return None
+    layout, change = _layout(sent, names), []
+    for name, shape in layout.segments:
+        source = same.get(name, name)
+        old = np.asarray(sent[name].numpy(), np.float32)
+        new = _from_raw(source, arrays[source], shape) if source in exact else old
+        change.append(torch.from_numpy(np.asarray(old - new, np.float32)).reshape(-1))
+    return Update(torch.cat(change), layout)
 
 
 def unpack_changes(

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_sim.registry import resolve
 from fl_sim.seeding import Purpose, torch_rng
@@ -105,7 +106,8 @@ def partly_trained(
     spec : ModelSpec
         The model.
     fixed : Mapping[str, Tensor]
-        Values of parameters and buffers that nobody trains, by name.
+        Values of parameters and buffers that nobody trains, by name. BatchNorm layers whose running
+        statistics are among them are in evaluation mode, all others in training mode.
     trained : collection of str
         Names of parameters.
     """
@@ -120,6 +122,9 @@ def partly_trained(
             tensors[name].copy_(value)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
+        for name, layer in model.named_modules():
+            if isinstance(layer, _BatchNorm):
+                layer.train(f"{name}.running_mean" not in fixed)
         return model
 
     own = replace(spec, name=f"{spec.name}@{digest.hexdigest()[:16]}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_sim.coding.cell import Cell
 from fl_sim.coding.payload import Payload, PayloadError
@@ -16,6 +17,7 @@ from fl_sim.models import ModelSpec, build_model, check_spec, partly_trained
 from fl_sim.observed.evidence import HeldBack
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.storage.files import StoreError, check_format, read_tensors, write_tensors
+from fl_sim.updates.batch_norm import MEAN, VARIANCE
 from fl_sim.updates.local_update import (
     Layout,
     LocalWork,
@@ -134,7 +136,8 @@ def save_round(
     changes: Mapping[int, Changes] | None = None,
     server: str = "curious",
     own_weights: Mapping[int, Tensor] | None = None,
-    statistics: Mapping[int, Statistics] | None = None,
+    statistics: Mapping[int, Payload] | None = None,
+    sent_statistics: Tensor | None = None,
     cohorts: Mapping[int, tuple[int, ...]] | None = None,
 ) -> None:
     """Write what was seen of one round of one trial to one file, atomically.
@@ -155,8 +158,10 @@ def save_round(
         Spec of the server's plan.
     own_weights : Mapping[int, Tensor], optional
         The weights of those partitions that were given others.
-    statistics : Mapping[int, Statistics], optional
-        Of BatchNorm layers, by partition; all clients were sent the same.
+    statistics : Mapping[int, Payload], optional
+        Change of the running statistics of BatchNorm layers, by partition.
+    sent_statistics : Tensor, optional
+        Those that all clients were sent, where they are not among ``weights``.
     cohorts : Mapping[int, tuple of int], optional
         The clients of each payload that is a sum.
     """
@@ -182,11 +187,15 @@ def save_round(
             }
             for partition, one in (changes or {}).items()
         }
-    path, tensors_of_all = round_path(root, trial, server_round), {"weights": weights, **own}
-    for partition, one in (statistics or {}).items():
-        tensors_of_all[_SENT_STATISTICS] = one.sent
-        stored[f"{_STATISTICS}{partition}"] = _as_bytes(one.payload)
-    write_tensors(path, tensors_of_all | stored, facts)
+    sent = {} if sent_statistics is None else {_SENT_STATISTICS: sent_statistics}
+    shown = {
+        f"{_STATISTICS}{partition}": _as_bytes(p) for partition, p in (statistics or {}).items()
+    }
+    write_tensors(
+        round_path(root, trial, server_round),
+        {"weights": weights, **sent, **own, **stored, **shown},
+        facts,
+    )
 
 
 def save_observations(root: Path, observations: Sequence[Observation]) -> None:
@@ -195,10 +204,16 @@ def save_observations(root: Path, observations: Sequence[Observation]) -> None:
     payloads = {o.partition: o.payload for o in observations}
     facts = (first.trial, first.round, first.model, first.work, first.weights)
     own = {o.partition: o.weights for o in observations if o.weights is not first.weights}
-    statistics = {o.partition: o.statistics for o in observations if o.statistics is not None}
     assert not any(o.cohort for o in observations)
-    more = {"own_weights": own, "statistics": statistics}
-    save_round(root, *facts, payloads, server=first.server, **more)  # type: ignore[arg-type]
+    save_round(
+        root,
+        *facts,
+        payloads,
+        server=first.server,
+        own_weights=own,
+        statistics={o.partition: o.statistics.payload for o in observations if o.statistics},
+        sent_statistics=first.statistics.sent if first.statistics else None,
+    )
 
 
 def load_observations(
@@ -270,8 +285,17 @@ class _AppRound:
         self, tensors: dict[str, Tensor], facts: dict[str, Any], model: ModelSpec, work: LocalWork
     ) -> None:
         whole = Layout(tuple(Segment(name, tuple(shape)) for name, shape in facts["tensors"]))
-        _compare(whole, build_model(model))
+        built = build_model(model)
+        _compare(whole, built)
+        self.batch_norms = {
+            f"{layer}.{name}": layer
+            for layer, module in built.named_modules()
+            if isinstance(module, _BatchNorm)
+            for name, _ in module.named_buffers(recurse=False)
+        }
         weights, own_weights = _take_weights(tensors)
+        told = [name for name in tensors if name.startswith(_STATISTICS)]
+        self.statistics = {name.removeprefix(_STATISTICS): tensors.pop(name) for name in told}
         self.values = whole.unflatten(weights)
         self.own = {partition: whole.unflatten(own) for partition, own in own_weights.items()}
         self.payloads, self.changes = tensors, facts["changes"]
@@ -295,10 +319,11 @@ class _AppRound:
     def _observation(self, name: str) -> Observation:
         partition = int(name.removeprefix("payload."))
         changes = self.changes[str(partition)]
-        if changes["exact"]:
-            raise ValueError(f"training changes {changes['exact'][0]!r}, which is no parameter")
+        layers = self._moved_layers(changes)
         trained = set(changes["trained"])
         moved = trained | set(changes["tied"])
+        moved |= {f"{layer}.{kind}" for layer in layers for kind in (MEAN, VARIANCE)}
+        moved |= {name for name in self.batch_norms if not name.endswith((MEAN, VARIANCE))}
         values = self.own.get(partition, self.values)
         fixed = {n: value for n, value in values.items() if n not in moved}
         own = partly_trained(self.model, fixed, trained)
@@ -312,8 +337,28 @@ class _AppRound:
             weights = layout.flatten(values)
         else:
             weights = self.given.setdefault(own, layout.flatten(values))
+        statistics = self._statistics(str(partition), flat_model(own).statistics, values)
         facts = (self.trial, self.round, partition, own, self.work, weights)
-        return Observation(*facts, payload, self.server)
+        return Observation(*facts, payload, self.server, statistics=statistics)
+
+    def _moved_layers(self, changes: dict[str, Any]) -> set[str]:
+        """Return the BatchNorm layers that a client trained; refuse other buffers that changed."""
+        buffers = [name for name in changes["exact"] if name not in self.batch_norms]
+        if buffers:
+            raise ValueError(f"training changes {buffers[0]!r}, which is no parameter")
+        names = [n for n in (*changes["exact"], *changes["tied"]) if n.endswith((MEAN, VARIANCE))]
+        return {self.batch_norms[name] for name in names if name in self.batch_norms}
+
+    def _statistics(
+        self, client: str, layout: Layout, values: dict[str, Tensor]
+    ) -> Statistics | None:
+        """Return what a client sent of the running statistics, and those it was sent."""
+        if not layout.size:
+            return None
+        if client not in self.statistics:
+            raise ValueError("its running statistics were not kept; observe the training again")
+        payload = Payload.from_bytes(_bytes_of(self.statistics[client]), layout)
+        return Statistics(layout.flatten(values), payload)
 
 
 def _take_weights(tensors: dict[str, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -11,13 +11,13 @@ from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec
 from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.observed.evidence import HeldBack
-from fl_sim.observed.observations import Observation
+from fl_sim.observed.observations import Observation, Statistics
 from fl_sim.observed.reconstructions import Reconstruction, check_types
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.registry import resolve
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.testing.contract import ContractError, make_twice, require
-from fl_sim.updates.local_update import LocalWork, Update, flat_model, local_update, one_hot
+from fl_sim.updates.local_update import LocalWork, Update, flat_model, local_reply, one_hot
 
 _MODEL = ModelSpec("mlp", (1, 8, 8), 10)
 
@@ -128,13 +128,18 @@ def observe(
     batches = zip(*(torch.split(one, work.images) for one in (images, targets)), strict=True)
     seen = []
     for partition, (batch, batch_targets) in enumerate(batches):
-        update = local_update(model, work, weights, batch, batch_targets)
+        sent = model.initial_statistics
+        update, change = local_reply(model, work, weights, sent, batch, batch_targets)
+        told = None
+        if len(sent):
+            of_layers = Update(change, model.statistics)
+            told = Statistics(sent, parse_quantizer("none").encode(of_layers, torch.Generator()))
         residual = None
         for round_ in range(1, rounds + 1):
             rng = torch_rng(0, Purpose.QUANTIZER, round_, partition)
             payload, residual = parsed.transmit(Update(update, model.layout), residual, rng)
             facts = ("trial", round_, partition, spec, work, weights, payload, server)
-            seen.append(Observation(*facts))
+            seen.append(Observation(*facts, statistics=told))
     return seen
 
 

@@ -39,6 +39,9 @@ class LocalWork:
     shuffled : bool
         Whether a client deals its images to batches anew in every epoch, in an order that nobody
         else knows.
+    augmented : bool
+        Whether a client changes its images at random (crops, flips) before it uses them. Attacks
+        search for the images that it used; reports say so.
     quantized_statistics : bool
         Whether what a client sends of BatchNorm's running statistics is quantized as its update is.
     mean, std : tuple of float
@@ -73,6 +76,7 @@ class LocalWork:
     schedule: Schedule = "constant"
     decay: float = 1.0
     shuffled: bool = False
+    augmented: bool = False
     quantized_statistics: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -100,7 +104,7 @@ class LocalWork:
             raise ValueError(f"A weight decay of {self.weight_decay!r} is not 0 or larger.")
         if not _number(self.decay) or not 0 < self.decay <= 1:
             raise ValueError(f"A decay of {self.decay!r} is not above 0 and at most 1.")
-        flags = self.shuffled, self.quantized_statistics
+        flags = self.shuffled, self.augmented, self.quantized_statistics
         if self.schedule not in get_args(Schedule) or any(type(one) is not bool for one in flags):
             raise ValueError(f"A schedule is one of {get_args(Schedule)}, not {self.schedule!r}.")
         plain = not (self.momentum or self.weight_decay or self.shuffled)

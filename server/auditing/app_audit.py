@@ -59,10 +59,11 @@ def audit(
     store : Path or str
         Folder that `HonestButCurious` wrote.
     model : callable
-        Builds the model that was trained: a differentiable module whose buffers no training
-        changes (a BatchNorm's are), that maps images ``(n, C, H, W)`` in [0, 1] to logits and is
-        trained with cross-entropy. It is attacked in evaluation mode, without dropout; what
-        clients did not train is taken as fixed.
+        Builds the model that was trained: a differentiable module that maps images
+        ``(n, C, H, W)``, in [0, 1] or normalised as ``work`` says, to logits and is trained with
+        cross-entropy. It is attacked without dropout; what clients did not train is taken as fixed.
+        BatchNorm layers whose running statistics clients changed are in training mode; other
+        buffers must not change.
     shape : tuple[int, int, int]
         Channels, height and width of an image.
     classes : int

@@ -24,7 +24,7 @@ from fl_sim.study.plan import AttackJob, training_jobs
 from fl_sim.study.runs import RunFolder
 from fl_sim.study.settings import Settings, SettingsError, split_specs
 from fl_sim.study.trials import Trial, trials_of
-from fl_sim.updates.local_update import Update, flat_model, local_update, one_hot
+from fl_sim.updates.local_update import Update, flat_model, local_reply, one_hot
 from server.auditing.jobs import check_specs
 
 Scorer = Callable[[Tensor, Tensor, Tensor, Tensor], pd.DataFrame]
@@ -208,13 +208,26 @@ def observe(job: TuningJob, held_out: HeldOut) -> Iterator[Observation]:
         for victim, (images, labels) in enumerate(batches):
             targets = one_hot(labels, seen.model.classes)
             with torch.no_grad():
-                vector = local_update(model, seen.work, seen.weights, images, targets)
+                sent = torch.zeros(0) if seen.statistics is None else seen.statistics.sent
+                facts = (seen.work, seen.weights, sent, images, targets)
+                reply = local_reply(model, *facts)
             rng = torch_rng(trial.seed, Purpose.TUNING, server_round, victim)
             carried = residuals.get(victim) if seen.work.fixed_batch else None
             payload, residuals[victim] = quantizer.transmit(
-                Update(vector, model.layout), carried, rng
+                Update(reply.update, model.layout), carried, rng
             )
-            yield replace(seen, round=server_round, partition=victim, payload=payload)
+            statistics = seen.statistics
+            if statistics is not None:
+                change = Update(reply.statistics, model.statistics)
+                told = parse_quantizer(statistics.payload.spec).encode(change, rng)
+                statistics = replace(statistics, payload=told)
+            yield replace(
+                seen,
+                round=server_round,
+                partition=victim,
+                payload=payload,
+                statistics=statistics,
+            )
 
 
 def _psnr(made: Sequence[Reconstruction], job: TuningJob, score: Scorer) -> Iterator[float]:

@@ -4,17 +4,20 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fl_sim.coding.payload import Payload
 from fl_sim.exchange.messages import is_flat, unpack_statistics, unpack_weights
-from fl_sim.exchange.weight_records import flatten, floats_of
+from fl_sim.exchange.weight_records import flatten, floats_of, is_statistic
 from fl_sim.models import ModelSpec
-from fl_sim.observed.observations import Statistics, save_round
+from fl_sim.observed.observations import save_round
+from fl_sim.quantizers import parse_quantizer
 from fl_sim.updates.local_update import LocalWork
 from server.strategies.dequantize import Dequantize
-from server.strategies.reception import find_reception
+from server.strategies.reception import Received, find_reception
 from server.strategies.wrapper import Wrapper
 
 log = logging.getLogger("fl_sim.server")
@@ -98,29 +101,31 @@ class HonestButCurious(Wrapper):
         own = {p: flat(one) for p, one in self.reception.own_weights.items() if p in alone}
         payloads = {partition: one.payload for partition, one in received.items()}
         changes = {partition: one.changes for partition, one in received.items()}
-        self._warn_of_buffers({name for one in changes.values() for name in one.exact})
+        exact = {name for one in changes.values() for name in one.exact}
+        self._warn_of_buffers({name for name in exact if not is_statistic(name)})
         facts = (self.store, self.trial, server_round, self.model, self.work)
-        more = (self.plan, own, self._statistics())
-        cohorts = {p: one.clients for p, one in received.items() if p not in alone}
-        save_round(*facts, flat(sent), payloads, tensors, changes, *more, cohorts)
-
-    def _statistics(self) -> dict[int, Statistics]:
-        """Return what clients sent of the running statistics of BatchNorm layers, in a study."""
-        received = self.reception.received.items()
-        payloads = {partition: one.statistics for partition, one in received}
-        sent = self.reception.sent_weights
-        return {
-            partition: Statistics(unpack_statistics(sent), payload)
-            for partition, payload in payloads.items()
-            if payload is not None
-        }
+        told = {p: _statistics_of(one) for p, one in received.items()}
+        statistics = {p: payload for p, payload in told.items() if payload is not None}
+        sent_statistics = unpack_statistics(sent) if tensors is None and statistics else None
+        save_round(
+            *facts,
+            flat(sent),
+            payloads,
+            tensors,
+            changes,
+            self.plan,
+            own,
+            statistics=statistics,
+            sent_statistics=sent_statistics,
+            cohorts={p: one.clients for p, one in received.items() if p not in alone},
+        )
 
     def _warn_of_buffers(self, names: set[str]) -> None:
         """Warn once, in the first observed round, that the observations cannot be attacked."""
         if names and not self._warned:
             self._warned = True
             log.warning(
-                "%s: training changes buffers (%s), as those of a BatchNorm layer; what is "
+                "%s: training changes buffers (%s) that are no statistics of BatchNorm; what is "
                 "observed is kept, but an audit cannot attack such a model",
                 *(self.trial, ", ".join(sorted(names))),
                 extra={"event": "not attackable", "trial": self.trial},
@@ -133,3 +138,11 @@ def find_curious(strategy: Strategy) -> HonestButCurious | None:
         return strategy
     inner = getattr(strategy, "strategy", None)
     return None if inner is None else find_curious(inner)
+
+
+def _statistics_of(received: Received) -> Payload | None:
+    """Return what a client sent of BatchNorm's running statistics, an app's as float32."""
+    update = received.changes.statistics
+    if update is None:
+        return received.statistics
+    return parse_quantizer("none").encode(update, torch.Generator())

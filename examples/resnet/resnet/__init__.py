@@ -1,0 +1,1 @@
+"""A ResNet as people train it, with quantized uplinks and an audit."""
