@@ -110,7 +110,7 @@ def train_trial(
     """
     weights, statistics = initial_state(trial, settings.initial_weights)
     model = flat_model(trial.model_spec)
-    averaging = QuantizedAveraging(trial, settings.training, nodes, weights)
+    averaging = QuantizedAveraging(trial, settings.training, nodes, weights, statistics)
     strategy: Wrapper = HonestButCurious(
         averaging,
         folder.observations,

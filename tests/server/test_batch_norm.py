@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from attacker.matching.problems import Problems
@@ -10,6 +11,7 @@ from clients.app import app
 from clients.local_training import compute_reply
 from fl_sim import register
 from fl_sim.engines.grids import LocalGrid
+from fl_sim.models import ModelSpec, build_model
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.study.plan import training_jobs
 from fl_sim.study.runs import RunFolder
@@ -55,7 +57,7 @@ def tiny_batch_norm(spec, *, width: int = 6):
     )
 
 
-def trained(root, quantizer="uniform:bits=8", **training):
+def trained(root, quantizer="uniform:bits=8", start=None, **training):
     tree = {
         "quantizers": [quantizer],
         "model": "tiny_batch_norm",
@@ -63,6 +65,8 @@ def trained(root, quantizer="uniform:bits=8", **training):
         "training": RECIPE | training,
         "audit": {"attacks": ["cell:restarts=0,iterations=3"], "observe": ["first", "last"]},
     }
+    if start is not None:
+        tree["initial_weights"] = str(start)
     settings, folder = parse_settings(tree), RunFolder(root)
     folder.create(settings)
     check_data(settings)
@@ -98,6 +102,19 @@ def test_a_trial_is_trained_quantized_observed_and_derived_again(tmp_path, quant
         gates = examine(seen, guesses, truth)
         assert (gates["inconsistency"] <= CONSISTENCY_TOLERANCE).all()
         assert gates[["loss_at_truth", "loss_at_guess"]].notna().all(axis=None)
+
+
+def test_statistics_of_a_file_are_where_training_starts(tmp_path):
+    module = build_model(ModelSpec("tiny_batch_norm", (1, 8, 8), 10))
+    module(torch.rand(20, 1, 8, 8))  # moves the statistics
+    save_file(module.state_dict(), tmp_path / "start.safetensors")
+    job, _ = trained(tmp_path, "none", tmp_path / "start.safetensors")
+    first, last = (load_round(job, number) for number in (1, 2))
+    model, buffers = flat_model(job.trial.model_spec), dict(module.named_buffers())
+    assert torch.equal(first[0].statistics.sent, model.statistics.flatten(buffers))
+    decode = parse_quantizer("none").decode
+    mean = sum(decode(one.statistics.payload).vector for one in first) / 3
+    torch.testing.assert_close(last[0].statistics.sent, first[0].statistics.sent - mean)
 
 
 def test_a_batch_without_a_variance_is_refused(tmp_path):
