@@ -85,7 +85,7 @@ def check_data(settings: Settings) -> None:
         _check_batch_norm(trial)
         if settings.initial_weights is not None:
             initial_state(trial, settings.initial_weights)
-        _check_sums(trial)
+        _check_parts(trial)
         try:
             trial.plan.check(trial.model_spec)
         except ValueError as error:
@@ -107,10 +107,16 @@ def _check_batch_norm(trial: Trial) -> None:
         raise SettingsError("batch_size", size, allowed)
 
 
-def _check_sums(trial: Trial) -> None:
-    if trial.aggregation is not None and statistics_of_model(trial.model_spec).size:
+def _check_parts(trial: Trial) -> None:
+    """Refuse what computes an update from parts of a batch, for a model that mixes its images."""
+    if not statistics_of_model(trial.model_spec).size:
+        return
+    if trial.aggregation is not None:
         allowed = "plain for a model with BatchNorm: its sum is not the update of one batch"
         raise SettingsError("aggregation", trial.aggregated, allowed)
+    if trial.work.example_clip:
+        allowed = "0 for a model with BatchNorm: no gradient is of one image alone"
+        raise SettingsError("example_clip", trial.work.example_clip, allowed)
 
 
 def write_history(settings: Settings, folder: RunFolder) -> None:

@@ -15,6 +15,7 @@ from attacker.readers.synthetic import synthetic_images
 from attacker.readers.thresholds import has_thresholds, read_labels
 from fl_sim.coding.cell import Cell, Transform
 from fl_sim.updates.layers import Layer, find_head
+from fl_sim.updates.local_update import clipped
 
 LabelStrategy = Literal["joint", "analytic"]
 
@@ -68,6 +69,8 @@ def _recovered(problems: Problems) -> Tensor:
         shares = images * (log_prediction.exp().mean(dim=0) - _errors(problems, head))
         found = _handed_out(shares, images)
         coarse = _resolution(problems, head) > 1 / (2 * images)
+    if problems.work.example_clip:  # a clipped error does not add up to its label
+        coarse = torch.ones(len(problems), dtype=torch.bool)
     if bool(coarse.any()):
         expected = _Expected.of(problems, examples, log_prediction)
         for row in coarse.nonzero().squeeze(1).tolist():
@@ -169,6 +172,8 @@ class _Expected:
         for target, trust in zip(torch.eye(classes), log_prediction.softmax(dim=0).T, strict=True):
             with torch.no_grad():
                 each = vmap(gradient, in_dims=(0, None))(inputs, target)
+            if problems.work.example_clip:
+                each = clipped(each, problems.work.example_clip)
             each = each * (_gradients(problems) / problems.work.images)
             mean = trust @ each
             moments.append(torch.stack([mean, trust @ (each - mean).square()]))

@@ -7,6 +7,7 @@ from fl_sim.updates.local_update import (
     FlatModel,
     LocalReply,
     LocalWork,
+    clipped,
     local_reply,
     local_update,
 )
@@ -44,6 +45,12 @@ def candidate_updates(
     Tensor
         ``(b, size)``.
     """
+    if work.kind == "gradient" and work.example_clip:
+        count, size = targets.shape[:2]
+        own = weights if weights.dim() == 1 else weights.repeat_interleave(size, dim=0)
+        alone = (work.inputs(images).flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None])
+        each = model.gradients(own, *alone).view(count, size, -1)
+        return clipped(each, work.example_clip).mean(dim=1)
     if work.kind == "gradient":
         return model.gradients(weights, work.inputs(images), targets)
 

@@ -334,6 +334,9 @@ class TrainingSettings(_Section):
     quantize_statistics: bool = Field(
         False, description="Whether BatchNorm's running statistics are quantized as updates are."
     )
+    example_clip: float = Field(
+        0.0, ge=0, description="Norm to which clients clip each image's gradient (DP-SGD); 0: not."
+    )
     fixed_batch: bool = Field(
         False, description="Whether a client uses the same images in every round."
     )
@@ -389,6 +392,7 @@ class TrainingSettings(_Section):
             "mean": self.normalize_mean,
             "std": self.normalize_std,
             "quantized_statistics": self.quantize_statistics,
+            "example_clip": self.example_clip,
         }
         if self.update == "gradient":
             return LocalWork("gradient", self.batch_size, **facts)
@@ -412,7 +416,8 @@ class TrainingSettings(_Section):
 
         So a setting that is added does not change the key of a run that does not use it.
         """
-        later = (*_DESCENT, "normalize_mean", "normalize_std", "quantize_statistics", "plant_every")
+        recent = ("normalize_mean", "normalize_std", "quantize_statistics", "plant_every")
+        later = (*_DESCENT, *recent, "aggregation", "example_clip")
         usual = {
             name: list(f.default) if isinstance(f.default, tuple) else f.default
             for name, f in type(self).model_fields.items()

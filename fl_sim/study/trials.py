@@ -104,6 +104,7 @@ class Trial:
 
     def to_json(self) -> str:
         """Return the trial as one line of JSON, as it travels to clients."""
+        added = {} if self.aggregation is None else {"aggregated": self.aggregated}
         return json.dumps(
             {
                 "quantizer": self.quantizer,
@@ -112,8 +113,8 @@ class Trial:
                 "data": self.data.model_dump(mode="json"),
                 "work": self.work.facts,
                 "server": self.server,
-                "aggregated": self.aggregated,
                 "plugin": self.plugin,
+                **added,
             },
             sort_keys=True,
         )
@@ -131,7 +132,7 @@ class Trial:
             DataSettings.model_validate(tree["data"]),
             LocalWork(**tree["work"]),
             tree["server"],
-            tree["aggregated"],
+            tree.get("aggregated", PLAIN),
             tuple(tree["plugin"]),
         )
 

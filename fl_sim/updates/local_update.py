@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from math import isfinite, prod
 from typing import Any, NamedTuple
 
@@ -404,7 +404,23 @@ def local_update(
         ``(size,)`` gradient, or old weights minus new weights.
     """
     gradient = model.eager_gradient if eager else model.gradient
+    if work.example_clip:
+        gradient = partial(_clipped_gradient, model, work.example_clip)
     return _descend(gradient, work, weights, images, targets, order)
+
+
+def _clipped_gradient(
+    model: FlatModel, norm: float, weights: Tensor, images: Tensor, targets: Tensor
+) -> Tensor:
+    """Return the mean of the gradients of single images, clipped to a norm (Abadi et al. 2016)."""
+    each = vmap(model.gradient, in_dims=(None, 0, 0))(weights, images[:, None], targets[:, None])
+    return clipped(each, norm).mean(dim=0)
+
+
+def clipped(gradients: Tensor, norm: float) -> Tensor:
+    """Scale gradients ``(..., size)`` to an L2 norm of at most ``norm`` each."""
+    length: Tensor = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True)
+    return gradients * (norm / length.clamp_min(norm))
 
 
 def _descend(

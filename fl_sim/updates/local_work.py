@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from math import cos, isfinite, pi
+from math import cos, inf, isfinite, pi
 from typing import Any, get_args
 
 import torch
@@ -47,6 +47,9 @@ class LocalWork:
     mean, std : tuple of float
         What is subtracted from the pixels of each channel before the model sees them, and what the
         difference is divided by; one number counts for all channels. Empty: pixels are not changed.
+    example_clip : float
+        Norm to which the gradient of each image is clipped before gradients are averaged (DP-SGD);
+        0: they are not clipped.
 
     Examples
     --------
@@ -80,6 +83,7 @@ class LocalWork:
     quantized_statistics: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    example_clip: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # lists, where they were read from a file
@@ -95,6 +99,8 @@ class LocalWork:
             raise ValueError(f"An update is a gradient or a delta, not {self.kind!r}.")
         if not isinstance(self.learning_rate, float | int) or not isfinite(self.learning_rate):
             raise ValueError(f"A learning rate of {self.learning_rate!r} is not a finite number.")
+        if not _number(self.example_clip) or self.example_clip < 0:
+            raise ValueError(f"A clip of {self.example_clip!r} is not 0 or larger.")
         self._check_descent()
 
     def _check_descent(self) -> None:
@@ -150,6 +156,18 @@ class LocalWork:
             velocity = self.momentum * velocity + 1
             total += rate * velocity
         return total
+
+    @property
+    def image_norm(self) -> float:
+        """Bound on what one image adds to an update; of several steps, on all that images add.
+
+        Infinite unless gradients are clipped. Another image in its place moves the update by at
+        most twice as much: after one step, weight decay adds what the server knows anyway.
+        """
+        if not self.example_clip or (self.local_steps > 1 and self.weight_decay):
+            return inf
+        bound = self.reach * self.example_clip
+        return bound / self.batch_size if self.local_steps == 1 else bound
 
     @property
     def facts(self) -> dict[str, Any]:

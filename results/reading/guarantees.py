@@ -15,14 +15,17 @@ from torch import Tensor
 from fl_sim.data import private_rows
 from fl_sim.data.datasets import Images
 from fl_sim.observed.observations import Observation
-from fl_sim.privacy.accountant import Guarantee
+from fl_sim.privacy.accountant import GaussianGuarantee, Guarantee
 from fl_sim.privacy.bounds import covariance_within_classes, fisher_information, least_mse
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.study.trials import Trial
-from fl_sim.updates.local_update import flat_model, one_hot
+from fl_sim.updates.local_update import LocalWork, flat_model, one_hot
 from results.reading.attacked import private_images, public_images
 from results.scores.rows import CLIENT, OBSERVATION, VICTIM
 from results.scores.scoring import chance_to_identify
+
+PLAIN_WORK = LocalWork()
+"""Work without clipped gradients, of which a quantizer alone decides what is guaranteed."""
 
 SAMPLE = 16
 """Public images over which the information of an update is averaged."""
@@ -31,12 +34,28 @@ MAX_PIXELS = 1024
 """Pixels, of all channels, up to which the bound on the error is computed: a minute at most."""
 
 
-def epsilon_of(quantizer: str, parameters: int, rounds: int, delta: float) -> float:
+def guarantee_of(quantizer: str, parameters: int, work: LocalWork) -> Guarantee | None:
+    """Return what a payload guarantees of a client's update or, with DP-SGD, of one image.
+
+    Of one image only where Gaussian noise follows the clipped gradients: other mechanisms round
+    the update first, or depend on its elements, and their guarantee is that of the whole update.
+    """
+    parsed = parse_quantizer(quantizer)
+    of_image = parsed.guarantee(parameters, work.image_norm)
+    if isinstance(of_image, GaussianGuarantee):
+        return of_image
+    return parsed.guarantee(parameters)
+
+
+def epsilon_of(
+    quantizer: str, parameters: int, rounds: int, delta: float, work: LocalWork = PLAIN_WORK
+) -> float:
     """Return epsilon of one client over a training; missing if nothing is guaranteed.
 
     A client that is sampled in some rounds only is counted in all: the server sees who takes part.
+    With DP-SGD it is that of one image, as if it were in every batch.
     """
-    guarantee = parse_quantizer(quantizer).guarantee(parameters)
+    guarantee = guarantee_of(quantizer, parameters, work)
     return np.nan if guarantee is None else guarantee.epsilon(rounds, delta)
 
 
@@ -61,7 +80,7 @@ def identified_bound(
         One of each seed.
     """
     parsed = parse_quantizer(quantizer)
-    guarantee = parsed.guarantee(parameters)
+    guarantee = guarantee_of(quantizer, parameters, trials[0].work)
     if guarantee is None or victims.empty:
         return np.nan
     bounds: list[float] = []

@@ -134,7 +134,8 @@ class RunReader:
         of_seed = {trial.seed: trial for trial in self.trials}
         rows = []
         for quantizer in dict.fromkeys(trial.quantizer for trial in self.trials):
-            epsilon = epsilon_of(quantizer, self.parameters, rounds, delta)
+            work = self.trials[0].work
+            epsilon = epsilon_of(quantizer, self.parameters, rounds, delta, work)
             own = self.scores[self.scores["quantizer"] == quantizer]
             victims = own[[*VICTIM, "cohort"]].drop_duplicates()
             sizes = (self.parameters, rounds)

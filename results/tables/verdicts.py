@@ -101,7 +101,8 @@ def guaranteed(results: pd.DataFrame) -> str:
         return ""
     delta = ", ".join(f"{one:g}" for one in results["delta"].dropna().unique())
     return (
-        f"Epsilon: of one client over the whole training, against the server, at delta {delta}. "
+        "Epsilon: of one client (with example_clip, of one image) over the whole training, against "
+        f"the server, at delta {delta}. "
         "Id. <=: the most that any attack can identify, in percent."
     )
 
