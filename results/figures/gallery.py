@@ -12,6 +12,9 @@ from torch import Tensor
 from results.figures.styles import VERDICT_COLOURS
 from results.tables.verdicts import STAR
 
+ACROSS = 16
+"""Images in a row."""
+
 _PITCH = 1.27  # inches from row to row; an image is one inch wide
 _LETTER, _LINE = 0.06, 0.14  # inches, in the note
 
@@ -45,7 +48,8 @@ def gallery_figure(
 ) -> Figure:
     """Draw a row of private images and a row per quantizer, with the MSE under each image.
 
-    A note below names the server plan and explains the star, if there is one.
+    More than `ACROSS` images continue below, in a block of the same rows. A note at the end names
+    the server plan and explains the star, if there is one.
 
     Parameters
     ----------
@@ -59,24 +63,41 @@ def gallery_figure(
         A sentence on the server plan: `results.tables.verdicts.server_plans`.
     """
     margin = 0.3 + 0.08 * max(len("not established"), *(len(row.label) for row in rows), 0)
-    width = margin + len(truth) + 0.1
+    width = margin + min(len(truth), ACROSS) + 0.1
     starred = any(row.shown.endswith("*") for row in rows)
     sentences = [server] + [f"* {STAR}"] * starred
     note = [line for one in sentences for line in textwrap.wrap(one, int(width / _LETTER))]
-    bottom = _PITCH * (len(rows) + 1) + 0.1
+    starts = range(0, len(truth), ACROSS)
+    block = len(rows) + 1
+    bottom = _PITCH * block * len(starts) + 0.1
     height = bottom + _LINE * len(note)
     figure = Figure(figsize=(width, height), dpi=120)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(-margin, width - margin)
     axes.set_ylim(height, 0)
     axes.axis("off")
-    _draw_row(axes, 0, label="private images", colour="black", images=truth, captions=captions)
-    for number, row in enumerate(rows, start=1):
-        errors = ["failed" if not np.isfinite(e) else f"MSE {e:.2g}" for e in row.errors]
-        label, colour = f"{row.label}\n{row.shown}", VERDICT_COLOURS[row.verdict]
-        _draw_row(axes, number, label=label, colour=colour, images=row.images, captions=errors)
+    for number, start in enumerate(starts):
+        _draw_block(axes, number * block, slice(start, start + ACROSS), truth, captions, rows)
     axes.text(0.1 - margin, bottom, "\n".join(note), va="top", fontsize=7)
     return figure
+
+
+def _draw_block(
+    axes: Axes,
+    first: int,
+    some: slice,
+    truth: Tensor,
+    captions: Sequence[str],
+    rows: Sequence[GalleryRow],
+) -> None:
+    """Draw some of the images, from the row ``first`` on."""
+    own, given = truth[some], captions[some]
+    _draw_row(axes, first, label="private images", colour="black", images=own, captions=given)
+    for number, row in enumerate(rows, start=first + 1):
+        errors = ["failed" if not np.isfinite(e) else f"MSE {e:.2g}" for e in row.errors[some]]
+        label, colour = f"{row.label}\n{row.shown}", VERDICT_COLOURS[row.verdict]
+        images = row.images[some]
+        _draw_row(axes, number, label=label, colour=colour, images=images, captions=errors)
 
 
 def picture(image: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":

@@ -69,6 +69,39 @@ def victim_cards(
     return cards
 
 
+def batch_strips(run: RunReader, victims: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Return for each quantizer whole batches with their strongest reconstructions, image by image.
+
+    Parameters
+    ----------
+    run : RunReader
+        The run.
+    victims : DataFrame
+        Images of whole batches: `results.scores.rows.random_batches`.
+
+    Returns
+    -------
+    dict
+        Empty if batches have one image.
+    """
+    if not victims["image"].any():
+        return {}
+    truth = {tuple(row[VICTIM]): png(run.victim(row)) for _, row in victims.iterrows()}
+    strongest = run.scores[run.scores["strongest"]].merge(victims, on=VICTIM).sort_values(VICTIM)
+    return {
+        str(quantizer): [
+            {
+                "title": f"client {row['partition']}, image {row['image']}",
+                "truth": truth[tuple(row[VICTIM])],
+                "png": png(run.guess(row)),
+                "mse": float(row["mse"]),
+            }
+            for _, row in rows.iterrows()
+        ]
+        for quantizer, rows in strongest.groupby("quantizer", sort=False)
+    }
+
+
 def _guess(run: RunReader, row: "pd.Series", classes: tuple[str, ...]) -> dict[str, Any]:
     return {
         "attack": row["attack"],

@@ -21,16 +21,18 @@ from fl_sim.study.runs import weights_digest
 from fl_sim.study.settings import dump_settings
 from fl_sim.study.study import read_study
 from results.figures import charts
-from results.figures.pictures import BUDGET, affordable_victims, victim_cards
+from results.figures.pictures import BUDGET, affordable_victims, batch_strips, victim_cards
 from results.reading.run_reader import RunReader
+from results.reading.study_reader import GALLERY_VICTIMS
 from results.scores.baselines import bar
-from results.scores.rows import VICTIM, random_victims
+from results.scores.rows import VICTIM, random_batches, random_victims
 from results.tables.csv_text import csv_text
 from results.tables.families import NOTE, family_table
 from results.tables.numbers import percent
 from results.tables.summary import REFERENCE
 from results.tables.verdicts import chance, definitions, server_plans, starred
 
+_MOST_OF_A_BATCH = 32  # images of a batch on the page
 _PACKAGES = ("torch", "flwr", "numpy", "scipy", "scikit-image", "plotly")
 
 
@@ -108,6 +110,12 @@ class ReportEntry:
         cards = victim_cards(self.run, victims, classes)
         return {self.prefix + quantizer: of_quantizer for quantizer, of_quantizer in cards.items()}
 
+    def strips(self) -> dict[str, list[dict[str, Any]]]:
+        """Return whole batches per quantizer, as in the gallery; of large ones the first images."""
+        batches = random_batches(self.run.scores, GALLERY_VICTIMS)[:_MOST_OF_A_BATCH]
+        strips = batch_strips(self.run, batches)
+        return {self.prefix + quantizer: strip for quantizer, strip in strips.items()}
+
     def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(quantizer=self.prefix + frame["quantizer"].astype("str"))
 
@@ -161,8 +169,10 @@ def _write(entries: Sequence[ReportEntry], title: str, path: Path) -> None:
         figures["labels"] = charts.labels(results)
         figures["clients"] = charts.clients(strongest)
     cards: dict[str, Any] = {}
+    strips: dict[str, Any] = {}
     for entry in entries:
         cards |= entry.cards(BUDGET // len(entries))
+        strips |= entry.strips()
     text = _ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
         entries=entries,
@@ -183,6 +193,7 @@ def _write(entries: Sequence[ReportEntry], title: str, path: Path) -> None:
                 "figures": {n: f.to_plotly_json() for n, f in figures.items()},
                 "switches": switches,
                 "cards": cards,
+                "strips": strips,
             }
         ),
         versions=", ".join(f"{package} {version(package)}" for package in _PACKAGES),

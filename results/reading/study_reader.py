@@ -14,10 +14,11 @@ from fl_sim.study.study import read_study
 from results.figures.curves import curve_figure, render
 from results.figures.gallery import GalleryRow, gallery_figure
 from results.reading.run_reader import RunReader
-from results.scores.rows import VICTIM, random_victims
+from results.scores.rows import VICTIM, random_batches
 from results.tables.verdicts import server_plans, starred
 
-GALLERY_VICTIMS = 8
+GALLERY_VICTIMS, GALLERY_MOST = 8, 64
+"""Images that a gallery shows: so many, or one whole batch if that has more, up to a limit."""
 
 
 def load_run(root: str | Path) -> "StudyReader":
@@ -120,10 +121,17 @@ class StudyReader:
 
 
 def run_gallery(run: RunReader) -> Figure | None:
-    """Draw the strongest reconstructions of random victims; None if nothing was attacked."""
-    victims = random_victims(run.scores, GALLERY_VICTIMS).sort_index()
+    """Draw the strongest reconstructions of whole batches; None if nothing was attacked.
+
+    Batches are drawn by seed. Each image stands above the reconstructions that are assigned to it.
+    """
+    batches = random_batches(run.scores, GALLERY_VICTIMS)
+    victims = batches[:GALLERY_MOST]
     if victims.empty:
         return None
+    note = server_plans(run.results)
+    if len(victims) < len(batches):
+        note = f"The first {len(victims)} of {len(batches)} images of a batch. {note}"
     strongest = run.scores[run.scores["strongest"]]
     rows = []
     for _, result in run.results.iterrows():
@@ -139,7 +147,7 @@ def run_gallery(run: RunReader) -> Figure | None:
         f"round {row.round}, client {row.partition}\nseed {row.seed}, image {row.image}"
         for row in victims.itertuples()
     ]
-    return gallery_figure(truth, captions, rows, server_plans(run.results))
+    return gallery_figure(truth, captions, rows, note)
 
 
 def _picture(figure: Figure) -> Image.Image:

@@ -118,8 +118,32 @@ def random_victims(scores: pd.DataFrame, count: int) -> pd.DataFrame:
     DataFrame
         At most ``count`` rows with the columns `VICTIM`, in the order drawn.
     """
+    shared = _shared_victims(scores)
+    return shared.iloc[_drawn(len(shared), count)]
+
+
+def random_batches(scores: pd.DataFrame, images: int) -> pd.DataFrame:
+    """Draw whole batches at random, by seed, from the victims that all quantizers share.
+
+    Returns
+    -------
+    DataFrame
+        As many batches as make up at most so many images, but at least one: a row an image, with
+        the columns `VICTIM`, sorted. With one image a batch these are `random_victims`.
+    """
+    shared = _shared_victims(scores)
+    clients = shared[CLIENT].drop_duplicates()
+    size = max(1, len(shared) // max(1, len(clients)))
+    drawn = clients.iloc[_drawn(len(clients), max(1, images // size))]
+    return shared.merge(drawn, on=CLIENT).sort_values(VICTIM, ignore_index=True)
+
+
+def _shared_victims(scores: pd.DataFrame) -> pd.DataFrame:
     strongest = scores[scores["strongest"]]
     holders = strongest.groupby(VICTIM)["quantizer"].nunique()
-    shared = holders[holders == holders.max()].index.to_frame(index=False)
+    return holders[holders == holders.max()].index.to_frame(index=False)
+
+
+def _drawn(among: int, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     rng = numpy_rng(0, Purpose.VICTIMS, 0)
-    return shared.iloc[rng.choice(len(shared), size=min(count, len(shared)), replace=False)]
+    return rng.choice(among, size=min(count, among), replace=False)

@@ -1,5 +1,5 @@
 "use strict";
-const { figures, switches, cards } = JSON.parse(document.getElementById("data").textContent);
+const { figures, switches, cards, strips } = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const printing = matchMedia("print");
@@ -93,7 +93,17 @@ const card = ({ title, label, truth, guesses }) => {
   figure.querySelector("figcaption").textContent = title;
   return figure;
 };
+const pair = ({ title, truth, png, mse }) => {
+  const column = document.createElement("div");
+  const error = Number.isFinite(mse) ? `MSE ${mse.toPrecision(2)}` : "failed";
+  column.className = "pictures";
+  column.append(picture(truth, `Private image, ${title}`, [title]), picture(png, `Reconstruction of ${title}`, [error]));
+  return column;
+};
 const showVictims = () => {
+  const strip = strips[quantizer.value] ?? [];
+  byId("batch").hidden = !strip.length;
+  byId("batch").querySelector(".batch").replaceChildren(...strip.map(pair));
   const all = cards[quantizer.value] ?? [];
   const shown = all.filter((one) => !round.value || String(one.round) === round.value).sort(ORDERS[order.value]);
   byId("victims").replaceChildren(...shown.map(card));

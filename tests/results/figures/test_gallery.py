@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from results.figures.curves import save_figure
-from results.figures.gallery import GalleryRow, gallery_figure, picture
+from results.figures.gallery import ACROSS, GalleryRow, gallery_figure, picture
 from results.tables.verdicts import STAR
 
 SERVER = "Server plan: curious (honest but curious)."
@@ -63,3 +63,19 @@ def test_a_star_is_drawn_and_explained_where_there_is_one(starred):
     assert "none\nleaks" in texts
     assert ("sign\nleaks*" in texts) is starred
     assert " ".join(texts[-1].split()) == SERVER + f" * {STAR}" * starred
+
+
+def test_images_of_a_large_batch_continue_below_each_above_its_own(tmp_path):
+    count = 2 * ACROSS + 1
+    truth = torch.zeros(count, 1, 8, 8)
+    truth[-1] = 1
+    rows = [GalleryRow("sign", "leaks", "leaks", truth, [k / 100 for k in range(count)])]
+    captions = [f"image {k}" for k in range(count)]
+    figure = gallery_figure(truth, captions, rows, SERVER)
+    placed = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert placed["image 0"][0] == placed[f"image {ACROSS}"][0] == placed["MSE 0.16"][0]
+    lines = ["image 0", "MSE 0.01", f"image {ACROSS}", f"MSE 0.{ACROSS}", "image 32", "MSE 0.32"]
+    heights = [placed[line][1] for line in lines]
+    assert heights == sorted(heights)
+    shown = [image.get_array().max() for image in figure.axes[0].images]
+    assert [k for k, value in enumerate(shown) if value] == [4 * ACROSS, 4 * ACROSS + 1]

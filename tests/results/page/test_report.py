@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from fl_sim.study.settings import SettingsError, dump_settings
-from results.figures.pictures import affordable_victims, png, victim_cards
+from results.figures.pictures import affordable_victims, batch_strips, png, victim_cards
 from results.page.report import compare, sentence, write_report
 from results.reading.run_reader import RunReader
 from results.reading.study_reader import run_gallery
-from results.scores.rows import random_victims
+from results.scores.rows import CLIENT, VICTIM, random_batches, random_victims
 from results.tables.verdicts import STAR, VERDICTS
 from tests.results.conftest import graded, small_settings, write_run
 
@@ -139,6 +139,44 @@ def test_cards_pair_truth_and_guesses(graded_run):
         assert {guess["png"] for guess in card["guesses"]} == {card["truth"]}
         assert {guess["label"] for guess in card["guesses"]} == {card["label"]}
     assert all(guess["short"] for card in cards["sign"] for guess in card["guesses"])
+
+
+def shuffled(
+    images: torch.Tensor, labels: torch.Tensor, quantizer: str, attack: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The truth in another order."""
+    del quantizer, attack
+    return images.flip(0), labels.flip(0)
+
+
+def test_a_batch_is_shown_whole_and_each_image_above_the_one_that_is_assigned_to_it(tmp_path):
+    changes = {"training": {"rounds": 1, "batch_size": 6}, "audit": {"attacks": ["cell"]}}
+    root = write_run(tmp_path / "run", small_settings(**changes), shuffled).root
+    run = RunReader(root)
+    batches = random_batches(run.scores, 8)
+    assert batches["image"].tolist() == list(range(6))
+    assert len(batches[CLIENT].drop_duplicates()) == 1
+    assert len(random_batches(run.scores, 12)) == 12
+    for strip in batch_strips(run, batches).values():
+        assert [one["truth"] for one in strip] == [one["png"] for one in strip]
+        assert len({one["truth"] for one in strip}) == 6
+    figure = run_gallery(run)
+    assert figure is not None
+    drawn = [image.get_array().tolist() for image in figure.axes[0].images]
+    assert drawn[:6] == drawn[6:12] == drawn[12:18]
+    write_report(run, tmp_path / "report.html")
+    block = re.search(r'id="data">(.*?)</script>', (tmp_path / "report.html").read_text(), re.S)
+    assert block is not None
+    strips = json.loads(block[1])["strips"]
+    assert [one["title"][-7:] for one in strips["sign"]] == [f"image {k}" for k in range(6)]
+
+
+def test_batches_of_one_image_are_random_victims_and_need_no_strip(tmp_path):
+    changes = {"training": {"rounds": 1, "batch_size": 1}, "audit": {"attacks": ["cell"]}}
+    run = RunReader(write_run(tmp_path / "run", small_settings(**changes), graded).root)
+    drawn = random_victims(run.scores, 5).sort_values(VICTIM, ignore_index=True)
+    assert random_batches(run.scores, 5).equals(drawn)
+    assert batch_strips(run, drawn) == {}
 
 
 def test_a_small_budget_shows_fewer_victims(graded_run):
