@@ -16,7 +16,7 @@ from fl_sim.quantizers import parse_quantizer
 from fl_sim.study.settings import load_settings
 from fl_sim.study.trials import trials_of
 from fl_sim.updates.local_update import convolutions_for, flat_model, local_update, one_hot
-from server.training import initial_weights
+from server.training import initial_state
 
 
 def trial_of(spec, **overrides):
@@ -34,7 +34,7 @@ def ask(grid, trial, server_round, weights, node=0):
 
 def test_a_client_sends_its_update_quantized_and_nothing_else():
     trial = trial_of("uniform:bits=8", batch_size="2")
-    weights = initial_weights(trial)
+    weights = initial_state(trial, None)[0]
     reply = ask(LocalGrid(app, 3), trial, 5, weights, node=1)
     payload = read_payload(reply, flat_model(trial.model_spec).layout)
     assert payload.spec == "uniform:bits=8"
@@ -49,7 +49,7 @@ def test_a_client_sends_its_update_quantized_and_nothing_else():
 
 def test_the_clients_update_is_the_one_the_private_batch_gives():
     trial = trial_of("none", update="delta", local_steps="3", batch_size="2")
-    weights = initial_weights(trial)
+    weights = initial_state(trial, None)[0]
     images, labels = private_batch(trial.federation, trial.work, 2, 9)
     assert images.shape[0] == 6
     model, targets = flat_model(trial.model_spec), one_hot(labels, 10)
@@ -60,7 +60,7 @@ def test_the_clients_update_is_the_one_the_private_batch_gives():
 
 def test_randomized_rounding_draws_anew_each_round_but_repeats_with_the_seed():
     trial = trial_of("stochastic:bits=2")
-    weights, layout = initial_weights(trial), flat_model(trial.model_spec).layout
+    weights, layout = initial_state(trial, None)[0], flat_model(trial.model_spec).layout
 
     def payload(server_round):
         return read_payload(ask(LocalGrid(app, 3), trial, server_round, weights), layout)
@@ -71,7 +71,7 @@ def test_randomized_rounding_draws_anew_each_round_but_repeats_with_the_seed():
 
 def test_error_feedback_keeps_its_residual_between_rounds_and_drops_it_between_trials():
     trial = trial_of("error_feedback(sign)")
-    weights, layout = initial_weights(trial), flat_model(trial.model_spec).layout
+    weights, layout = initial_state(trial, None)[0], flat_model(trial.model_spec).layout
     quantizer = parse_quantizer(trial.quantizer)
     grid = LocalGrid(app, 3)
     sent = [
@@ -89,7 +89,7 @@ def test_error_feedback_keeps_its_residual_between_rounds_and_drops_it_between_t
 
 def test_an_update_that_is_not_finite_never_leaves_the_client():
     trial = trial_of("none")
-    weights = torch.full_like(initial_weights(trial), float("nan"))
+    weights = torch.full_like(initial_state(trial, None)[0], float("nan"))
     reply = ask(LocalGrid(app, 3), trial, 1, weights)
     assert reply.has_error()
     assert "not finite" in reply.error.reason

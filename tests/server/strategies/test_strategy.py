@@ -16,7 +16,7 @@ from fl_sim.updates.local_update import Update, flat_model
 from server.strategies.averaging import QuantizedAveraging
 from server.strategies.curious import HonestButCurious
 from server.strategies.reception import RoundFailedError
-from server.training import find_nodes, initial_weights
+from server.training import find_nodes, initial_state
 
 
 class Server:
@@ -29,7 +29,7 @@ class Server:
         self.trial = trials_of(self.settings)[0]
         self.grid = LocalGrid(app, self.settings.data.clients)
         self.nodes = find_nodes(self.grid, self.settings.data.clients)
-        self.weights = initial_weights(self.trial)
+        self.weights, _ = initial_state(self.trial, None)
         self.strategy = QuantizedAveraging(
             self.trial, self.settings.training, self.nodes, self.weights
         )
