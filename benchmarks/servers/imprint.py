@@ -1,4 +1,7 @@
-"""ACTIVE threat model: what a server that plants weights reads from updates of CIFAR images."""
+"""What a server reads from updates of CIFAR images: one that plants weights, or a curious one.
+
+All plans but ``--plan curious`` are of the ACTIVE threat model; that one needs ``--attack``.
+"""
 
 import argparse
 import time
@@ -42,6 +45,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1, help="of whom only the sum is seen")
     arguments = parser.parse_args()
     plan = parse_plan(arguments.plan)
+    if not (plan.reader or arguments.attack):
+        parser.error(f"--attack is needed: the plan {plan.spec} has no attack of its own")
     spec = ModelSpec(plan.model(arguments.model), (3, 32, 32), 10)
     plan.check(spec)
     torch.set_num_threads(1)

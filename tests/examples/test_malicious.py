@@ -1,13 +1,11 @@
 """The example app with a malicious server, run in this process, and audited."""
 
-import tomllib
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from runpy import run_path
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
@@ -19,30 +17,19 @@ from fl_sim.observed.observations import load_observations
 from fl_sim.storage.files import read_facts
 from results.scores.scoring import score_batch
 from server import Malicious
+from tests.examples.apps import ExampleApp
 
-APP = Path(__file__).parents[2] / "examples" / "malicious"
-FLOWER = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-
-
-def component(name):
-    module, attribute = FLOWER["components"][name].split(":")
-    return getattr(import_module(module), attribute)
-
-
-def run(out, clients, **config):
-    config = FLOWER["config"] | {"out": str(out)} | config
-    context = Context(1, 1, {}, RecordDict(), config)
-    component("serverapp")(LocalGrid(component("clientapp"), clients, config), context)
+APP = ExampleApp("malicious")
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(APP))
+    monkeypatch.syspath_prepend(str(APP.folder))
 
 
 def test_the_audit_reads_what_the_server_planted_and_says_so(tmp_path, capsys):
-    run(tmp_path, 2, **{"num-server-rounds": 1})
-    run_path(str(APP / "audit.py"))["main"](tmp_path)
+    APP.run(tmp_path, 2, **{"num-server-rounds": 1})
+    run_path(str(APP.folder / "audit.py"))["main"](tmp_path)
     said = capsys.readouterr().out
     assert "Server plan: traps:share=0.1 (malicious: sets trap weights)" in " ".join(said.split())
     (summary,) = [line for line in said.splitlines() if line.split()[:1] == ["uniform:bits=8"]]
@@ -51,7 +38,7 @@ def test_the_audit_reads_what_the_server_planted_and_says_so(tmp_path, capsys):
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for folder in ("one", "two"):
-        run(tmp_path / folder, 2)
+        APP.run(tmp_path / folder, 2)
     kept = [sorted((tmp_path / f).rglob("*.safetensors")) for f in ("one", "two")]
     assert [p.read_bytes() for p in kept[0]] == [p.read_bytes() for p in kept[1]]
     assert len(kept[0]) == 2
@@ -92,7 +79,7 @@ def test_training_goes_on_as_if_a_planted_round_had_not_been(tmp_path):
     arrays = ArrayRecord(import_module("planted.task").Net().state_dict())
     trained = []
     result = malicious(every=2, store=tmp_path).start(
-        LocalGrid(component("clientapp"), 2, FLOWER["config"]),
+        LocalGrid(APP.component("clientapp"), 2, APP.config),
         arrays,
         num_rounds=3,
         train_config=ConfigRecord({"lr": 0.1}),
@@ -108,7 +95,7 @@ def test_training_goes_on_as_if_a_planted_round_had_not_been(tmp_path):
 def test_clients_that_are_sent_different_weights_are_stored_with_theirs(tmp_path):
     task = import_module("planted.task")
     result = malicious(plan="inconsistent(traps:share=0.1)", store=tmp_path).start(
-        LocalGrid(component("clientapp"), 2, FLOWER["config"]),
+        LocalGrid(APP.component("clientapp"), 2, APP.config),
         ArrayRecord(task.Net().state_dict()),
         num_rounds=1,
         train_config=ConfigRecord({"lr": 0.1}),

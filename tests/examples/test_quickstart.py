@@ -1,38 +1,23 @@
 """The example app: Flower's quick-start, run in this process, and audited."""
 
-import tomllib
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
 
-from fl_sim.engines.grids import LocalGrid
 from fl_sim.updates.local_update import LocalWork
+from tests.examples.apps import ExampleApp
 
-APP = Path(__file__).parents[2] / "examples" / "quickstart"
-FLOWER = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-
-
-def component(name):
-    module, attribute = FLOWER["components"][name].split(":")
-    return getattr(import_module(module), attribute)
-
-
-def run(out, clients, **config):
-    config = FLOWER["config"] | {"out": str(out)} | config
-    context = Context(1, 1, {}, RecordDict(), config)
-    component("serverapp")(LocalGrid(component("clientapp"), clients, config), context)
+APP = ExampleApp("quickstart")
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(APP))
+    monkeypatch.syspath_prepend(str(APP.folder))
 
 
 def test_the_example_trains_and_its_audit_recovers_what_clients_trained_on(tmp_path, capsys):
-    run(tmp_path, 2, **{"num-server-rounds": 1})
+    APP.run(tmp_path, 2, **{"num-server-rounds": 1})
     audit = import_module("audit")
     audit.main(tmp_path)
     lines = capsys.readouterr().out.splitlines()
@@ -55,7 +40,7 @@ def test_an_audit_that_assumes_the_wrong_work_says_so(tmp_path, capsys):
     from results.app_report import print_audit
     from server.auditing.app_audit import audit
 
-    run(tmp_path, 2, **{"num-server-rounds": 1, "local-epochs": 3})  # with momentum 0.9
+    APP.run(tmp_path, 2, **{"num-server-rounds": 1, "local-epochs": 3})  # with momentum 0.9
     task = import_module("quickstart.task")
     work = LocalWork("delta", batch_size=4, learning_rate=0.1, local_steps=3)
     facts = {"shape": (1, 8, 8), "classes": 10, "work": work}
@@ -74,7 +59,7 @@ def test_an_audit_that_assumes_the_wrong_work_says_so(tmp_path, capsys):
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for folder in ("one", "two"):
-        run(tmp_path / folder, 2, **{"num-server-rounds": 2})
+        APP.run(tmp_path / folder, 2, **{"num-server-rounds": 2})
     kept = [sorted((tmp_path / f).rglob("*.safetensors")) for f in ("one", "two")]
     assert [p.read_bytes() for p in kept[0]] == [p.read_bytes() for p in kept[1]]
     assert len(kept[0]) == 2
@@ -84,7 +69,7 @@ def test_the_audit_refuses_another_model_and_an_empty_store(tmp_path):
     from fl_sim.storage.files import StoreError
     from server.auditing.app_audit import audit
 
-    run(tmp_path, 2, **{"num-server-rounds": 1})
+    APP.run(tmp_path, 2, **{"num-server-rounds": 1})
     facts = {"shape": (1, 8, 8), "classes": 10, "work": LocalWork("delta", batch_size=4)}
     with pytest.raises(StoreError, match="not an observation"):
         audit(tmp_path / "observations", lambda: torch.nn.Linear(64, 10), **facts)

@@ -1,39 +1,24 @@
 """The example of a usual recipe: BatchNorm, normalised and flipped images, momentum; audited."""
 
-import tomllib
 from importlib import import_module
-from pathlib import Path
 from runpy import run_path
 
 import pytest
-from flwr.app import Context, RecordDict
 
-from fl_sim.engines.grids import LocalGrid
 from fl_sim.updates.local_work import LocalWork
+from tests.examples.apps import ExampleApp
 
-APP = Path(__file__).parents[2] / "examples" / "resnet"
-FLOWER = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-
-
-def component(name):
-    module, attribute = FLOWER["components"][name].split(":")
-    return getattr(import_module(module), attribute)
-
-
-def run(out, clients, **config):
-    config = FLOWER["config"] | {"out": str(out)} | config
-    context = Context(1, 1, {}, RecordDict(), config)
-    component("serverapp")(LocalGrid(component("clientapp"), clients, config), context)
+APP = ExampleApp("resnet")
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(APP))
+    monkeypatch.syspath_prepend(str(APP.folder))
 
 
 def test_the_audit_follows_the_recipe_and_says_what_it_assumed(tmp_path, capsys):
-    run(tmp_path, 2, **{"num-server-rounds": 2})
-    run_path(str(APP / "audit.py"))["main"](tmp_path, "cell:iterations=60,restarts=0")
+    APP.run(tmp_path, 2, **{"num-server-rounds": 2})
+    run_path(str(APP.folder / "audit.py"))["main"](tmp_path, "cell:iterations=60,restarts=0")
     said = " ".join(capsys.readouterr().out.split())
     assert "another update" not in said  # BatchNorm, momentum and all are followed
     assert "round client attack PSNR labels status gates" in said
@@ -50,7 +35,7 @@ def test_what_the_audit_is_not_told_it_names(tmp_path, capsys):
     from results.assumptions import lower_bounds
     from server.auditing.app_audit import audit
 
-    run(tmp_path, 2, **{"num-server-rounds": 1, "local-epochs": 2, "batch-size": 2})
+    APP.run(tmp_path, 2, **{"num-server-rounds": 1, "local-epochs": 2, "batch-size": 2})
     task = import_module("resnet.task")
     plain = LocalWork("delta", 2, 0.1, 4, 2, shuffled=True, augmented=True)  # not normalised
     found = audit(
