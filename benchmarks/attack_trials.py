@@ -101,6 +101,11 @@ class Victims:
         splits = self._splits
         return PublicImages(splits.public.pixels(), splits.public.labels)
 
+    @property
+    def training_images(self) -> Images:
+        """Images that networks are trained on, none of them a victim."""
+        return self._splits.train
+
     def weights(self, trained: bool) -> Tensor:
         """Return the weights ``(size,)`` that clients were given."""
         module = build_model(SPEC, self.seed)

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.special import log_ndtr
 
+from attacker.matching.label_regression import LabelRegression, learn_labels
 from attacker.matching.problems import Problems
 from attacker.readers.synthetic import synthetic_images
 from attacker.readers.thresholds import has_thresholds, read_labels
 from fl_sim.coding.cell import Cell, Transform
+from fl_sim.data.public_images import PublicImages
 from fl_sim.updates.layers import Layer, find_head
 from fl_sim.updates.local_update import clipped
 
@@ -28,7 +30,7 @@ _MOST_ELEMENTS = 4096  # of an update
 _MOST_FLOATS = 2**26  # of updates held at once
 
 
-def recover_labels(problems: Problems) -> Tensor:
+def recover_labels(problems: Problems, public: PublicImages | None = None) -> Tensor:
     """Recover the labels of every batch, as counts.
 
     The gradient of the head's bias is the mean of (predicted probability - one-hot label), so class
@@ -37,9 +39,17 @@ def recover_labels(problems: Problems) -> Tensor:
     prediction at synthetic images, and labels are handed out one by one to the class with the
     largest remaining count (after Geng et al. 2021). Where the quantizer is too coarse to tell n
     labels from n + 1 in this bias, or where there is no bias, the whole payload decides: one label
-    at a time is exchanged for another as long as that makes the payload more likely. Where the
-    server planted a bank of thresholds, its units tell the labels of single images. Labels that are
-    known are returned as they are.
+    at a time is exchanged for another as long as that makes the payload more likely. With public
+    images, `learn_labels` counts them instead where it counts those of other public images better:
+    it does at trained weights. Where the server planted a bank of thresholds, its units tell the
+    labels of single images. Labels that are known are returned as they are.
+
+    Parameters
+    ----------
+    problems : Problems
+        The batches.
+    public : PublicImages, optional
+        Images that anyone has, with their labels.
 
     Returns
     -------
@@ -48,10 +58,10 @@ def recover_labels(problems: Problems) -> Tensor:
     """
     if problems.known_labels is not None:
         return problems.known_labels
-    return problems.by_weights(_recovered)
+    return problems.by_weights(lambda alike: _recovered(alike, public))
 
 
-def _recovered(problems: Problems) -> Tensor:
+def _recovered(problems: Problems, public: PublicImages | None) -> Tensor:
     """Recover the labels of batches that share weights."""
     if has_thresholds(problems.model, problems.weights):
         return read_labels(problems)
@@ -76,7 +86,20 @@ def _recovered(problems: Problems) -> Tensor:
         for row in coarse.nonzero().squeeze(1).tolist():
             likelihood = expected.likelihood(problems.cells[row])
             found[row] = _most_likely((found[row], even), likelihood)
+        learned = learn_labels(problems, public)
+        if learned is not None and _counts_better(learned, expected, even):
+            shares = learned.shares(problems.cell.decoded[coarse])
+            found[coarse] = _handed_out(shares, images)
     return torch.stack([torch.arange(classes).repeat_interleave(row.long()) for row in found])
+
+
+def _counts_better(learned: LabelRegression, expected: "_Expected", even: Tensor) -> bool:
+    """Tell whether a regression counts the labels of held-out public batches better."""
+    cells, truth = learned.held_out, learned.held_out_counts
+    decoded = torch.stack([cell.decoded for cell in cells])
+    mine = _handed_out(learned.shares(decoded), int(even.sum()))
+    theirs = torch.stack([_most_likely((even,), expected.likelihood(cell)) for cell in cells])
+    return bool(torch.minimum(mine, truth).sum() > torch.minimum(theirs, truth).sum())
 
 
 def _errors(problems: Problems, head: Layer) -> Tensor:

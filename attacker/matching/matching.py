@@ -111,8 +111,8 @@ class Matching:
 
     @property
     def uses_public(self) -> bool:
-        """Whether public images make a difference."""
-        return self.needs_public
+        """Whether public images make a difference: their labels help to count those of batches."""
+        return self.needs_public or self.labels == "analytic"
 
     def reconstruct(
         self,
@@ -311,7 +311,7 @@ class Matching:
         if self.labels == "joint" or find_head(problems.model) is None:
             logits = torch.cat([label_logits(problems, context) for context in contexts])
             return _Candidates(repeated, start, in_frequencies, None, logits)
-        targets = one_hot(recover_labels(problems), problems.model.classes)
+        targets = one_hot(recover_labels(problems, contexts[0].public), problems.model.classes)
         return _Candidates(
             repeated, start, in_frequencies, targets.repeat(len(contexts), 1, 1), None
         )

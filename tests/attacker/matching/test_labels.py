@@ -1,12 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import norm
 
+from attacker.matching.label_regression import learn_labels
 from attacker.matching.labels import _log_probability, _most_likely, recover_labels
 from attacker.matching.problems import Problems
-from fl_sim.updates.local_update import LocalWork
+from fl_sim.data.public_images import PublicImages
+from fl_sim.models import build_model
+from fl_sim.observed.evidence import HeldBack
+from fl_sim.updates.local_update import Layout, LocalWork
 from results.scores.scoring import labels_recovered
-from tests.attacker.observing import digits, observe
+from tests.attacker.observing import SPEC, digits, observe
 
 
 def share(quantizer, size, clients=8):
@@ -23,6 +29,58 @@ def share(quantizer, size, clients=8):
 @pytest.mark.parametrize("size", [4, 8])
 def test_labels_are_counted_however_coarse_the_payload(quantizer, size):
     assert share(quantizer, size) >= 0.9
+
+
+def trained_lenet(steps):
+    module = build_model(SPEC)
+    images, labels = digits(1000, seed=5)
+    optimizer = torch.optim.Adam(module.parameters(), 0.003)
+    for step in range(steps):
+        rows = slice(64 * step % 960, 64 * step % 960 + 64)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    return Layout.of(module).flatten({n: p.detach() for n, p in module.named_parameters()})
+
+
+def trained_problems(work=None, clients=16, **more):
+    images, labels = digits(1797, seed=5)
+    rows = slice(1000, 1000 + 8 * clients)
+    work = work or LocalWork(batch_size=8)
+    seen = observe(images[rows], labels[rows], "sign", work, weights=trained_lenet(60), **more)
+    public = PublicImages(images[1300:], labels[1300:])
+    return Problems.of([[one] for one in seen]), public, labels[rows].reshape(clients, 8)
+
+
+def test_labels_of_public_images_help_to_count_labels_at_trained_weights():
+    problems, public, truth = trained_problems()
+
+    def share_of(found):
+        pairs = zip(found.tolist(), truth.tolist(), strict=True)
+        return sum(labels_recovered(*pair) for pair in pairs) / len(truth)
+
+    alone, with_public = (share_of(recover_labels(problems, one)) for one in (None, public))
+    assert with_public >= max(0.85, alone + 0.05)
+
+
+def test_a_regression_is_learned_only_where_updates_are_means_and_public_images_are_enough():
+    problems, public, _ = trained_problems(clients=1)
+    assert learn_labels(problems, public) is not None
+    assert learn_labels(problems, None) is None
+    assert learn_labels(problems, PublicImages(public.images[:100], public.labels[:100])) is None
+    steps = LocalWork("delta", 4, local_steps=2, local_batches=2)
+    assert learn_labels(trained_problems(steps, clients=1)[0], public) is None
+
+
+def test_a_regression_reads_nothing_that_is_held_back():
+    problems, public, _ = trained_problems(clients=2)
+    held = HeldBack()
+    hidden = replace(problems, held_back=held)
+    learned = learn_labels(hidden, public)
+    layout = problems.flat_model.layout
+    gone = held.elements(layout, layout.sizes)[learned.chosen]
+    assert bool(gone.any())
+    assert float(learned.slopes[gone].abs().max()) == 0
 
 
 def test_the_logarithm_of_a_probability_is_exact_in_both_tails_and_in_narrow_intervals():
