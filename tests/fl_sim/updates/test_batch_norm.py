@@ -56,9 +56,9 @@ def batch(work, clients=1):
     return images, one_hot(labels, 3)
 
 
-def trained_by_torch(work, images, targets, order):
+def trained_by_torch(work, images, targets, order, module=None, model=MODEL):
     """Return weights and running statistics after training as people write it."""
-    module = build_model(SPEC)
+    module = build_model(SPEC) if module is None else module
     images = (images - work.mean[0]) / work.std[0] if work.mean else images
     sgd = torch.optim.SGD(
         module.parameters(), work.learning_rate, work.momentum, weight_decay=work.weight_decay
@@ -75,7 +75,7 @@ def trained_by_torch(work, images, targets, order):
     buffers = dict(module.named_buffers())
     return (
         torch.cat([p.detach().reshape(-1) for p in module.parameters()]),
-        torch.cat([buffers[name] for name, _ in MODEL.statistics.segments]),
+        torch.cat([buffers[name] for name, _ in model.statistics.segments]),
     )
 
 
@@ -114,6 +114,24 @@ def test_client_and_candidate_send_the_same_with_everything_that_people_use(
     # A bias before BatchNorm has no gradient but for rounding: its digits are noise.
     torch.testing.assert_close(attacker.update, client.update, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(attacker.statistics, client.statistics, rtol=1e-4, atol=1e-5)
+
+
+def test_a_candidate_of_a_resnet_18_sends_what_training_as_people_write_it_gives():
+    """In double precision: BatchNorm and ReLU magnify rounding errors from step to step."""
+    spec = ModelSpec("resnet18:norm=batch", (1, 8, 8), 10)
+    model, draw = flat_model(spec), torch.Generator().manual_seed(0)
+    images, labels = torch.rand(8, 1, 8, 8, generator=draw), torch.randint(10, (8,), generator=draw)
+    images, targets = images.double(), one_hot(labels, 10).double()
+    work = LocalWork("delta", 4, 0.05, 2, 2, momentum=0.9, weight_decay=5e-4, shuffled=True)
+    order = draw_orders(work, draw)
+    module = build_model(spec).double()
+    weights = model.layout.flatten(dict(module.named_parameters())).detach().clone()
+    sent = model.initial_statistics.double()
+    with torch.no_grad():
+        found = local_reply(model, work, weights, sent, images, targets, order=order)
+    moved, statistics = trained_by_torch(work, images, targets, order, module, model)
+    for mine, own in zip(found, (weights - moved, sent - statistics), strict=True):
+        assert (mine - own).norm() < 1e-6 * own.norm()
 
 
 def test_the_statistics_of_one_victim_do_not_depend_on_the_others():
