@@ -120,8 +120,9 @@ class Fishing(ServerPlan):
 
     def _reached(self, model: ModelSpec, weights: Tensor, images: Tensor) -> Tensor:
         """Return the target's logit at images, ``(N,)``."""
+        flat = flat_model(model)
         with torch.no_grad():
-            logits = flat_model(model).logits(weights, images)
+            logits = flat.logits(weights, images)
         reached: Tensor = logits[:, self.target]
         return reached
 
