@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.bounds.ladder import NOISES, violations
 from docs.render.__main__ import ROOT
 from docs.render.results import DEFAULT_STUDY
 from docs.render.tables import MADE_BY
@@ -36,3 +37,10 @@ def default_columns():
     kept = pd.read_csv(DEFAULT_STUDY).drop(columns=list(MADE_BY), errors="ignore")
     chosen = ("quantizer", "seed", "round", "partition", "attack", "strongest")
     return {"results.csv": list(kept), "scores.csv": [*scored.drop(columns="batch"), *chosen]}
+
+
+def test_no_attack_of_the_ladder_is_beyond_a_bound_that_is_a_theorem():
+    made = pd.read_csv(ROOT / "docs" / "results" / "guarantees.csv")
+    assert set(made["noise"]) == set(NOISES)
+    assert violations(made).empty
+    assert len(violations(made.assign(identified_bound=0.0))) > 0
