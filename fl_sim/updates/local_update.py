@@ -485,6 +485,11 @@ def local_reply(
     model, work, weights, images, targets, order, eager
         As of `local_update`.
     """
+    if work.example_clip:
+        if model.statistics.size:
+            raise ValueError("example_clip: with BatchNorm no gradient is of one image alone")
+        update = local_update(model, work, weights, images, targets, order=order, eager=eager)
+        return LocalReply(update, statistics)
     if eager:
         model.eager_statistics = statistics
         update = local_update(model, work, weights, images, targets, order=order, eager=True)

@@ -10,7 +10,7 @@ from fl_sim.models import ModelSpec
 from fl_sim.observed.candidates import candidate_updates
 from fl_sim.privacy.accountant import GaussianGuarantee
 from fl_sim.study.settings import SettingsError, load_settings
-from fl_sim.updates.local_update import LocalWork, flat_model, local_update, one_hot
+from fl_sim.updates.local_update import LocalWork, flat_model, local_reply, local_update, one_hot
 from results.reading.guarantees import epsilon_of
 from results.scores.scoring import score_batch
 from tests.attacker.observing import digits, initial_weights, observe
@@ -32,10 +32,13 @@ def test_the_update_is_the_mean_of_clipped_gradients(clip):
         local_update(model, plain, weights, images[k : k + 1], targets[k : k + 1]) for k in range(3)
     ]
     assert all(0.3 < float(one.norm()) < 1e6 for one in each)
+    nothing = torch.zeros(0)
     mean = torch.stack([one * min(1, clip / float(one.norm())) for one in each]).mean(dim=0)
     for eager in (False, True):
         found = local_update(model, clipped, weights, images, targets, eager=eager)
         torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-6)
+        reply = local_reply(model, clipped, weights, nothing, images, targets, eager=eager)
+        assert torch.equal(reply.update, found)
     batch = (images[None], targets[None])
     shared = candidate_updates(model, clipped, weights, *batch)[0]
     own = candidate_updates(model, clipped, weights[None], *batch)[0]
