@@ -130,14 +130,14 @@ class FishingSearch:
             search = search.for_noise()
         elif problems.fine:
             search = search.for_fine()
-        counts = _caught(problems, plans)
+        counts, gates = _caught(problems, plans)
         images = _silent_images(problems, plans)
         spent = torch.zeros(len(problems), dtype=torch.int64)
         for plan, count in dict.fromkeys(zip(plans, counts, strict=True)):
             if count:
                 same = [one == (plan, count) for one in zip(plans, counts, strict=True)]
                 rows = torch.tensor(same).nonzero()[:, 0]
-                caught = _of_caught(problems.select(rows), plan, count)
+                caught = _of_caught(problems.select(rows), plan, count, gates[rows])
                 found = search.solve(caught, context, most, device)
                 images[rows, :count], spent[rows] = found.images, found.evaluations
         recovered = recover_labels(problems)
@@ -170,8 +170,12 @@ def _can_search(observation: Observation) -> bool:
     return observation.cell.transform is None and observation.cell.likelihood is None
 
 
-def _caught(problems: Problems, plans: Sequence[Fishing]) -> list[int]:
-    """Return how many images were surely caught in each batch."""
+def _caught(problems: Problems, plans: Sequence[Fishing]) -> tuple[list[int], Tensor]:
+    """Return how many images were surely caught in each batch, and how far each gate was open.
+
+    A feature near its quantile leaves a part of an image's gradient. The second value ``(B,)`` is
+    the sum of these parts, or the number of images where the payload does not tell it.
+    """
     _, bias = names_of(find_head(problems.model))
     work, cell, layout = problems.work, problems.cell, problems.flat_model.layout
     of_class = torch.arange(len(problems)), torch.tensor([plan.target for plan in plans])
@@ -187,13 +191,15 @@ def _caught(problems: Problems, plans: Sequence[Fishing]) -> list[int]:
     unbounded = (upper - lower).isinf()
     highest = torch.where(upper.isinf() & (cell.noise != "none"), center + _SURE * step, upper)
     coarse = (_SURE * step > one) | (unbounded if cell.noise == "none" else False)
-    found: list[int] = torch.where(coarse, (highest <= 0) & (center < 0), counts).long().tolist()
-    return found
+    found = torch.where(coarse, (highest <= 0) & (center < 0), counts)
+    gates = torch.where(coarse, found, (-center / one).clamp(found - 0.5, found + 0.5))
+    return [int(count) for count in found.tolist()], gates
 
 
-def _of_caught(problems: Problems, plan: Fishing, count: int) -> Problems:
+def _of_caught(problems: Problems, plan: Fishing, count: int, gates: Tensor) -> Problems:
     """Return the problems of the ``count`` images in each batch that were caught.
 
+    ``gates`` ``(B,)`` is the sum of the parts of their gradients, as of `_caught`.
     The target's logit is moved to where it has no say: a candidate then has its whole gradient
     wherever it lies, as images have that were caught.
     """
@@ -202,7 +208,7 @@ def _of_caught(problems: Problems, plan: Fishing, count: int) -> Problems:
     hidden = layout.unflatten(torch.zeros(layout.size, dtype=torch.bool))
     hidden[weight][others], hidden[bias][others] = True, True
     unseen = layout.flatten(hidden)
-    factor = problems.work.images / count
+    factors = (problems.work.images / gates).tolist()
     label = plan.target if plan.wanted == "class" else (plan.target + 1) % problems.model.classes
     moved = {}
     for weights in problems.sent_weights:
@@ -213,7 +219,10 @@ def _of_caught(problems: Problems, plan: Fishing, count: int) -> Problems:
         problems,
         work=replace(problems.work, batch_size=count),
         sent_weights=tuple(moved[id(weights)] for weights in problems.sent_weights),
-        cells=tuple(cell.times(factor).without(unseen) for cell in problems.cells),
+        cells=tuple(
+            cell.times(factor).without(unseen)
+            for cell, factor in zip(problems.cells, factors, strict=True)
+        ),
         known_labels=torch.full((len(problems), count), label),
     )
 

@@ -30,12 +30,13 @@ def planted(spec=SPEC, plan=PLAN):
     return plan.weights(spec, initial_weights(spec).detach(), digits(100, seed=1)[0])
 
 
-def isolated(plan, spec=SPEC, own_class=True):
+def isolated(plan, spec=SPEC, own_class=True, surely=(-torch.inf, -20)):
     """Return eight digits that a plan may fish, of which the last is caught and no other."""
     images, labels = digits(1700)
     mine = (labels == plan.target) == own_class
     silent = plan.silence(spec, planted(spec, plan), images)
-    caught, others = mine & (silent < -20), mine & (silent > 20)
+    caught = mine & (surely[0] < silent) & (silent < surely[1])
+    others = mine & (silent > 20)
     chosen = torch.cat([others.nonzero()[:7, 0], caught.nonzero()[:1, 0]])
     assert len(chosen) == 8
     return images[chosen], labels[chosen]
@@ -177,6 +178,12 @@ def test_one_image_of_eight_is_found_by_its_feature(plan, quantizer, kind):
     assert (found.labels[0] == TARGET) == (plan is OF_CLASS)
     if plan is OF_CLASS:
         assert (found.labels == TARGET).all()
+
+
+def test_an_image_near_the_quantile_is_found_by_the_part_of_its_gradient_that_is_left():
+    images, labels = isolated(OF_OTHERS, own_class=False, surely=(-6, -3))
+    (found,) = ATTACK.reconstruct(seen(images, labels, plan=OF_OTHERS), seed=0)
+    assert float((found.images[0] - images[-1]).square().mean()) < 1e-3
 
 
 def test_the_suite_chooses_the_image_that_was_caught():
