@@ -255,12 +255,12 @@ def test_all_that_an_evaluation_needs_moves_to_a_device(quantizer):
     seeds = [StartContext(0, 0)]
     for name, objective in (("dlg", "squared"), ("cell", "cell")):
         candidates = build_attack(name)._candidates(problems, seeds)
-        points = candidates.start_points()
+        points, loss = candidates.start_points(), AttackLoss(objective, tv=0.1, box=1.0)
+        # First with values: what is kept for later searches must not be made of fake tensors.
+        _objective(loss, problems, candidates)(points, torch.arange(2))
         with FakeTensorMode(allow_non_fake_inputs=True):
             there = points.to("lazy")
-            evaluate = _objective(
-                AttackLoss(objective, tv=0.1, box=1.0), problems.to("lazy"), candidates.to("lazy")
-            )
+            evaluate = _objective(loss, problems.to("lazy"), candidates.to("lazy"))
             losses, gradients = evaluate(there, torch.arange(2, device="lazy"))
         assert (losses.device.type, gradients.device.type) == ("lazy", "lazy")
 
