@@ -2,7 +2,7 @@
 
 ``python -m tests.killed_runs FOLDER`` runs the study once, then in forks of this process, which has
 imported all they need: once to count the function calls of each phase, then killed by SIGKILL at a
-call drawn by seed, five times in each phase, each time in a new folder; then resumed there.
+call drawn by seed in each fifth of each phase, each time in a new folder; then resumed there.
 """
 
 import json
@@ -96,7 +96,8 @@ def main(root: Path) -> None:
     rng = random.Random(0)
     for phase, first, last in zip(PHASES, calls, calls[1:], strict=False):
         for number in range(KILLS):
-            out, moment = root / f"{phase}-{number}", rng.randrange(first, last)
+            out = root / f"{phase}-{number}"
+            moment = int(first + (number + rng.random()) / KILLS * (last - first))
             ended = in_fork(lambda out=out, moment=moment: killed(out, moment))
             left = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
             resumed = in_fork(lambda out=out: run(out))
