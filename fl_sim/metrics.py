@@ -20,7 +20,7 @@ _TAKEN = (
     *("mse_best_known", "psnr_best_known"),
     *("masked", "unexplained", "inconsistency", "strongest", "naive-mse"),
     *("loss_at_guess", "loss_at_truth", "loss_at_grey", "update_rmse"),
-    *("identified_chance", "label_chance"),
+    *("identified_chance", "label_chance", "cohort"),
 )
 """Columns of ``scores.csv``; no further metric may have such a name."""
 

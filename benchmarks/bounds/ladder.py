@@ -51,7 +51,7 @@ from results.tables.csv_text import write_csv
 NOISES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 DELTA = 1e-5
 SPEC = ModelSpec("lenet", (1, 8, 8), 10)
-PLOT = Path("docs/images/guarantees.png")
+PLOT = Path("docs/images/guarantees/ladder.png")
 _STEPS = 6  # of Gauss-Newton
 _LINKED = 12  # public images over which the information is averaged
 
@@ -82,7 +82,7 @@ def main() -> None:
     made.add_argument("--noises", type=float, nargs="*", default=NOISES)
     made.add_argument("--out", type=Path, default=Path("docs/results/guarantees.csv"))
     made.add_argument("--workers", type=int, default=1, help="0: one per core")
-    made.add_argument("--plot", type=Path, metavar="CSV", help="draw docs/images/guarantees.png")
+    made.add_argument("--plot", type=Path, metavar="CSV", help="draw docs/images/guarantees/ladder.png")
     arguments = made.parse_args()
     if arguments.plot:
         draw(pd.read_csv(arguments.plot), PLOT)

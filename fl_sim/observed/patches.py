@@ -2,7 +2,7 @@
 
 The prior of Zoran and Weiss ("From learning models of natural image patches to whole image
 restoration", ICCV 2011). The mixture stands in ``patches.json``. It was fitted on photographs that
-scikit-learn and scikit-image carry (`benchmarks.fit_patches`), never on images of a study.
+scikit-learn and scikit-image carry (`benchmarks.evidence.fit_patches`), never on images of a study.
 """
 
 import hashlib

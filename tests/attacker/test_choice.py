@@ -128,7 +128,7 @@ def test_the_suite_survives_labels_that_are_misread(monkeypatch):
     images, labels = digits(2)
     seen = observe(images, labels, "uniform:bits=8")
     monkeypatch.setattr(
-        "attacker.matching.matching.recover_labels", lambda problems: (labels[:, None] + 1) % 10
+        "attacker.matching.matching.recover_labels", lambda problems, *_: (labels[:, None] + 1) % 10
     )
     members = tuple(build_attack(name) for name in ("cell", "free_labels"))
     found = Suite("suite", members).reconstruct(seen, seed=0)

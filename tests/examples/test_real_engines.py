@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.examples.apps import ExampleApp
 from tests.offline import PREFIX, can_isolate
 
 ROOT = Path(__file__).parents[2]
@@ -89,8 +89,7 @@ def in_process(tmp_path_factory, shell):
     for app in (QUICKSTART, MALICIOUS):
         sys.path.insert(0, str(app))
         try:
-            module = import_module(f"tests.examples.test_{app.name}")
-            module.run(folder / app.name, 2, **{"num-server-rounds": 2})
+            ExampleApp(app.name).run(folder / app.name, 2, **{"num-server-rounds": 2})
         finally:
             sys.path.remove(str(app))
     return folder
