@@ -105,13 +105,17 @@ def _without_places(tree: dict[str, Any]) -> dict[str, Any]:
 def _digests(files: str | list[str]) -> str | list[str]:
     """Return what stands for files of weights, wherever they lie."""
     if isinstance(files, list):
-        return [weights_digest(Path(one)) for one in files]
-    return weights_digest(Path(files))
+        return [str(_digests(one)) for one in files]
+    return files and weights_digest(Path(files))
+
+
+def _axis(name: str, value: object) -> Any:
+    return _digests(str(value)) if name == "initial_weights" else _plain(value)
 
 
 def _row(row: "pd.Series", axes: list[str]) -> dict[str, Any]:
     return {
-        **{name: _plain(row[name]) for name in axes},
+        **{name: _axis(name, row[name]) for name in axes},
         "quantizer": row["quantizer"],
         "attack": row["strongest_attack"],
         "victims": int(row["victims"]),

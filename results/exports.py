@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fl_sim.storage.files import write_bytes, write_text
-from results.figures.curves import draw_curve, save_figure
+from results.figures.by_setting import draw_by_setting
+from results.figures.curves import draw_curve
+from results.figures.panels import save_figure
 from results.reading.study_reader import StudyReader, run_gallery
 from results.tables.families import NOTE, family_table
 from results.tables.paper import paper_table
@@ -19,7 +21,7 @@ def export(root: Path, formats: Iterable[str]) -> list[Path]:
     root : Path
         Folder of a run or study. The galleries of a study are written to the folders of its points.
     formats : iterable of str
-        Keys of `FORMATS`: ``png``, ``svg`` and ``pdf`` for the curve and the galleries;
+        Keys of `FORMATS`: ``png``, ``svg`` and ``pdf`` for the figures;
         ``parquet`` for scores and results; ``md`` and ``tex`` for
         `results.tables.paper.paper_table`; ``tex`` also for the curve as a figure that includes
         ``curve.pdf``, and for the table of families.
@@ -39,6 +41,9 @@ def export(root: Path, formats: Iterable[str]) -> list[Path]:
 def _figures(study: StudyReader, suffix: str) -> list[Path]:
     paths = [study.root / f"curve.{suffix}"]
     draw_curve(study.results, paths[0])
+    for setting in study.study.axes:
+        paths.append(study.root / f"psnr_by_{setting}.{suffix}")
+        draw_by_setting(study.results_by_round, setting, paths[-1])
     for run in study.runs.values():
         if run.scores["round"].nunique() > 1:
             paths.append(run.folder.root / f"curve_by_round.{suffix}")

@@ -5,7 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from results.card import write_card
-from results.figures.curves import draw_curve, save_figure
+from results.figures.by_setting import draw_by_setting
+from results.figures.curves import draw_curve
+from results.figures.panels import save_figure
 from results.page.report import write_comparison, write_report
 from results.reading.run_reader import RunReader
 from results.reading.study_reader import StudyReader, run_gallery
@@ -18,7 +20,8 @@ def summarise(root: Path) -> pd.DataFrame:
     The files are ``scores.csv``, ``results.csv``, ``families.csv``, ``curve.png``,
     ``curve_by_round.png`` (if several rounds were observed), ``gallery.png``, ``report.html`` and
     ``card.json``. A study with axes has them for each point, but for the card, and over all points
-    the tables, the curve (a panel for each point), the page and the card.
+    the tables, the curve (a panel for each point), ``psnr_by_SETTING.png`` for each axis, the page
+    and the card.
 
     Parameters
     ----------
@@ -44,6 +47,8 @@ def summarise(root: Path) -> pd.DataFrame:
         write_csv(root / "families.csv", study.families)
         write_csv(root / "history.csv", study.history)
         draw_curve(study.results, root / "curve.png")
+        for setting in study.study.axes:
+            draw_by_setting(study.results_by_round, setting, root / f"psnr_by_{setting}.png")
         write_comparison(study.runs, root.resolve().name, root / "report.html")
     write_card(study, root / "card.json")
     return study.results

@@ -82,7 +82,9 @@ def main() -> None:
     made.add_argument("--noises", type=float, nargs="*", default=NOISES)
     made.add_argument("--out", type=Path, default=Path("docs/results/guarantees.csv"))
     made.add_argument("--workers", type=int, default=1, help="0: one per core")
-    made.add_argument("--plot", type=Path, metavar="CSV", help="draw docs/images/guarantees/ladder.png")
+    made.add_argument(
+        "--plot", type=Path, metavar="CSV", help="draw docs/images/guarantees/ladder.png"
+    )
     arguments = made.parse_args()
     if arguments.plot:
         draw(pd.read_csv(arguments.plot), PLOT)

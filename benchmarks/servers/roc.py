@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.inspection import HEAD, VARIANTS, score
 from clients.signs import LIMITS
-from results.figures.curves import save_figure
+from results.figures.panels import save_figure
 from results.tables.csv_text import write_csv
 
 TABLE, PLOT = (

@@ -247,6 +247,11 @@ def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.absolute()
 
 
+def _absent_if_empty(path: object) -> object:
+    """Return nothing for an empty text: TOML has no other word for it among several values."""
+    return None if path == "" else path
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -482,8 +487,11 @@ class Settings(_Section):
         "lenet",
         description=f"Model: {', '.join(MODEL_NAMES)}, or torchvision:name=NAME.",
     )
-    initial_weights: Annotated[Path | None, AfterValidator(_absolute)] = Field(
-        None, description="Weights to start from, as `pretrain` writes them; drawn if absent."
+    initial_weights: Annotated[
+        Path | None, BeforeValidator(_absent_if_empty), AfterValidator(_absolute)
+    ] = Field(
+        None,
+        description='Weights to start from, as `pretrain` writes them; drawn if absent or "".',
     )
     server: ServerSpec = Field(
         "curious", description=f"What the server does to its clients: {', '.join(SERVER_NAMES)}."

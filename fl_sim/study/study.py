@@ -128,11 +128,16 @@ def _point(tree: Mapping[str, Any], values: Mapping[str, object]) -> Point:
     for name, value in values.items():
         set_leaf(own, name, value)
     settings = parse_settings(own)
-    return Point({name: settings.value(name) for name in values}, settings)
+    return Point({name: _told(settings.value(name)) for name in values}, settings)
+
+
+def _told(value: object) -> object:
+    """Return the value of a setting, "" where it is absent: neither TOML nor tables have None."""
+    return "" if value is None else value
 
 
 def _plain(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value) or "none"
     shown = value.name if isinstance(value, Path) else text
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", shown)
     return name if name == text else f"{name}-{short_digest(text)}"

@@ -1,15 +1,11 @@
 """The curve: accuracy against the error of the strongest attack, one line for each family."""
 
-import io
-import textwrap
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from adjustText import adjust_text  # type: ignore[import-untyped]
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,7 +14,16 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from fl_sim.storage.files import write_bytes
+from results.figures.panels import (
+    BASELINE_STYLE,
+    FONT,
+    PANELS_A_ROW,
+    draw_frame,
+    key,
+    layout,
+    save_figure,
+    split,
+)
 from results.figures.styles import ALONE, FILLS, Style, family_styles
 from results.scores.families import with_families
 from results.scores.statistics import CONFIDENCE
@@ -27,29 +32,14 @@ from results.tables.verdicts import server_plans, starred
 VISIBLE_MSE = 1e-6
 """Below this MSE two images are equal in 8 bits; rounding to 8 bits alone gives 1.3e-6."""
 
-COLUMN_WIDTH = 8.5
-"""Width of a paper's column in centimetres, and of a figure with one panel."""
-
-_PAGE_WIDTH, _PANELS_A_ROW = 17.6, 3  # of small multiples
-_LEFT, _RIGHT, _TITLE, _BELOW_AXES = 1.05, 0.15, 0.6, 0.95  # centimetres around a panel
-_HEIGHT, _SMALL_HEIGHT = 6.4, 4.6  # of the panel, and of each of several
-_LINE = 0.31  # of legend and note
-_FONT = 6.0
-
 _AREAS = (9.0, 70.0)  # points squared, for the fewest and the most bytes
 _NAIVE_GAP = 1.1  # a shorter arrow would be only its head
-_BASELINE_STYLE: dict[str, Any] = {"color": "#555555", "linestyle": (0, (6, 2)), "linewidth": 0.8}
 _BEST_STYLE: dict[str, Any] = {"linewidth": 2.5, "alpha": 0.3, "solid_capstyle": "butt"}
 _FRONT_STYLE: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": "#777777", "mew": 0.5}
 _BOUND_STYLE: dict[str, Any] = {"marker": "|", "markersize": 7, "mew": 1.2, "linestyle": "none"}
 _HALO = withStroke(linewidth=1.5, foreground="white")  # around a label that crosses a line
 _ERRORS = ["mse_median", "mse_median_low", "mse_median_high", "naive_mse_median", "mse_best_known"]
 _ERRORS += ["mse_bound"]
-
-
-class _Panel(NamedTuple):
-    title: str
-    points: pd.DataFrame
 
 
 def draw_curve(results: pd.DataFrame, path: Path) -> None:
@@ -78,9 +68,9 @@ def curve_figure(results: pd.DataFrame) -> Figure:
     """
     points = with_families(_visible(results))
     styles = family_styles(points)
-    panels = list(_panels(points, list(results.columns[: results.columns.get_loc("quantizer")])))
+    panels = list(split(points, list(results.columns[: results.columns.get_loc("quantizer")])))
     legend = _legend(points, styles) if len(points) else []
-    figure, every = _layout(len(panels), legend, _note(results))
+    figure, every = layout(len(panels), legend, _note(results))
     if points.empty:
         every[0].text(0.5, 0.5, "nothing attacked yet", transform=every[0].transAxes, ha="center")
     else:
@@ -90,9 +80,9 @@ def curve_figure(results: pd.DataFrame) -> Figure:
         _draw_frame(axes, number, len(panels))
         if len(points):
             own = panel.points.join(points["area"])
-            axes.set_title(panel.title, fontsize=_FONT + 1)
+            axes.set_title(panel.title, fontsize=FONT + 1)
             _set_limits(axes, points)
-            axes.axvline(own["baseline_mse"].median(), **_BASELINE_STYLE, zorder=1)
+            axes.axvline(own["baseline_mse"].median(), **BASELINE_STYLE, zorder=1)
             _draw_lines(axes, own, styles)
     return figure
 
@@ -105,20 +95,6 @@ def marker_areas(sizes: "pd.Series[float]") -> "pd.Series[float]":
     return pd.Series(_AREAS[0] + share * (_AREAS[1] - _AREAS[0]))
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically; the suffix of the file says the format."""
-    write_bytes(path, render(figure, path.suffix.removeprefix(".")))
-
-
-def render(figure: Figure, kind: str) -> bytes:
-    """Return a figure as png, svg or pdf, without dates: equal figures give equal bytes."""
-    stream = io.BytesIO()
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with rc_context({"svg.hashsalt": "fl_sim", "pdf.fonttype": 42}):
-        figure.savefig(stream, format=kind, metadata=metadata.get(kind))
-    return stream.getvalue()
-
-
 def _visible(results: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that can be drawn, with errors no lower than what the eye can tell."""
     points = results.dropna(subset=["test_accuracy_mean", "mse_median"]).reset_index(drop=True)
@@ -127,71 +103,20 @@ def _visible(results: pd.DataFrame) -> pd.DataFrame:
     return points
 
 
-def _panels(points: pd.DataFrame, axes: Sequence[str]) -> Iterator[_Panel]:
-    if not axes or points.empty:
-        yield _Panel("", points)
-        return
-    for values, own in points.groupby(list(axes), sort=False):
-        yield _Panel(", ".join(map("{} = {}".format, axes, values)), own)
-
-
 def _note(results: pd.DataFrame) -> str:
     bars = f"Bars: {CONFIDENCE:.0%} intervals over victims and over seeds."
     return f"{bars} 10⁻⁶ stands for 10⁻⁶ or less. {server_plans(results)}"
 
 
-def _layout(count: int, legend: Sequence[Line2D], note: str) -> tuple[Figure, list[Axes]]:
-    """Return a figure with its legend and note, and its empty panels; lengths in centimetres."""
-    columns = min(count, _PANELS_A_ROW)
-    rows = -(-count // columns)
-    width, panel, top = COLUMN_WIDTH, _HEIGHT, 0.2
-    if count > 1:
-        width, panel, top = _PAGE_WIDTH, _SMALL_HEIGHT, _TITLE
-    lines = textwrap.wrap(note, int(width * 9.5))
-    legend_columns = 2 if count == 1 else 4
-    below_legend = 0.1 + 0.25 * len(lines)
-    below_panels = below_legend + _LINE * (-(-len(legend) // legend_columns) + 0.4)
-    height = below_panels + rows * (panel + top + _BELOW_AXES)
-    figure = Figure(figsize=(width / 2.54, height / 2.54), dpi=300)
-    across = (width - _RIGHT) / columns
-    every = []
-    for number in range(count):
-        row, column = divmod(number, columns)
-        left, bottom = column * across + _LEFT, height - (row + 1) * (panel + top + _BELOW_AXES)
-        box = (left, bottom + _BELOW_AXES, across - _LEFT, panel)
-        shares = (length / side for length, side in zip(box, (width, height) * 2, strict=True))
-        every.append(figure.add_axes(tuple(shares)))  # type: ignore[arg-type]
-    if legend:
-        figure.legend(
-            handles=legend,
-            loc="upper left",
-            bbox_to_anchor=(0.01, below_panels / height),
-            ncols=legend_columns,
-            fontsize=_FONT,
-            frameon=False,
-            handlelength=3.2,
-            columnspacing=1.2,
-            labelspacing=0.35,
-            borderpad=0,
-            borderaxespad=0,
-        )
-    figure.text(0.01, 0.08 / height, "\n".join(lines), fontsize=_FONT - 1, va="bottom")
-    return figure, every
-
-
 def _draw_frame(axes: Axes, number: int, count: int) -> None:
     axes.set_xscale("log")
-    axes.tick_params(labelsize=_FONT, length=2, pad=2, which="both")
-    axes.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.4)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set_linewidth(0.6)
-    columns = min(count, _PANELS_A_ROW)
+    draw_frame(axes)
+    columns = min(count, PANELS_A_ROW)
     if number >= count - columns:
         text = "MSE of the strongest attack, median victim (→ less recovered)"
-        axes.set_xlabel(text if count == 1 else "MSE, median victim", fontsize=_FONT + 0.5)
+        axes.set_xlabel(text if count == 1 else "MSE, median victim", fontsize=FONT + 0.5)
     if number % columns == 0:
-        axes.set_ylabel("test accuracy (%)", fontsize=_FONT + 0.5, labelpad=2)
+        axes.set_ylabel("test accuracy (%)", fontsize=FONT + 0.5, labelpad=2)
 
 
 def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
@@ -225,7 +150,7 @@ def _draw_lines(axes: Axes, points: pd.DataFrame, styles: dict[str, Style]) -> N
             other = own.iloc[neighbour] if len(own) > 1 else _nearest(axes, row, points)
             place = _beside(axes, text, row, other)
             centred: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": [_HALO]}
-            labels.append(axes.text(*place, text, fontsize=_FONT, color=style.colour, **centred))
+            labels.append(axes.text(*place, text, fontsize=FONT, color=style.colour, **centred))
             targets.append((row["mse_median"], 100 * row["test_accuracy_mean"]))
     _spread(axes, labels, targets, points)
 
@@ -235,7 +160,7 @@ def _beside(axes: Axes, text: str, row: "pd.Series", neighbour: "pd.Series") -> 
     here, there = _in_pixels(axes, row), _in_pixels(axes, neighbour)
     away = here - there if np.any(here != there) else np.array([0.0, 1.0])
     way = away / np.linalg.norm(away)
-    half_text = np.abs(way) @ (0.3 * _FONT * len(text), _FONT)  # a letter is 0.6 em wide
+    half_text = np.abs(way) @ (0.3 * FONT * len(text), FONT)  # a letter is 0.6 em wide
     length = (np.sqrt(row["area"]) / 2 + half_text) * axes.figure.dpi / 72
     x, y = axes.transData.inverted().transform(here + way * length)
     return float(x), float(y)
@@ -286,7 +211,7 @@ def _draw_point(axes: Axes, row: "pd.Series", style: Style) -> None:
         axes.plot(x, y, markersize=size + 3, **_FRONT_STYLE, zorder=3)
     if starred(row).endswith("*"):
         offset = (size / 2, size / 2 - 2)
-        axes.annotate("*", (x, y), offset, textcoords="offset points", fontsize=_FONT, zorder=5)
+        axes.annotate("*", (x, y), offset, textcoords="offset points", fontsize=FONT, zorder=5)
     if row["naive_mse_median"] > _NAIVE_GAP * x:
         arrow = {"arrowstyle": "->", "color": colour, "linewidth": 0.5, "linestyle": ":"}
         arrow |= {"mutation_scale": 4}
@@ -329,7 +254,7 @@ def _marker_boxes(axes: Axes, points: pd.DataFrame) -> list[Bbox]:
 def _legend(points: pd.DataFrame, styles: dict[str, Style]) -> list[Line2D]:
     """Return what families, fills, rings, bars and sizes mean, as far as they are drawn."""
     handles = [
-        _key(name, **_line(style), marker=style.marker, markersize=4)
+        key(name, **_line(style), marker=style.marker, markersize=4)
         for name, style in styles.items()
     ]
     grey: dict[str, Any] = {"color": "#444444", "linewidth": 0.8}
@@ -337,28 +262,24 @@ def _legend(points: pd.DataFrame, styles: dict[str, Style]) -> list[Line2D]:
     for fill in dict.fromkeys(FILLS.values()):
         verdicts = [verdict for verdict, own in FILLS.items() if own == fill]
         if points["verdict"].isin(verdicts).any():
-            handles.append(_key(verdicts[0], **dot, fillstyle=fill, markerfacecoloralt="white"))
+            handles.append(key(verdicts[0], **dot, fillstyle=fill, markerfacecoloralt="white"))
     if any(starred(row).endswith("*") for _, row in points.iterrows()):
-        handles.append(_key("not established", **{**dot, "marker": "$*$"}))
+        handles.append(key("not established", **{**dot, "marker": "$*$"}))
     if points["pareto"].any():
-        handles.append(_key("Pareto front", linestyle="none", markersize=7, **_FRONT_STYLE))
-    handles.append(_key("best featureless image", **_BASELINE_STYLE))
-    handles.append(_key("to the best known guess", color="#444444", **_BEST_STYLE))
+        handles.append(key("Pareto front", linestyle="none", markersize=7, **_FRONT_STYLE))
+    handles.append(key("best featureless image", **BASELINE_STYLE))
+    handles.append(key("to the best known guess", color="#444444", **_BEST_STYLE))
     if points["mse_bound"].notna().any():
-        handles.append(_key("bound on the mean MSE", color="#444444", **_BOUND_STYLE))
+        handles.append(key("bound on the mean MSE", color="#444444", **_BOUND_STYLE))
     if (points["naive_mse_median"] > _NAIVE_GAP * points["mse_median"]).any():
-        handles.append(_key("from the weakest attack", **grey, linestyle=":"))
+        handles.append(key("from the weakest attack", **grey, linestyle=":"))
     sizes = points["uplink_bytes_per_update"]
     shown = pd.Series(sorted({sizes.min(), sizes.max()}))
     for size, area in zip(shown, marker_areas(shown), strict=True):
         dot |= {"markersize": float(np.sqrt(area)), "mfc": "#bbbbbb"}
-        handles.append(_key(f"{size:,.0f} bytes an update", **dot))
+        handles.append(key(f"{size:,.0f} bytes an update", **dot))
     return handles
 
 
 def _line(style: Style) -> dict[str, Any]:
     return {"color": style.colour, "linestyle": style.dashes, "linewidth": 1}
-
-
-def _key(label: str, **style: Any) -> Line2D:
-    return Line2D([], [], label=label, **style)

@@ -69,10 +69,11 @@ def family_styles(points: pd.DataFrame) -> dict[str, Style]:
         Of `results.scores.families.with_families`.
     """
     families = dict.fromkeys(points.loc[points["value"].notna(), "family"])
-    return {str(name): _style(number) for number, name in enumerate(families)}
+    return {str(name): nth_style(number) for number, name in enumerate(families)}
 
 
-def _style(number: int) -> Style:
+def nth_style(number: int) -> Style:
+    """Return the style of the line with this number."""
     marker, symbol = _nth(_MARKERS, number)
     dashes, dash = _nth(_DASHES, number)
     return Style(_COLOURS[number % len(_COLOURS)], marker, symbol, dashes, dash)

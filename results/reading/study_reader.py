@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fl_sim.study.study import read_study
-from results.figures.curves import curve_figure, render
+from results.figures.curves import curve_figure
 from results.figures.gallery import GalleryRow, gallery_figure
+from results.figures.panels import render
 from results.reading.run_reader import RunReader
 from results.scores.rows import VICTIM, random_batches
 from results.tables.verdicts import server_plans, starred
@@ -70,6 +71,14 @@ class StudyReader:
     def results(self) -> pd.DataFrame:
         """One row per quantizer and point: columns of the axes, then `RunReader.results`."""
         return self._over_points(lambda run: run.results)
+
+    @cached_property
+    def results_by_round(self) -> pd.DataFrame:
+        """One row per quantizer, point and observed round, whose number follows the axes."""
+        results = self._over_points(lambda run: run.results_by_round)
+        if "round" in results:
+            results.insert(len(self.study.axes), "round", results.pop("round"))
+        return results
 
     @cached_property
     def families(self) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from fl_sim.models import ModelSpec, build_model
 from fl_sim.models.weights import digest_of, load_weights, read_weights, write_weights
 from fl_sim.study.runs import training_key
 from fl_sim.study.settings import SettingsError, load_settings
+from fl_sim.study.study import load_study, read_study
 from fl_sim.study.trials import trials_of
 from server.app import check_data
 from server.pretraining import Pretraining, Recipe, augment
@@ -180,6 +181,20 @@ def test_trials_start_from_the_file_whatever_the_server_adds(weights, server):
     expected = torch.cat([p.detach().flatten() for p in build_model(DIGITS, seed=7).parameters()])
     assert torch.equal(found[-len(expected) :], expected)
     assert not torch.equal(initial_state(trial, None)[0][-len(expected) :], expected)
+
+
+def test_a_study_may_start_from_several_files_and_from_drawn_weights(weights, tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(f'initial_weights = ["", "{weights}"]\nmodel = "mlp"\nquantizers = ["none"]\n')
+    study = load_study(file, {})
+    assert [point.settings.initial_weights for point in study.points] == [None, weights]
+    assert [point.name.partition("-")[0] for point in study.points] == [
+        "initial_weights=none",
+        "initial_weights=mlp.safetensors",
+    ]
+    folders = study.create(tmp_path / "run")
+    assert [one.root.parent for one in folders] == [tmp_path / "run"] * 2
+    assert read_study(tmp_path / "run") == study
 
 
 def test_running_statistics_are_read_too(tmp_path):

@@ -11,7 +11,8 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 
 from results.figures import curves
-from results.figures.curves import COLUMN_WIDTH, VISIBLE_MSE, draw_curve, marker_areas
+from results.figures.curves import VISIBLE_MSE, draw_curve, marker_areas
+from results.figures.panels import COLUMN_WIDTH
 from results.figures.styles import FILLS, family_styles
 from results.scores.families import with_families
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from results.figures.curves import save_figure
 from results.figures.gallery import ACROSS, GalleryRow, gallery_figure, picture
+from results.figures.panels import save_figure
 from results.tables.verdicts import STAR
 
 SERVER = "Server plan: curious (honest but curious)."

@@ -41,6 +41,9 @@ def test_a_study_is_read_over_all_its_points(graded_study):
     assert list(results["alpha"]) == [0.5, 0.5, 9.0, 9.0]
     assert list(results["verdict"]) == ["leaks", "not established", *["not established"] * 2]
     assert set(study.scores["alpha"]) == {0.5}
+    by_round = study.results_by_round
+    assert list(by_round.columns[:3]) == ["alpha", "round", "quantizer"]
+    assert by_round.groupby("alpha")["round"].count().to_dict() == {0.5: 4, 9.0: 0}
     assert study.curve().width > 1000
     assert study.gallery("alpha=0.5").width > 500
     with pytest.raises(ValueError, match="nothing has been attacked"):
@@ -54,7 +57,9 @@ def test_a_study_is_exported_over_all_its_points(graded_study):
     names = [path.relative_to(graded_study).as_posix() for path in paths]
     tables = ["results.md", "results.tex", "curve.tex", "curve.pdf"]
     tables += ["results.parquet", "scores.parquet"]
-    assert names == [*tables, "curve.png", "alpha=0.5/curve_by_round.png", "alpha=0.5/gallery.png"]
+    figures = ["curve.png", "psnr_by_alpha.png"]
+    figures += ["alpha=0.5/curve_by_round.png", "alpha=0.5/gallery.png"]
+    assert names == [*tables, *figures]
     lines = paths[0].read_text().splitlines()
     assert lines[0].startswith("| alpha | quantizer | ")
     assert [line.split(" | ")[0] for line in lines[2:6]] == ["| 0.5", "| 0.5", "| 9.0", "| 9.0"]
