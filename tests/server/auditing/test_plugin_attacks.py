@@ -71,9 +71,9 @@ def test_the_code_of_a_registered_attack_is_in_the_key_of_its_own_results_alone(
 @pytest.mark.slow
 def test_a_changed_attack_from_a_file_makes_only_its_own_results_anew(tmp_path):
     plugin, out = tmp_path / "mean_plugin.py", tmp_path / "run"
-    plugin.write_text(SOURCE.replace("NAME", "public_mean"))
+    plugin.write_text(SOURCE.replace("NAME", "mean_of_public"))
     study = [*SMALL, "--out", out, "--plugin", plugin]
-    study += ["--attacks", "public_mean:label=1,dlg:iterations=2,restarts=0"]
+    study += ["--attacks", "mean_of_public:label=1,dlg:iterations=2,restarts=0"]
     assert command(*study) == 0
 
     def written():
@@ -82,12 +82,12 @@ def test_a_changed_attack_from_a_file_makes_only_its_own_results_anew(tmp_path):
 
     made = written()
     guessed = {row["attack"]: row["label"] for row in rows_of(out / "scores.csv")}
-    assert guessed["public_mean:label=1"] == "1"
+    assert guessed["mean_of_public:label=1"] == "1"
     plugin.write_text(plugin.read_text().replace("self.label)", "self.label + 1)"))
     again = [sys.executable, "run_simulation.py", *map(str, study)]  # imports it as it is now
     subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
     guessed = {row["attack"]: row["label"] for row in rows_of(out / "scores.csv")}
-    assert guessed["public_mean:label=1"] == "2"
+    assert guessed["mean_of_public:label=1"] == "2"
     anew = {name for name, time in written().items() if time != made[name]}
     assert anew == {"public-mean-label-1"}
 
