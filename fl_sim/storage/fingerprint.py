@@ -136,6 +136,7 @@ def _folder(top: str) -> Path | None:
     return next((Path(place).parent for place in places if place), None)
 
 
+@cache
 def _lies_with_packages(top: str, folder: Path) -> bool:
     """Tell whether code lies where packages are installed and is none of this project.
 

@@ -11,6 +11,7 @@ import pytest
 
 from fl_sim import registry, testing
 from fl_sim.registry import KINDS, load_plugins
+from tests.commands import command_apart
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "extending.md"
@@ -55,12 +56,10 @@ def blocks():
     return {kind: block(title) for kind, title in TITLES.items()}
 
 
-def simulate(*arguments, path=None):
-    """Run the command line in a process of its own, which imports plug-ins as they are now."""
+def simulate_with(path, *arguments):
+    """Run the command line in an interpreter of its own that finds packages of a folder."""
     command = [sys.executable, "run_simulation.py", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
+    environment = os.environ | {"PYTHONPATH": str(path)}
     return subprocess.run(
         command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
     )
@@ -116,7 +115,7 @@ def study(tmp_path_factory):
     """One study with all seven parts in one file."""
     folder = tmp_path_factory.mktemp("seven")
     (folder / "my_parts.py").write_text("\n\n".join(blocks().values()))
-    done = simulate(*ALL, "--plugin", folder / "my_parts.py", "--out", folder / "run")
+    done = command_apart(*ALL, "--plugin", folder / "my_parts.py", "--out", folder / "run")
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
 
@@ -163,7 +162,7 @@ def test_a_changed_part_makes_only_its_own_results_anew(tmp_path):
         if kind:
             assert old in files[kind].read_text()
             files[kind].write_text(files[kind].read_text().replace(old, new))
-        done = simulate(*command)
+        done = command_apart(*command)
         assert done.returncode == 0, done.stderr
         return {name for name, time in written(out).items() if before.get(name) != time}
 
@@ -190,7 +189,7 @@ def test_an_installed_package_needs_no_plugin(tmp_path):
         f"[fl_sim.{kind}]\n{NAMES[kind]} = my_package:{part_of(sources[kind])}\n" for kind in KINDS
     ]
     (info / "entry_points.txt").write_text("\n".join(points))
-    done = simulate(*ALL, "--out", tmp_path / "run", path=tmp_path)
+    done = simulate_with(tmp_path, *ALL, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert {row["quantizer"] for row in rows_of(tmp_path / "run" / "results.csv")} == {
         *("none", "int8")
@@ -230,7 +229,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path, wrong):
     (tmp_path / "wrong.py").write_text("def\n")
     given = [str(tmp_path / one) if one.endswith(".py") else one for one in given]
     plugin = [] if "--plugin" in given else ["--plugin", tmp_path / "my_parts.py"]
-    done = simulate(*OURS, *plugin, *given, "--out", tmp_path / "run")
+    done = command_apart(*OURS, *plugin, *given, "--out", tmp_path / "run")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert re.search(words, line)

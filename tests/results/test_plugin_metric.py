@@ -1,9 +1,6 @@
 """A metric of another module, from its file through the command line to the tables."""
 
 import csv
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,10 +20,9 @@ from results.run_report import summarise
 from results.scores.baselines import bar
 from results.scores.scoring import score_images
 from results.tables.terminal import print_results
-from tests.commands import command
+from tests.commands import command, command_apart
 from tests.results.conftest import graded, small_settings, write_run
 
-ROOT = Path(__file__).parents[2]
 SOURCE = """
 from fl_sim import register
 
@@ -63,8 +59,7 @@ def test_a_metric_from_a_file_is_a_column_and_is_scored_anew_when_it_changes(tmp
     middle = np.median([float(row["brightness"]) for row in scores])
     assert float(result["brightness_median"]) == pytest.approx(middle, rel=1e-5)
     plugin.write_text(SOURCE.replace("* scale", "* scale + 100"))
-    again = [sys.executable, "run_simulation.py", *map(str, study)]  # imports it as it is now
-    subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
+    assert command_apart(*study).returncode == 0
     (changed,) = rows_of(out / "results.csv")
     assert float(changed["brightness_median"]) == pytest.approx(100 + middle, abs=1e-2)
     assert changed["mse_median"] == result["mse_median"]

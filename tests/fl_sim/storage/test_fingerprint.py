@@ -36,9 +36,12 @@ def version(tmp_path, monkeypatch):
     forget()
 
 
+_CACHED = ("_digest", "_imports", "_lazy", "_folder", "_lies_with_packages", "_versions")
+
+
 def forget():
     """Look at the files again, as a new process does."""
-    for known in ("_digest", "_imports", "_lazy", "_folder", "_versions", "code_version"):
+    for known in (*_CACHED, "code_version"):
         getattr(fingerprint, known).cache_clear()
 
 

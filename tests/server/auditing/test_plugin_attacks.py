@@ -1,9 +1,6 @@
 """An attack of another module, from its file through the command line to the tables."""
 
 import csv
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,10 +8,9 @@ from fl_sim.floors import ATTACK_CODE
 from fl_sim.registry import load_plugins
 from fl_sim.study.runs import attack_key
 from fl_sim.study.trials import trials_of
-from tests.commands import command
+from tests.commands import command, command_apart
 from tests.results.conftest import small_settings
 
-ROOT = Path(__file__).parents[3]
 SOURCE = """
 from dataclasses import dataclass
 
@@ -84,12 +80,11 @@ def test_a_changed_attack_from_a_file_makes_only_its_own_results_anew(tmp_path):
     guessed = {row["attack"]: row["label"] for row in rows_of(out / "scores.csv")}
     assert guessed["mean_of_public:label=1"] == "1"
     plugin.write_text(plugin.read_text().replace("self.label)", "self.label + 1)"))
-    again = [sys.executable, "run_simulation.py", *map(str, study)]  # imports it as it is now
-    subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
+    assert command_apart(*study).returncode == 0
     guessed = {row["attack"]: row["label"] for row in rows_of(out / "scores.csv")}
     assert guessed["mean_of_public:label=1"] == "2"
     anew = {name for name, time in written().items() if time != made[name]}
-    assert anew == {"public-mean-label-1"}
+    assert anew == {"mean-of-public-label-1"}
 
 
 @pytest.mark.slow
