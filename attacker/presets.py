@@ -76,6 +76,15 @@ PRESETS: Mapping[str, Preset] = {
         "As spear, then a short search inside the quantizer's cell.",
         {**_CELL, "start": "spear", "iterations": 30},
     ),
+    "cocktail_party": Preset(
+        "Unmixes the images of a batch in the gradient of a first linear layer.",
+        {"start": "cocktail_party"},
+        Reading,
+    ),
+    "cocktail_party_cell": Preset(
+        "As cocktail_party, then a short search inside the quantizer's cell.",
+        {**_CELL, "start": "cocktail_party", "iterations": 30},
+    ),
     "active_imprint": Preset(
         "Reads images off a layer that the server planted (the active threat model).",
         {"start": "imprint"},
@@ -175,6 +184,7 @@ SUITE = (
     "rgap",
     "analytic",
     "spear",
+    "cocktail_party_cell",
     "active_imprint",
     "active_traps",
     "active_loki",

@@ -106,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=Path("runs/attack_table"))
     made.add_argument("--workers", type=int, default=1, help="0: one per core")
     made.add_argument("--only", nargs="+", metavar="QUANTIZER", help="rows of the table")
-    made.add_argument("--plain", action="store_true", help="rows of one image, first weights")
+    rows = made.add_mutually_exclusive_group()
+    rows.add_argument("--plain", action="store_true", help="rows of one image, first weights")
+    rows.add_argument("--rest", action="store_true", help="rows of all other settings")
     made.add_argument(
         "--trial", nargs="+", metavar=("QUANTIZER", "ATTACK"), help="this instead of the table's"
     )
@@ -119,7 +121,8 @@ def chosen_trials(arguments: argparse.Namespace) -> list[Trial]:
     if arguments.trial:
         quantizer, *attacks = arguments.trial
         return [Trial(quantizer, tuple(attacks))]
-    listed = [one for one in TRIALS if not (arguments.plain and one.setting)]
+    hidden = arguments.plain, arguments.rest
+    listed = [one for one in TRIALS if not hidden[not one.setting]]
     chosen = [one for one in listed if not arguments.only or one.quantizer in arguments.only]
     if not chosen:
         known = ", ".join(dict.fromkeys(one.quantizer for one in TRIALS))

@@ -14,6 +14,7 @@ from attacker.readers.closed_forms import (
     invert_recursively,
     is_recursive,
 )
+from attacker.readers.cocktail_party import has_mixtures, unmix
 from attacker.readers.imprint import has_imprint, invert_imprint
 from attacker.readers.learned import (
     invert_by_network,
@@ -33,6 +34,7 @@ ReadingName = Literal[
     "linear_layer",
     "recursive",
     "spear",
+    "cocktail_party",
     "imprint",
     "loki",
     "traps",
@@ -182,7 +184,9 @@ STARTS: dict[StartName, Start] = {
         lambda problems, context: invert_sparse_slopes(problems, context.seed),
         has_sparse_slopes,
         random=False,
-        of_inputs=True,
+    ),
+    "cocktail_party": Start(
+        lambda problems, context: unmix(problems, context.seed), has_mixtures, random=False
     ),
     "imprint": Start(
         lambda problems, _: invert_imprint(problems),

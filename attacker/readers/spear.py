@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attacker.matching.problems import Problems
+from attacker.readers.low_rank import completed, truncated
 from attacker.readers.order import expected_slopes, in_order_of_labels
 from fl_sim.observed.observations import Observation
 from fl_sim.seeding import Purpose, torch_rng
@@ -33,9 +34,6 @@ _CONCENTRATIONS = 2  # times that a direction is fitted to what are zeros along 
 _INDEPENDENT = 0.02  # least part of a unit direction that the others do not span
 _ALTERNATIONS = 12  # of slopes and images
 _LIMITS = (-1.0, 2.0)  # of pixels, while they are fitted
-_COMPLETIONS = 100  # most projections, to complete hidden elements
-_COMPLETE = 1e-9  # change of the elements, relative to their norm, at which they are complete
-_SPARE, _POWERS = 8, 4  # further vectors, and iterations, of the truncated singular values
 _EXPLAINED = 1.2  # of what any matrix of this rank leaves unexplained
 _ROUNDING = 1e-6  # of a float32 gradient, relative to its norm
 _SINGULAR = 1e-6  # least singular value, relative to the largest
@@ -74,41 +72,19 @@ def invert_sparse_slopes(problems: Problems, seed: int) -> Tensor:
     tensors = problems.flat_model.layout.unflatten(problems.weights)
     planes = torch.cat([tensors[names[0]], tensors[names[1]][:, None]], dim=1).double()
     count = problems.work.images
+    pixels = _Pixels.of(problems)
     images, slopes = [], []
     for key, one in zip(problems.keys, gradient, strict=True):
         generator = torch_rng(seed, Purpose.ATTACK, *key, 0, 2)
-        whole = _completed(one, shown, count, generator)
-        found = _untangle(whole, planes, count, generator)
+        whole = completed(one, shown, count, generator)
+        found = _untangle(whole, planes, pixels, count, generator)
         images.append(found.images[:, :-1])
         slopes.append(found.slopes)
-    read = torch.stack(images).clamp(0, 1).to(problems.weights.dtype)
-    read = read.reshape(-1, *problems.image_shape)
-    expected = expected_slopes(problems, read, layer).double()
+    seen = torch.stack(images).to(problems.weights.dtype).reshape(-1, *problems.image_shape)
+    read = problems.work.pixels(seen).clamp(0, 1)
+    expected = expected_slopes(problems, problems.work.inputs(read), layer).double()
     own = count * torch.stack(slopes).mT[:, :, None]
     return in_order_of_labels(problems, read, (expected - own).square().sum(dim=3))
-
-
-def _completed(gradient: Tensor, shown: Tensor, rank: int, generator: torch.Generator) -> Tensor:
-    """Return ``(K, p)`` with its hidden elements replaced by those of a matrix of low rank.
-
-    By projection onto the leading singular vectors and back onto what is shown, in turns (the
-    hard-thresholded form of Mazumder et al. 2010).
-    """
-    if bool(shown.all()):
-        return gradient
-    known, space = shown > 0, _draw(gradient, rank, generator)
-    filled = torch.where(known, gradient, 0.0)
-    for _ in range(_COMPLETIONS):
-        space = torch.linalg.qr(filled.T @ (filled @ space)).Q
-        last, filled = filled, torch.where(known, gradient, filled @ space @ space.T)
-        if float((filled - last).norm()) <= _COMPLETE * float(filled.norm()):
-            break
-    return filled
-
-
-def _draw(gradient: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    size = gradient.shape[1], count
-    return torch.randn(size, generator=generator, dtype=gradient.dtype)
 
 
 def _solve(gram: Tensor, right: Tensor) -> Tensor:
@@ -120,6 +96,30 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class _Pixels:
+    """Limits, and grey, of what a layer sees of each pixel and of a one, each ``(p + 1,)``."""
+
+    low: Tensor
+    high: Tensor
+    grey: Tensor
+
+    @classmethod
+    def of(cls, problems: Problems) -> "_Pixels":
+        """Return those of a model that may see normalised pixels."""
+
+        def seen(value: float) -> Tensor:
+            image = torch.full(problems.image_shape[1:], value, dtype=torch.float64)
+            return torch.cat([problems.work.inputs(image).flatten(), torch.ones(1)])
+
+        return cls(seen(_LIMITS[0]), seen(_LIMITS[1]), seen(0.5))
+
+    def within(self, images: Tensor) -> Tensor:
+        """Return images ``(n, p + 1)`` within the limits, grey where they are no numbers."""
+        known = torch.where(images.isfinite(), images, self.grey)
+        return torch.minimum(torch.maximum(known, self.low), self.high)
+
+
+@dataclass(frozen=True, eq=False)
 class _Found:
     """Images with a one ``(n, p + 1)``, their slopes ``(K, n)``, and what they do not explain."""
 
@@ -128,9 +128,11 @@ class _Found:
     rest: float
 
 
-def _untangle(gradient: Tensor, planes: Tensor, count: int, generator: torch.Generator) -> _Found:
+def _untangle(
+    gradient: Tensor, planes: Tensor, pixels: _Pixels, count: int, generator: torch.Generator
+) -> _Found:
     """Return the images behind one gradient ``(K, p + 1)`` of a layer with weights ``planes``."""
-    left, values, right = _truncated(gradient, count, generator)
+    left, values, right = truncated(gradient, count, generator)
     rank = max(1, int((values > _SINGULAR * values[0]).sum()))
     rest = float((gradient - left * values @ right).norm())
     least = _ROUNDING * float(values[0])
@@ -140,7 +142,9 @@ def _untangle(gradient: Tensor, planes: Tensor, count: int, generator: torch.Gen
     left = left.masked_fill(quiet[:, None], 0.0)
     basis = _Basis(left[:, :rank], noise / values[:rank])
     signal = values[:rank, None] * right[:rank]
-    best = _Found(_grey(count, planes), gradient.new_zeros(len(planes), count), float("inf"))
+    best = _Found(
+        pixels.grey.expand(count, -1), gradient.new_zeros(len(planes), count), float("inf")
+    )
     if len(basis.loud) < rank:
         return best
     pool = gradient.new_zeros(0, rank)
@@ -152,8 +156,8 @@ def _untangle(gradient: Tensor, planes: Tensor, count: int, generator: torch.Gen
         if len(pool) < rank:
             continue
         scaled = torch.linalg.solve(pool.T, signal)
-        images = (scaled / scaled[:, -1:]).nan_to_num(0.5).clamp(*_LIMITS)
-        found = _padded(_fitted(gradient, images, planes), count)
+        images = pixels.within(scaled / scaled[:, -1:])
+        found = _padded(_fitted(gradient, images, planes, pixels), pixels.grey, count)
         if found.rest < best.rest:
             best = found
         if best.rest <= _EXPLAINED * rest + least:
@@ -161,35 +165,15 @@ def _untangle(gradient: Tensor, planes: Tensor, count: int, generator: torch.Gen
     return best
 
 
-def _truncated(
-    gradient: Tensor, rank: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest singular values ``(r,)`` and their vectors ``(K, r)``, ``(r, p)``.
-
-    By subspace iteration from random vectors (Halko et al. 2011, arXiv 0909.4061).
-    """
-    space = _draw(gradient, rank + _SPARE, generator)
-    for _ in range(_POWERS):
-        space = torch.linalg.qr(gradient.T @ torch.linalg.qr(gradient @ space).Q).Q
-    left, values, right = torch.linalg.svd(gradient @ space, full_matrices=False)
-    return left[:, :rank], values[:rank], (right @ space.T)[:rank]
-
-
-def _padded(found: _Found, count: int) -> _Found:
+def _padded(found: _Found, grey: Tensor, count: int) -> _Found:
     """Return it with grey images for those that leave no slope, ``count`` in all."""
     missing = count - len(found.images)
-    images = torch.cat([found.images, _grey(missing, found.images)])
+    images = torch.cat([found.images, grey.expand(missing, -1)])
     slopes = torch.cat([found.slopes, found.slopes.new_zeros(len(found.slopes), missing)], dim=1)
     return _Found(images, slopes, found.rest)
 
 
-def _grey(count: int, planes: Tensor) -> Tensor:
-    grey = planes.new_full((count, planes.shape[1]), 0.5)
-    grey[:, -1] = 1
-    return grey
-
-
-def _fitted(gradient: Tensor, images: Tensor, planes: Tensor) -> _Found:
+def _fitted(gradient: Tensor, images: Tensor, planes: Tensor, pixels: _Pixels) -> _Found:
     """Fit slopes, zero where an image turns a unit off, and images to a gradient, in turns."""
     best = None
     for _ in range(_ALTERNATIONS):
@@ -201,8 +185,8 @@ def _fitted(gradient: Tensor, images: Tensor, planes: Tensor) -> _Found:
         if best is not None and rest >= best.rest:
             break
         best = _Found(images, slopes, rest)
-        pixels = torch.linalg.lstsq(slopes, gradient[:, :-1]).solution.clamp(*_LIMITS)
-        images = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)
+        inputs = torch.linalg.lstsq(slopes, gradient[:, :-1]).solution
+        images = pixels.within(torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1))
     assert best is not None
     return best
 

@@ -146,7 +146,7 @@ def _program(csv: str, minutes: float, module: str, full: str, smoke: str) -> Pa
         options = [*(smoke if place.smoke else full).split(), "--data-dir", place.data_dir]
         written = place.work / Path(csv).name
         if module.endswith("attack_table"):
-            work = place.work / "attack_table"
+            work = place.work / Path(csv).stem
             options += ["--out", written, "--work", work, "--workers", place.workers]
         printed = _call(import_module(module).main, options)
         source = written if written.exists() else io.StringIO(printed)
@@ -159,10 +159,17 @@ PARTS = (
     _study("default", 4, "default.csv", ("curve.png", "gallery.png")),
     _program(
         "attacks/table.csv",
-        200,
+        120,
         "benchmarks.attack_table",
-        "--victims 24 --skip 200",
+        "--victims 24 --skip 200 --plain",
         f"--victims 2 --trial sign cell:{_TINY} scaled:{_TINY}",
+    ),
+    _program(
+        "attacks/settings.csv",
+        30,
+        "benchmarks.attack_table",
+        "--victims 8 --skip 200 --rest",
+        f"--victims 2 --trial none cell:{_TINY} scaled:{_TINY}",
     ),
     _program(
         "attacks/joint_rounds.csv",

@@ -14,6 +14,7 @@ READINGS = tuple(name for name, preset in PRESETS.items() if preset.kind is Read
 MODELS = {
     "analytic": "mlp",
     "spear": "mlp:activation=relu",
+    "cocktail_party": "mlp",
     "active_imprint": Imprint().model("lenet"),
     "active_traps": "mlp:activation=relu",
     "active_loki": Loki().model("lenet"),
@@ -39,7 +40,7 @@ def observed(name, quantizer="uniform:bits=4"):
 
 
 def test_the_presets_that_read():
-    passive = ("analytic", "spear", "learned", "inversion_network", "synthetic")
+    passive = ("analytic", "spear", "cocktail_party", "learned", "inversion_network", "synthetic")
     assert set(READINGS) == {*passive, *PLANS}
 
 

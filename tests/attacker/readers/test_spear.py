@@ -85,3 +85,10 @@ def test_a_payload_of_zeros_is_answered_by_grey_images():
     seen, _, _ = seen_of(2, "topk:keep=0.0001", count=1)
     (found,) = build_attack("spear").reconstruct(seen, seed=0)
     assert found.images.isfinite().all()
+
+
+def test_inputs_may_be_normalised():
+    seen, images, _ = seen_of(4, count=2, mean=(0.3,), std=(0.2,))
+    for found, truth in zip(build_attack("spear").reconstruct(seen, seed=0), images, strict=True):
+        assert error(found, truth) < 1e-6
+        assert found.status == "converged"
