@@ -41,12 +41,11 @@ def table(facts: dict[str, Any]) -> str:
     """Return a table and where it comes from, as Markdown."""
     frame = read(RESULTS / facts["csv"])
     chosen = facts.get("where", {})
-    for column, value in chosen.items():
-        frame = frame[frame[column] == value]
+    frame = _rows(frame, chosen)
     commits, made_by = commits_of(facts), _command(facts, frame)
     frame = frame.drop(columns=list(MADE_BY), errors="ignore")
-    shown = _merge_intervals(frame.drop(columns=list(chosen)))
-    shown = shown[facts.get("columns", list(shown))]
+    frame = _merge_intervals(frame)
+    shown = frame[facts.get("columns", [name for name in frame if name not in chosen])]
     cells = [[_cell(name, value) for name, value in row.items()] for _, row in shown.iterrows()]
     lines = tabulate(cells, headers=list(shown), tablefmt="pipe", disable_numparse=True)
     up = "../" * (facts["page"].count("/") - 1)
@@ -60,9 +59,15 @@ def commits_of(facts: dict[str, Any]) -> list[str]:
     if "commit" in facts:
         return [facts["commit"]]
     frame = read(RESULTS / facts["csv"])
-    for column, value in facts.get("where", {}).items():
-        frame = frame[frame[column] == value]
+    frame = _rows(frame, facts.get("where", {}))
     return sorted(set(frame["commit"]))
+
+
+def _rows(frame: pd.DataFrame, where: dict[str, Any]) -> pd.DataFrame:
+    """Return the rows that have one of the wanted values in each of some columns."""
+    for column, wanted in where.items():
+        frame = frame[frame[column].isin(wanted if isinstance(wanted, list) else [wanted])]
+    return frame
 
 
 def reference() -> list[str]:

@@ -114,3 +114,6 @@ def test_a_table_shows_the_chosen_rows_with_intervals_and_separators(tmp_path, m
     assert shown[-1] == "*[some.csv](../results/some.csv): `make it` at commit abcdef0.*"
     other = tables.table(facts | {"where": {"set": "b"}}).splitlines()[2]
     assert other.strip("|").split("|")[-1].strip() == "1"
+    both = {"where": {"set": ["a", "b"]}, "columns": ["set", "quantizer"]}
+    rows = tables.table(facts | both).splitlines()[2:4]
+    assert [row.strip("|").split("|")[0].strip() for row in rows] == ["a", "b"]
