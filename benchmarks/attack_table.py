@@ -33,6 +33,7 @@ from fl_sim.storage.files import write_bytes
 from fl_sim.storage.fingerprint import code_version
 from fl_sim.study.settings import EngineSettings
 from fl_sim.updates.local_update import LocalWork
+from results.scores.alone import identified_alone
 from results.scores.baselines import bar, mean_colour, score_baselines
 from results.scores.gates import doubt
 from results.scores.rows import compare_attacks
@@ -152,9 +153,11 @@ def _write(arguments: argparse.Namespace, trials: Sequence[Trial], victims: Vict
     rows = [row for trial in scored for row in _rows(trial, victims, scored)]
     if rows:
         asked = f"--trial {' '.join(arguments.trial)}" if arguments.trial else ""
+        asked += " --plain" if arguments.plain else ""
+        asked += " --rest" if arguments.rest else ""
         size = f"--victims {victims.count} --skip {victims.skip}"
         made_by = {"commit": commit(), "code": code_version(("benchmarks.attack_table",))}
-        command = f"python -m benchmarks.attack_table {size} {asked}".rstrip()
+        command = " ".join(f"python -m benchmarks.attack_table {size} {asked}".split())
         write_csv(arguments.out, pd.DataFrame(rows).assign(**made_by, command=command))
 
 
@@ -166,18 +169,20 @@ def _rows(
     public = {name for name in trial.attacks if build_attack(name).needs_public}
     constant, least = _featureless(victims, trial.work)
 
-    def row(attack: str, own: pd.DataFrame, *, attacked: bool = True) -> dict[str, object]:
+    def row(
+        attack: str, own: pd.DataFrame, every: pd.DataFrame = scores, *, attacked: bool = True
+    ) -> dict[str, object]:
         head = {"quantizer": trial.quantizer, "setting": trial.setting, "images": trial.work.images}
         facts = _facts(own, victims.count) if attacked else dict.fromkeys(FACTS, "")
         known = attack in (CHOSEN, WITH_PUBLIC)
-        choice = _choice(own, least, _success_on_none(trial, scored)) if known else {}
+        choice = _choice(own, every, least, _success_on_none(trial, scored)) if known else {}
         return head | {"attack": attack} | medians(own) | facts | dict.fromkeys(CHOICE, "") | choice
 
     yield row(BASELINE, constant, attacked=False)
     for name in trial.attacks:
         yield row(name, scores[scores["attack"] == name])
     private = compare_attacks(scores[~scores["attack"].isin(public)])
-    yield row(CHOSEN, private[private["strongest"]])
+    yield row(CHOSEN, private[private["strongest"]], private)
     if public:
         compared = compare_attacks(scores)
         yield row(WITH_PUBLIC, compared[compared["strongest"]])
@@ -196,7 +201,9 @@ def _facts(own: pd.DataFrame, victims: int) -> dict[str, object]:
     return dict(zip(FACTS, values, strict=True))
 
 
-def _choice(own: pd.DataFrame, least: float, success_on_none: float | None) -> dict[str, object]:
+def _choice(
+    own: pd.DataFrame, every: pd.DataFrame, least: float, success_on_none: float | None
+) -> dict[str, object]:
     """Return what a row of the results says of the strongest attack, and which attacks it is."""
     reason = doubt(own, success_on_none)
     facts: dict[str, object] = {
@@ -206,6 +213,7 @@ def _choice(own: pd.DataFrame, least: float, success_on_none: float | None) -> d
         "mse_median": own["mse"].median(),
         "baseline_mse": least,
         "established": not reason,
+        **identified_alone(every),
     }
     facts["verdict"] = verdict(pd.Series(facts))
     counts = own["attack"].value_counts()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from results.scores.alone import identified_alone
 from results.scores.baselines import bar
 from results.scores.gates import doubt, unsettled
 from results.scores.rows import OBSERVATION, VICTIM
@@ -112,7 +113,8 @@ def results_table(
         ``entropy_coded_bytes_per_update``, ``victims``, ``established``, ``doubt`` (the reason if
         not), ``verdict`` (see `verdict`), ``correlation_median``,
         ``*_median`` of each further metric, ``success_rate``, ``naive_attack`` and
-        ``naive_mse_median`` (the weakest attack of the suite), ``mse_best_known`` and
+        ``naive_mse_median`` (the weakest attack of the suite), ``identified_alone`` and
+        ``identified_alone_attack`` (see `identified_alone`), ``mse_best_known`` and
         ``psnr_best_known`` (medians of the best among all guesses at a victim, which only the truth
         can choose),
         ``psnr_difference`` (median paired difference to ``none`` over the victims, dB) and
@@ -132,6 +134,7 @@ def results_table(
             **_utility(history[history["quantizer"] == name], parameters, seed),
             **_privacy(strongest[strongest["quantizer"] == name], success_on_none, summaries, seed),
             **_naive(scores[scores["quantizer"] == name]),
+            **identified_alone(scores[scores["quantizer"] == name]),
             "baseline_mse": baseline,
             "entropy_coded_bytes_per_update": entropy_coded.get(name, np.nan),
             "server": server,

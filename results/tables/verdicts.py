@@ -13,7 +13,8 @@ VERDICTS: dict[str, str] = {
     "leaks": "half of the victims or more are recovered "
     f"(MSE below {SUCCESS_MSE:g}), or identified beyond chance",
     "partly leaks": "the median reconstruction is closer than every featureless image, or more "
-    "than a tenth of the victims are identified beyond chance",
+    "than a tenth of the victims are identified beyond chance, if only by one attack that was not "
+    "chosen",
     "bounded": "nothing was found, and no attack of any kind can identify more than a tenth of the "
     "victims beyond chance",
     "nothing found": "the attack is shown to work and found nothing",
@@ -45,12 +46,13 @@ def verdict(row: "pd.Series") -> str:
     A leak counts even if a gate fails. Finding nothing counts only if all gates pass, or if a
     guarantee bounds what any attack can find. Rates of
     identification are corrected for chance: with one public image, a blind guess identifies half
-    of the victims.
+    of the victims. What one attack identifies counts as well where another was chosen.
     """
     identified = _beyond_chance(row["identified_rate"], row["identified_chance"])
     if max(row["success_rate"], identified) >= 0.5:
         return "leaks"
-    if row["mse_median"] < row["baseline_mse"] or identified > 0.1:
+    alone = _beyond_chance(row.get("identified_alone", nan), row["identified_chance"])
+    if row["mse_median"] < row["baseline_mse"] or identified > 0.1 or alone > 0.1:
         return "partly leaks"
     if _bounded(row):
         return "bounded"
