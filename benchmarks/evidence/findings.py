@@ -129,6 +129,29 @@ def error_feedback(study: StudyReader) -> pd.DataFrame:
     )
 
 
+def realistic(study: StudyReader) -> pd.DataFrame:
+    """Return what is found at each start, batch size and stage, and why more may be there."""
+    results = study.results_by_round
+    columns = {
+        "test %": ("test_accuracy_mean", "{:.1f}", 100),
+        "PSNR dB": ("psnr_median", "{:.1f}", 1),
+        "best known dB": ("psnr_best_known", "{:.1f}", 1),
+        "correlation": ("correlation_median", "{:.2f}", 1),
+        "recovered %": ("success_rate", "{:.0f}", 100),
+        "identified %": ("identified_rate", "{:.0f}", 100),
+        "labels %": ("label_accuracy", "{:.0f}", 100),
+    }
+    made: dict[str, list[str]] = {}
+    if "initial_weights" in results:
+        made["weights"] = ["trained" if file else "drawn" for file in results["initial_weights"]]
+    made |= {name: results[name].astype(str).tolist() for name in ("batch_size", "round")}
+    made["quantizer"] = results["quantizer"].tolist()
+    for heading, (column, pattern, scale) in columns.items():
+        made[heading] = _texts(scale * results[column], pattern)
+    made["verdict"] = [starred(row) for _, row in results.iterrows()]
+    return pd.DataFrame(made | {"doubt": results["doubt"].tolist()})
+
+
 TABLES: Mapping[str, Callable[[StudyReader], pd.DataFrame]] = {
     "default": default,
     "one_bit": one_bit,
@@ -136,6 +159,7 @@ TABLES: Mapping[str, Callable[[StudyReader], pd.DataFrame]] = {
     "stages": stages,
     "accuracy": accuracy,
     "error_feedback": error_feedback,
+    "realistic": realistic,
 }
 """The table of each study, by the study's name."""
 

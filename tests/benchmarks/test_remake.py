@@ -72,7 +72,10 @@ def study(graded_run):  # noqa: F811
     reader = StudyReader(graded_run)
     models = ("lenet_dlg", "lenet")
     scores = pd.concat([reader.scores.assign(model=name) for name in models], ignore_index=True)
-    return SimpleNamespace(scores=scores, results=reader.results, history=reader.history)
+    by_round = reader.results_by_round.assign(batch_size=1)
+    return SimpleNamespace(
+        scores=scores, results=reader.results, results_by_round=by_round, history=reader.history
+    )
 
 
 @pytest.mark.parametrize("name", TABLES)
