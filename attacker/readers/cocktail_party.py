@@ -33,7 +33,7 @@ def has_mixtures(observation: Observation) -> bool:
     images, and more differences of neighbouring pixels than images.
     """
     work, shape = observation.work, observation.model.shape
-    if work.local_steps != 1 or work.images < 2:
+    if work.local_steps != 1:
         return False
     layer = find_input(observation.model)
     if layer is None or layer.bias is None:

@@ -57,6 +57,8 @@ SEEN = {
     "rgap": lambda: observe(*digits(2)),
     "spear": units_off,
     "spear_cell": units_off,
+    "cocktail_party": units_off,
+    "cocktail_party_cell": units_off,
     "active_imprint": lambda: planted(Imprint(8)),
     "active_traps": lambda: planted(Traps(share=0.1), "mlp:activation=relu"),
     "active_fishing": fished,
