@@ -185,7 +185,9 @@ def test_trials_start_from_the_file_whatever_the_server_adds(weights, server):
 
 def test_a_study_may_start_from_several_files_and_from_drawn_weights(weights, tmp_path):
     file = tmp_path / "study.toml"
-    file.write_text(f'initial_weights = ["", "{weights}"]\nmodel = "mlp"\nquantizers = ["none"]\n')
+    text = f'initial_weights = ["", "{weights}"]\nmodel = "mlp"\nquantizers = ["none"]\n'
+    rule = '[[exclude]]\ninitial_weights = ""\nquantizers = "sign"\n'  # written back as it is read
+    file.write_text(text + rule)
     study = load_study(file, {})
     assert [point.settings.initial_weights for point in study.points] == [None, weights]
     assert [point.name.partition("-")[0] for point in study.points] == [
