@@ -1,5 +1,6 @@
 """Shared fixtures: real images beside the checkout, one torch thread a process, no time limits."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # or other tests starve what runs on Ray
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -69,7 +69,7 @@ def unmix(problems: Problems, seed: int) -> Tensor:
         whole = completed(one, shown, count, generator)
         _, values, rows = truncated(whole, count, generator)
         rank = int((values > torch.finfo(torch.float32).eps * values[0]).sum())
-        sources = _unmixed(rows[:rank], shape[1:], generator)
+        sources = unmixing(rows[:rank], shape[1:], generator) @ rows[:rank]
         found = (sources / sources[:, -1:])[:, :-1]
         found = torch.where(found.isfinite(), found, grey)
         found = torch.cat([found, grey.expand(count - len(found), -1)])
@@ -83,10 +83,13 @@ def unmix(problems: Problems, seed: int) -> Tensor:
     return in_order_of_labels(problems, read, (expected - own).square().sum(dim=3))
 
 
-def _unmixed(rows: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return the sources ``(r, p + 1)`` of mixtures ``(r, p + 1)`` of images with a one."""
+def unmixing(rows: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return the matrix ``(r, r)`` that unmixes mixtures ``(r, p + 1)`` of images with a one.
+
+    Each source, an image with a one, may come out at any scale and with any sign.
+    """
     if len(rows) < 2:
-        return rows
+        return torch.eye(len(rows), dtype=rows.dtype)
     pictures = rows[:, :-1].reshape(-1, *shape)
     across, down = pictures.diff(dim=-1).flatten(1), pictures.diff(dim=-2).flatten(1)
     seed = int(torch.randint(2**31, (), generator=generator))
@@ -101,4 +104,4 @@ def _unmixed(rows: Tensor, shape: tuple[int, ...], generator: torch.Generator) -
     with warnings.catch_warnings():  # of noise: what was found by then is as good as any
         warnings.simplefilter("ignore", ConvergenceWarning)
         analysis.fit(torch.cat([across, down], dim=1).T.numpy())
-    return torch.from_numpy(analysis.components_) @ rows
+    return torch.from_numpy(analysis.components_)

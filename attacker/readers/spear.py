@@ -3,8 +3,10 @@
 SPEAR (Dimitrov et al. 2024, arXiv 2403.03945). The gradient of the layer's weight and bias is
 ``G = D [X, 1]``: slopes ``D`` (units x images) times the images and a one. Its singular vectors
 span the columns of ``D``, and these are sparse, since a ReLU passes no slope where it is off. The
-published attack finds them by samples alone; here a short descent towards sparse directions
-continues from each sample, as large batches need fewer samples then.
+published attack finds them by samples alone. Here independent component analysis makes the first
+guess (`attacker.readers.cocktail_party`), from which slopes and images are fitted in turns; where
+that does not explain the gradient, a short descent towards sparse directions continues from each
+sample, as large batches need fewer samples then.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attacker.matching.problems import Problems
+from attacker.readers.cocktail_party import unmixing
 from attacker.readers.low_rank import completed, truncated
 from attacker.readers.order import expected_slopes, in_order_of_labels
 from fl_sim.observed.observations import Observation
@@ -27,6 +30,7 @@ _KERNELS = 2048  # samples of units of a round
 _STARTS = 256  # of them that are descended from, those with the smallest slopes
 _DESCENT = 48  # steps towards zeros
 _SMOOTH = 0.05  # slopes that hardly count as zero at first; at last the noise is
+_NEAR = 0.005  # the same, of directions that are nearly right
 _POWER = 0.5  # of the slopes, in the sum that a descent lowers
 _ZERO = 4.0  # standard deviations within which a slope counts as zero
 _QUIET = 2.0  # standard deviations, in root mean square, up to which a unit's row is zero
@@ -97,11 +101,15 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Pixels:
-    """Limits, and grey, of what a layer sees of each pixel and of a one, each ``(p + 1,)``."""
+    """Limits, and grey, of what a layer sees of each pixel and of a one, each ``(p + 1,)``.
+
+    ``shape`` is that of an image.
+    """
 
     low: Tensor
     high: Tensor
     grey: Tensor
+    shape: tuple[int, ...]
 
     @classmethod
     def of(cls, problems: Problems) -> "_Pixels":
@@ -111,7 +119,8 @@ class _Pixels:
             image = torch.full(problems.image_shape[1:], value, dtype=torch.float64)
             return torch.cat([problems.work.inputs(image).flatten(), torch.ones(1)])
 
-        return cls(seen(_LIMITS[0]), seen(_LIMITS[1]), seen(0.5))
+        low, high, grey = map(seen, (*_LIMITS, 0.5))
+        return cls(low, high, grey, problems.image_shape[1:])
 
     def within(self, images: Tensor) -> Tensor:
         """Return images ``(n, p + 1)`` within the limits, grey where they are no numbers."""
@@ -147,21 +156,29 @@ def _untangle(
     )
     if len(basis.loud) < rank:
         return best
-    pool = gradient.new_zeros(0, rank)
+
+    def nearer(sources: Tensor) -> _Found:
+        """Return the fit from images at any scale, or the best so far if it explains more."""
+        images = pixels.within(sources / sources[:, -1:])
+        found = _padded(_fitted(gradient, images, planes, pixels), pixels.grey, count)
+        return min(best, found, key=lambda one: one.rest)
+
+    unmixes = unmixing(right[:rank], pixels.shape, generator)
+    best = nearer(unmixes @ right[:rank])
+    mixed = values[:rank, None] * torch.linalg.pinv(unmixes)  # columns: slopes of each source
+    near = basis.descended((mixed / mixed.norm(dim=0)).T, signal[:0, :rank], _NEAR)
+    pool = basis.independent(basis.concentrated(near))
+    if len(pool) == rank:
+        best = nearer(torch.linalg.solve(pool.T, signal))
     for _ in range(_ROUNDS if rest <= least else _ROUNDS_IN_NOISE):
+        if best.rest <= _EXPLAINED * rest + least:
+            break
         kernels = basis.kernels(generator)
         known = pool[: int(torch.randint(rank, (), generator=generator))]
         fresh = torch.cat([kernels, basis.descended(kernels[:_STARTS], known)])
         pool = basis.independent(torch.cat([pool, basis.concentrated(basis.independent(fresh))]))
-        if len(pool) < rank:
-            continue
-        scaled = torch.linalg.solve(pool.T, signal)
-        images = pixels.within(scaled / scaled[:, -1:])
-        found = _padded(_fitted(gradient, images, planes, pixels), pixels.grey, count)
-        if found.rest < best.rest:
-            best = found
-        if best.rest <= _EXPLAINED * rest + least:
-            break
+        if len(pool) == rank:
+            best = nearer(torch.linalg.solve(pool.T, signal))
     return best
 
 
@@ -219,7 +236,7 @@ class _Basis:
         size = (self.loud @ kernels.T).abs().sum(dim=0)
         return kernels[size.argsort(stable=True)]
 
-    def descended(self, directions: Tensor, found: Tensor) -> Tensor:
+    def descended(self, directions: Tensor, found: Tensor, first: float = _SMOOTH) -> Tensor:
         """Lower the sum of the square roots of the slopes along unit vectors ``(S, r)``.
 
         By least squares with weights made anew from each step's slopes, more sharply every time,
@@ -230,7 +247,7 @@ class _Basis:
         outer = (self.loud[:, :, None] * self.loud[:, None, :]).flatten(1)
         for step in range(_DESCENT):
             deviation = (self.noise * directions).norm(dim=1)
-            smooth = _SMOOTH * (deviation / _SMOOTH).clamp_max(1) ** (step / (_DESCENT - 1))
+            smooth = first * (deviation / first).clamp_max(1) ** (step / (_DESCENT - 1))
             squares = (self.loud @ directions.T).square() + smooth.square()
             gram = (squares.pow(_POWER / 2 - 1).T @ outer).reshape(-1, self.rank, self.rank)
             moved = _solve(gram, directions @ away)

@@ -707,7 +707,10 @@ def settings_tree(settings: Settings) -> dict[str, Any]:
     """Return the resolved settings as a plain tree, as TOML can hold it."""
     tree = settings.model_dump(mode="json", exclude_none=True)
     tree["exclude"] = [
-        {name: ["" if value is None else value for value in values] for name, values in rule.items()}
+        {
+            name: ["" if value is None else value for value in values]
+            for name, values in rule.items()
+        }
         for rule in tree["exclude"]
     ]
     if not settings.exclude:

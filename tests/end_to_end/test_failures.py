@@ -19,7 +19,7 @@ from fl_sim.engines.interrupts import WorkerLostError
 from fl_sim.models import ModelSpec
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.seeding import Purpose, torch_rng
-from fl_sim.updates.local_update import Update, flat_model
+from fl_sim.updates.local_update import LocalReply, Update, flat_model
 from tests.commands import command
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,8 @@ def fails(*_):
 
 
 def not_a_number(trial, *_):
-    return torch.full((flat_model(trial.model_spec).layout.size,), math.nan)
+    size = flat_model(trial.model_spec).layout.size
+    return LocalReply(torch.full((size,), math.nan), torch.zeros(0))
 
 
 def hangs(*_):
@@ -51,14 +52,14 @@ def misbehave(monkeypatch):
     """Let client 1 compute its update in a way of its own, in round 2."""
 
     def patch(fault, only="none"):
-        honest = client.compute_update
+        honest = client.compute_reply
 
-        def compute(trial, partition, server_round, weights):
+        def compute(trial, partition, server_round, *sent):
             if (partition, server_round, trial.quantizer) == (1, 2, only):
                 return fault(trial)
-            return honest(trial, partition, server_round, weights)
+            return honest(trial, partition, server_round, *sent)
 
-        monkeypatch.setattr(client, "compute_update", compute)
+        monkeypatch.setattr(client, "compute_reply", compute)
 
     return patch
 
@@ -95,13 +96,14 @@ def test_a_client_that_fails_is_left_out_and_said_so(misbehave, tmp_path, fault,
 def test_a_client_that_sends_another_models_update_is_left_out(monkeypatch, tmp_path):
     honest = mods.pack_reply
 
-    def pack(reply, payload):
+    def pack(reply, payload, statistics):
         layout = flat_model(ModelSpec("mlp", (1, 8, 8), 10)).layout
         other = Update(torch.zeros(layout.size), layout)
         rng = torch_rng(0, Purpose.QUANTIZER)
         sent.append(1)
         wrong = len(sent) % 3 == 2
-        return honest(reply, parse_quantizer("none").encode(other, rng) if wrong else payload)
+        sent_payload = parse_quantizer("none").encode(other, rng) if wrong else payload
+        return honest(reply, sent_payload, statistics)
 
     sent = []
     monkeypatch.setattr(mods, "pack_reply", pack)
@@ -111,11 +113,11 @@ def test_a_client_that_sends_another_models_update_is_left_out(monkeypatch, tmp_
 
 
 def test_a_trial_without_any_usable_reply_stops_no_other(monkeypatch, tmp_path, capsys):
-    honest = client.compute_update
+    honest = client.compute_reply
     with monkeypatch.context() as broken:
         broken.setattr(
             client,
-            "compute_update",
+            "compute_reply",
             lambda trial, *rest: fails() if trial.quantizer == "none" else honest(trial, *rest),
         )
         assert command(*SMALL, "--quantizers", "none,sign", "--out", tmp_path) == 1
