@@ -41,7 +41,7 @@ def table(facts: dict[str, Any]) -> str:
     """Return a table and where it comes from, as Markdown."""
     frame = read(RESULTS / facts["csv"])
     chosen = facts.get("where", {})
-    frame = _rows(frame, chosen)
+    frame = rows(frame, chosen)
     commits, made_by = commits_of(facts), _command(facts, frame)
     frame = frame.drop(columns=list(MADE_BY), errors="ignore")
     frame = _merge_intervals(frame)
@@ -59,11 +59,11 @@ def commits_of(facts: dict[str, Any]) -> list[str]:
     if "commit" in facts:
         return [facts["commit"]]
     frame = read(RESULTS / facts["csv"])
-    frame = _rows(frame, facts.get("where", {}))
+    frame = rows(frame, facts.get("where", {}))
     return sorted(set(frame["commit"]))
 
 
-def _rows(frame: pd.DataFrame, where: dict[str, Any]) -> pd.DataFrame:
+def rows(frame: pd.DataFrame, where: dict[str, Any]) -> pd.DataFrame:
     """Return the rows that have one of the wanted values in each of some columns."""
     for column, wanted in where.items():
         frame = frame[frame[column].isin(wanted if isinstance(wanted, list) else [wanted])]

@@ -44,8 +44,7 @@ def test_only_what_stands_between_the_markers_is_replaced():
 @pytest.mark.parametrize("facts", tables.index(), ids=lambda facts: facts["name"])
 def test_every_table_of_measurements_says_how_it_was_made(facts):
     frame = tables.read(tables.RESULTS / facts["csv"])
-    for column, value in facts.get("where", {}).items():
-        frame = frame[frame[column] == value]
+    frame = tables.rows(frame, facts.get("where", {}))
     assert len(frame) > 0
     assert facts["command"]
     commits = [facts["commit"]] if "commit" in facts else list(frame["commit"])
