@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from attacker.matching.problems import Problems
-from attacker.readers.low_rank import completed, truncated
+from attacker.readers.low_rank import completed, mixtures_of, truncated, units_of
 from attacker.readers.order import expected_slopes, in_order_of_labels
 from fl_sim.observed.observations import Observation
 from fl_sim.seeding import Purpose, torch_rng
@@ -32,16 +32,10 @@ def has_mixtures(observation: Observation) -> bool:
     It needs a fully connected layer on the pixels, with a bias and at least as many units as
     images, and more differences of neighbouring pixels than images.
     """
-    work, shape = observation.work, observation.model.shape
-    if work.local_steps != 1:
-        return False
-    layer = find_input(observation.model)
-    if layer is None or layer.bias is None:
-        return False
-    units = {one.name: one.shape[0] for one in observation.payload.layout.segments if one.shape}
-    channels, height, width = shape
+    channels, height, width = observation.model.shape
     differences = channels * (height * (width - 1) + width * (height - 1))
-    return work.images <= min(units[layer.bias], differences // 2)
+    units = units_of(observation, find_input(observation.model))
+    return observation.work.images <= min(units, differences // 2)
 
 
 def unmix(problems: Problems, seed: int) -> Tensor:
@@ -55,12 +49,7 @@ def unmix(problems: Problems, seed: int) -> Tensor:
     """
     layer = find_input(problems.model)
     assert layer is not None
-    assert layer.weight is not None
-    assert layer.bias is not None
-    gradient, shown = (
-        torch.cat([of(layer.weight), of(layer.bias)[..., None]], dim=-1).double()
-        for of in (problems.decoded, problems.shown)
-    )
+    gradient, shown = mixtures_of(problems, layer)
     count, shape = problems.work.images, problems.image_shape
     grey = problems.work.inputs(torch.full(shape[1:], 0.5).double()).flatten()
     images, slopes = [], []
@@ -86,12 +75,15 @@ def unmix(problems: Problems, seed: int) -> Tensor:
 def unmixing(rows: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Return the matrix ``(r, r)`` that unmixes mixtures ``(r, p + 1)`` of images with a one.
 
-    Each source, an image with a one, may come out at any scale and with any sign.
+    Each source, an image with a one, may come out at any scale and with any sign. Where the images
+    have too few differences of pixels to tell them apart, nothing is unmixed: the identity.
     """
-    if len(rows) < 2:
-        return torch.eye(len(rows), dtype=rows.dtype)
     pictures = rows[:, :-1].reshape(-1, *shape)
     across, down = pictures.diff(dim=-1).flatten(1), pictures.diff(dim=-2).flatten(1)
+    differences = torch.cat([across, down], dim=1)
+    nothing = torch.eye(len(rows), dtype=rows.dtype)
+    if len(rows) < 2 or torch.linalg.matrix_rank(differences) < len(rows):
+        return nothing
     seed = int(torch.randint(2**31, (), generator=generator))
     analysis = FastICA(
         len(rows),
@@ -103,5 +95,6 @@ def unmixing(rows: Tensor, shape: tuple[int, ...], generator: torch.Generator) -
     )
     with warnings.catch_warnings():  # of noise: what was found by then is as good as any
         warnings.simplefilter("ignore", ConvergenceWarning)
-        analysis.fit(torch.cat([across, down], dim=1).T.numpy())
-    return torch.from_numpy(analysis.components_)
+        analysis.fit(differences.T.numpy())
+    found = torch.from_numpy(analysis.components_)
+    return found if bool(found.isfinite().all()) else nothing

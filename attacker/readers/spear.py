@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attacker.matching.problems import Problems
 from attacker.readers.cocktail_party import unmixing
-from attacker.readers.low_rank import completed, truncated
+from attacker.readers.low_rank import completed, mixtures_of, truncated, units_of
 from attacker.readers.order import expected_slopes, in_order_of_labels
 from fl_sim.observed.observations import Observation
 from fl_sim.seeding import Purpose, torch_rng
@@ -45,13 +45,8 @@ _SINGULAR = 1e-6  # least singular value, relative to the largest
 
 def has_sparse_slopes(observation: Observation) -> bool:
     """Tell whether one step was taken on a batch that `invert_sparse_slopes` can tell apart."""
-    if observation.work.local_steps != 1 or observation.work.images > _MOST_IMAGES:
-        return False
-    layer = find_relu_input(observation.model)
-    if layer is None or layer.bias is None:
-        return False
-    units = {one.name: one.shape[0] for one in observation.payload.layout.segments if one.shape}
-    return units[layer.bias] >= _UNITS * observation.work.images
+    units = units_of(observation, find_relu_input(observation.model))
+    return observation.work.images <= min(_MOST_IMAGES, units // _UNITS)
 
 
 def invert_sparse_slopes(problems: Problems, seed: int) -> Tensor:
@@ -66,15 +61,11 @@ def invert_sparse_slopes(problems: Problems, seed: int) -> Tensor:
     """
     layer = find_relu_input(problems.model)
     assert layer is not None
-    assert layer.weight is not None
-    assert layer.bias is not None
-    names = (layer.weight, layer.bias)
-    gradient, shown = (
-        torch.cat([of(names[0]), of(names[1])[..., None]], dim=-1).double()
-        for of in (problems.decoded, problems.shown)
-    )
+    gradient, shown = mixtures_of(problems, layer)
     tensors = problems.flat_model.layout.unflatten(problems.weights)
-    planes = torch.cat([tensors[names[0]], tensors[names[1]][:, None]], dim=1).double()
+    planes = torch.cat(
+        [tensors[str(layer.weight)], tensors[str(layer.bias)][:, None]], dim=1
+    ).double()
     count = problems.work.images
     pixels = _Pixels.of(problems)
     images, slopes = [], []

@@ -41,11 +41,7 @@ def one_bit(study: StudyReader) -> pd.DataFrame:
         "identified %": ("identified_rate", "{:.0f}", 100),
         "dB to none": ("psnr_difference", "{:+.1f}", 1),
     }
-    made: dict[str, list[str]] = {"quantizer": list(results["quantizer"])}
-    for heading, (column, pattern, scale) in columns.items():
-        for end in ("", "_low", "_high"):
-            if column + end in results:
-                made[heading + end] = _texts(scale * results[column + end], pattern)
+    made = {"quantizer": list(results["quantizer"]), **_formatted(results, columns)}
     made["p (Holm)"] = _texts(results["p_holm"], "{:.2g}")
     made["strongest"] = list(results["strongest_attack"])
     return pd.DataFrame(made).assign(verdict=[starred(row) for _, row in results.iterrows()])
@@ -145,9 +141,7 @@ def realistic(study: StudyReader) -> pd.DataFrame:
     if "initial_weights" in results:
         made["weights"] = ["trained" if file else "drawn" for file in results["initial_weights"]]
     made |= {name: results[name].astype(str).tolist() for name in ("batch_size", "round")}
-    made["quantizer"] = results["quantizer"].tolist()
-    for heading, (column, pattern, scale) in columns.items():
-        made[heading] = _texts(scale * results[column], pattern)
+    made |= {"quantizer": results["quantizer"].tolist(), **_formatted(results, columns)}
     made["verdict"] = [starred(row) for _, row in results.iterrows()]
     return pd.DataFrame(made | {"doubt": results["doubt"].tolist()})
 
@@ -162,6 +156,18 @@ TABLES: Mapping[str, Callable[[StudyReader], pd.DataFrame]] = {
     "realistic": realistic,
 }
 """The table of each study, by the study's name."""
+
+
+def _formatted(
+    results: pd.DataFrame, columns: Mapping[str, tuple[str, str, float]]
+) -> dict[str, list[str]]:
+    """Return columns, each with its pattern and scale, by heading, with the ends of intervals."""
+    return {
+        heading + end: _texts(scale * results[column + end], pattern)
+        for heading, (column, pattern, scale) in columns.items()
+        for end in ("", "_low", "_high")
+        if column + end in results
+    }
 
 
 def _texts(values: "pd.Series[float]", pattern: str) -> list[str]:

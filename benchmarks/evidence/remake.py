@@ -128,13 +128,19 @@ class Part:
             shutil.copyfile(place.work / self.name / source, place.images / target)
 
 
-def _study(name: str, minutes: float, csv: str = "", pictures: Sequence[str] = ()) -> Part:
-    """Return the part that runs a study and sums it up."""
+def _study(
+    name: str,
+    minutes: float,
+    csv: str = "",
+    pictures: Mapping[str, str] | None = None,
+    first: str = "",
+) -> Part:
+    """Return the part that runs a study and sums it up, at full size after another command."""
 
     def run(place: Place) -> pd.DataFrame:
         root, file = place.work / name, Path("studies") / f"{name}.toml"
-        if name == "realistic" and not place.smoke:
-            _call(run_simulation.main, PRETRAIN.split())
+        if first and not place.smoke:
+            _call(run_simulation.main, first.split())
         options = ["--study", file, "--out", root, "--workers", place.workers]
         if place.smoke:
             options.append("--smoke")
@@ -145,9 +151,12 @@ def _study(name: str, minutes: float, csv: str = "", pictures: Sequence[str] = (
 
     command = f"python run_simulation.py --study studies/{name}.toml"
     code = (*TRAINING_CODE, *ATTACK_CODE, *SCORING_CODE, "benchmarks.evidence.findings")
-    prefix = {"default": "", "realistic": "realistic/"}.get(name, f"{name}-")
-    targets = {one: prefix + one for one in pictures}
-    return Part(csv or f"findings/{name}.csv", minutes, command, code, run, targets)
+    return Part(csv or f"findings/{name}.csv", minutes, command, code, run, pictures or {})
+
+
+def _pictures(target: str, *names: str) -> dict[str, str]:
+    """Return where pictures of a run go below ``docs/images``."""
+    return {f"{name}.png": target.format(name) for name in names}
 
 
 def _program(csv: str, minutes: float, module: str, full: str, smoke: str) -> Part:
@@ -167,7 +176,7 @@ def _program(csv: str, minutes: float, module: str, full: str, smoke: str) -> Pa
 
 
 PARTS = (
-    _study("default", 4, "default.csv", ("curve.png", "gallery.png")),
+    _study("default", 4, "default.csv", _pictures("{}.png", "curve", "gallery")),
     _program(
         "attacks/table.csv",
         120,
@@ -196,12 +205,17 @@ PARTS = (
         "--images 128 --batches 8 32",
         "--images 4 --batches 2 --quantizers none sign",
     ),
-    _study("one_bit", 25, pictures=("curve.png", "gallery.png")),
+    _study("one_bit", 25, pictures=_pictures("one_bit-{}.png", "curve", "gallery")),
     _study("dlg_table", 20),
-    _study("stages", 25, pictures=("gallery.png",)),
-    _study("accuracy", 12, pictures=("curve.png",)),
+    _study("stages", 25, pictures=_pictures("stages-{}.png", "gallery")),
+    _study("accuracy", 12, pictures=_pictures("accuracy-{}.png", "curve")),
     _study("error_feedback", 3),
-    _study("realistic", 50, pictures=("psnr_by_batch_size.png", "psnr_by_initial_weights.png")),
+    _study(
+        "realistic",
+        90,
+        pictures=_pictures("realistic/{}.png", "psnr_by_batch_size", "psnr_by_initial_weights"),
+        first=PRETRAIN,
+    ),
 )
 
 

@@ -153,7 +153,7 @@ def test_so_they_do_with_tls_and_authenticated_supernodes(in_process, shell, tmp
 
 
 def test_a_secure_sum_has_the_same_bytes_on_every_engine(shell, tmp_path):
-    given = {"quantizers": "stochastic:bits=4", "clients": 4, "rounds": 1}
+    given = {"quantizers": "stochastic:bits=4", "clients": 8, "rounds": 1}
     given |= {"aggregation": "secagg+", "model": "mlp:width=4"}
     options = [word for name, value in given.items() for word in (f"--{name}", value)]
     for engine in ("local", "ray"):
@@ -163,7 +163,7 @@ def test_a_secure_sum_has_the_same_bytes_on_every_engine(shell, tmp_path):
     config = " ".join(f'{name}="{value}"' for name, value in given.items())
     shell(
         "flwr", "run", ".", "--stream", "--run-config", f'{config} out="{tmp_path / "flwr"}"',
-        "--federation-config", "num-supernodes=4",
+        "--federation-config", "num-supernodes=8",
     )  # fmt: skip
     expected = contents(tmp_path / "local" / "observations", "*.safetensors")
     assert len(expected) == 1

@@ -92,3 +92,13 @@ def test_inputs_may_be_normalised():
     for found, truth in zip(build_attack("spear").reconstruct(seen, seed=0), images, strict=True):
         assert error(found, truth) < 1e-6
         assert found.status == "converged"
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 1, 6), (1, 2, 2)])
+def test_pictures_without_enough_neighbouring_pixels_are_read_too(shape):
+    spec = ModelSpec("mlp:activation=relu", shape, 10)
+    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    given = {"spec": spec, "weights": initial_weights(spec).detach()}
+    seen = observe(images, torch.arange(4), "none", LocalWork(batch_size=4), **given)
+    (found,) = build_attack("spear").reconstruct(seen, seed=0)
+    assert error(found, images) < 1e-6
