@@ -62,6 +62,9 @@ def by_setting_figure(results: pd.DataFrame, setting: str) -> Figure:
     if setting not in axes:
         raise KeyError(setting)
     values = {value: place for place, value in enumerate(results[setting].unique())}
+    names = list(map(shown, values))
+    if len(set(names)) < len(names):  # files of several folders
+        names = list(map(str, values))
     points = results.dropna(subset=["psnr_median"]).reset_index(drop=True)
     others = [name for name in axes if name != setting and points[name].nunique() > 1]
     panels = list(split(points, others))
@@ -77,7 +80,7 @@ def by_setting_figure(results: pd.DataFrame, setting: str) -> Figure:
         if number:
             place.sharey(every[0])
         place.set_title(panel.title, fontsize=FONT + 1)
-        place.set_xticks(list(values.values()), list(map(shown, values)))
+        place.set_xticks(list(values.values()), names)
         place.set_xlim(-0.3, len(values) - 0.7)
         place.set_xlabel(setting, fontsize=FONT + 0.5)
         if number % PANELS_A_ROW == 0:

@@ -30,9 +30,9 @@ def identified_alone(scores: pd.DataFrame) -> dict[str, object]:
     """
     every = scores.groupby("attack")["identified"].agg(["sum", "count", "mean"])
     every = every[every["count"] == every["count"].max()]  # the others had a part of the victims
-    if len(every):
+    chance = float(scores["identified_chance"].mean())
+    if chance < 1:  # with no public image every victim is the nearest
         best = every["mean"].idxmax()
-        chance = float(scores["identified_chance"].mean())
         hits, victims = int(every.loc[best, "sum"]), int(every.loc[best, "count"])
         test = binomtest(hits, victims, chance, alternative="greater")
         if test.pvalue * len(every) < LEVEL:

@@ -31,7 +31,8 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
     points = results.groupby(axes, sort=False) if axes else [((), results)]
     for values, point in points:
         if axes:
-            console.print(Text(", ".join(map("{} = {}".format, axes, values))))
+            told = [str(value) or "none" for value in values]
+            console.print(Text(", ".join(map("{} = {}".format, axes, told))))
         console.print(terminal_table(point, console.width))
         for _, row in point[~point["established"]].iterrows():
             if not starred(row).endswith("*"):

@@ -65,6 +65,13 @@ def test_a_path_is_shown_by_its_stem_and_an_absent_one_as_none():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["none", "net"]
 
 
+def test_files_of_the_same_name_are_told_apart():
+    files = [Path("/one/net.safetensors")] * 2 + [Path("/other/net.safetensors")] * 2
+    results = results_of(initial_weights=files).assign(batch_size=1)
+    (axes,) = by_setting_figure(results, "initial_weights").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(map(str, files[::2]))
+
+
 def test_rows_that_were_not_attacked_are_left_out(tmp_path):
     results = results_of()
     results.loc[1, "psnr_median"] = None
