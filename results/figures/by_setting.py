@@ -14,6 +14,7 @@ from results.figures.panels import (
     FONT,
     PANELS_A_ROW,
     draw_frame,
+    draw_title,
     key,
     layout,
     save_figure,
@@ -79,7 +80,7 @@ def by_setting_figure(results: pd.DataFrame, setting: str) -> Figure:
         draw_frame(place)
         if number:
             place.sharey(every[0])
-        place.set_title(panel.title, fontsize=FONT + 1)
+        draw_title(place, panel.title)
         place.set_xticks(list(values.values()), names)
         place.set_xlim(-0.3, len(values) - 0.7)
         place.set_xlabel(setting, fontsize=FONT + 0.5)

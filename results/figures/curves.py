@@ -19,6 +19,7 @@ from results.figures.panels import (
     FONT,
     PANELS_A_ROW,
     draw_frame,
+    draw_title,
     key,
     layout,
     save_figure,
@@ -80,7 +81,7 @@ def curve_figure(results: pd.DataFrame) -> Figure:
         _draw_frame(axes, number, len(panels))
         if len(points):
             own = panel.points.join(points["area"])
-            axes.set_title(panel.title, fontsize=FONT + 1)
+            draw_title(axes, panel.title)
             _set_limits(axes, points)
             axes.axvline(own["baseline_mse"].median(), **BASELINE_STYLE, zorder=1)
             _draw_lines(axes, own, styles)

@@ -30,6 +30,7 @@ _PAGE_WIDTH = 17.6
 _LEFT, _RIGHT, _TITLE, _BELOW_AXES = 1.05, 0.15, 0.6, 0.95  # centimetres around a panel
 _HEIGHT, _SMALL_HEIGHT = 6.4, 4.6  # of the panel, and of each of several
 _LINE = 0.31  # of legend and note
+_LETTERS = 38  # that a panel's title has room for
 
 
 class Panel(NamedTuple):
@@ -90,6 +91,11 @@ def layout(count: int, legend: Sequence[Line2D], note: str) -> tuple[Figure, lis
         )
     figure.text(0.01, 0.08 / height, "\n".join(lines), fontsize=FONT - 1, va="bottom")
     return figure, every
+
+
+def draw_title(axes: Axes, title: str) -> None:
+    """Write a title, in smaller letters where it would be wider than a panel."""
+    axes.set_title(title, fontsize=(FONT + 1) * min(1, _LETTERS / max(1, len(title))))
 
 
 def draw_frame(axes: Axes) -> None:
