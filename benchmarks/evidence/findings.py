@@ -27,8 +27,8 @@ def default(study: StudyReader) -> pd.DataFrame:
     return study.results
 
 
-def one_bit(study: StudyReader) -> pd.DataFrame:
-    """Return accuracy, bytes and errors with their intervals."""
+def compared(study: StudyReader) -> pd.DataFrame:
+    """Return accuracy, bytes and errors with their intervals, after the axes of the study."""
     results = study.results
     columns = {
         "test %": ("test_accuracy_mean", "{:.1f}", 100),
@@ -38,13 +38,20 @@ def one_bit(study: StudyReader) -> pd.DataFrame:
         "MSE, exposed tenth": ("mse_p10", "{:.2g}", 1),
         "PSNR dB": ("psnr_median", "{:.1f}", 1),
         "best known dB": ("psnr_best_known", "{:.1f}", 1),
+        "SSIM": ("ssim_median", "{:.2f}", 1),
+        "recovered %": ("success_rate", "{:.0f}", 100),
         "identified %": ("identified_rate", "{:.0f}", 100),
+        "labels %": ("label_accuracy", "{:.0f}", 100),
         "dB to none": ("psnr_difference", "{:+.1f}", 1),
+        "epsilon": ("epsilon", "{:.3g}", 1),
     }
-    made = {"quantizer": list(results["quantizer"]), **_formatted(results, columns)}
+    axes = results.columns[: results.columns.get_loc("quantizer") + 1]
+    made = {name: results[name].astype(str).tolist() for name in axes}
+    made |= _formatted(results, columns)
     made["p (Holm)"] = _texts(results["p_holm"], "{:.2g}")
     made["strongest"] = list(results["strongest_attack"])
-    return pd.DataFrame(made).assign(verdict=[starred(row) for _, row in results.iterrows()])
+    made["verdict"] = [starred(row) for _, row in results.iterrows()]
+    return pd.DataFrame(made | {"doubt": results["doubt"].tolist()})
 
 
 def dlg_table(study: StudyReader) -> pd.DataFrame:
@@ -148,7 +155,11 @@ def realistic(study: StudyReader) -> pd.DataFrame:
 
 TABLES: Mapping[str, Callable[[StudyReader], pd.DataFrame]] = {
     "default": default,
-    "one_bit": one_bit,
+    "one_bit": compared,
+    "curves": compared,
+    "curves_cifar": compared,
+    "defences": compared,
+    "malicious": compared,
     "dlg_table": dlg_table,
     "stages": stages,
     "accuracy": accuracy,

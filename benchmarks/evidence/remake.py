@@ -210,6 +210,10 @@ PARTS = (
     _study("stages", 25, pictures=_pictures("stages-{}.png", "gallery")),
     _study("accuracy", 12, pictures=_pictures("accuracy-{}.png", "curve")),
     _study("error_feedback", 3),
+    _study("curves", 7, pictures=_pictures("curves-{}.png", "curve", "curve_by_round")),
+    _study("curves_cifar", 35, pictures=_pictures("curves_cifar-{}.png", "curve")),
+    _study("defences", 3, pictures=_pictures("defences-{}.png", "curve")),
+    _study("malicious", 27, pictures=_pictures("malicious-{}.png", "psnr_by_server")),
     _study(
         "realistic",
         90,

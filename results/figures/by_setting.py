@@ -12,11 +12,11 @@ from matplotlib.lines import Line2D
 from results.figures.panels import (
     BASELINE_STYLE,
     FONT,
-    PANELS_A_ROW,
     draw_frame,
     draw_title,
     key,
     layout,
+    panels_a_row,
     save_figure,
     shown,
     split,
@@ -84,7 +84,7 @@ def by_setting_figure(results: pd.DataFrame, setting: str) -> Figure:
         place.set_xticks(list(values.values()), names)
         place.set_xlim(-0.3, len(values) - 0.7)
         place.set_xlabel(setting, fontsize=FONT + 0.5)
-        if number % PANELS_A_ROW == 0:
+        if number % panels_a_row(len(panels)) == 0:
             place.set_ylabel("PSNR (dB), median victim", fontsize=FONT + 0.5)
         _draw_lines(place, panel.points.assign(place=panel.points[setting].map(values)), styles)
     if points.empty:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from results.figures.panels import (
     BASELINE_STYLE,
     FONT,
-    PANELS_A_ROW,
     draw_frame,
     draw_title,
     key,
     layout,
+    panels_a_row,
     save_figure,
     split,
 )
@@ -34,6 +34,7 @@ VISIBLE_MSE = 1e-6
 """Below this MSE two images are equal in 8 bits; rounding to 8 bits alone gives 1.3e-6."""
 
 _AREAS = (9.0, 70.0)  # points squared, for the fewest and the most bytes
+_LONG = 12  # letters of a name that a panel among several has no room for
 _NAIVE_GAP = 1.1  # a shorter arrow would be only its head
 _BEST_STYLE: dict[str, Any] = {"linewidth": 2.5, "alpha": 0.3, "solid_capstyle": "butt"}
 _FRONT_STYLE: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": "#777777", "mew": 0.5}
@@ -65,12 +66,14 @@ def curve_figure(results: pd.DataFrame) -> Figure:
     results : DataFrame
         Of `results.tables.summary.results_table`; quantizers without accuracy or attack are left
         out. Columns before ``quantizer`` are axes of a study, or the observed round: each of their
-        values gets a panel. One panel is as wide as a paper's column, several as its page.
+        values gets a panel; long names stand in the legend there. One panel is as wide as a paper's
+        column, several as its page.
     """
     points = with_families(_visible(results))
     styles = family_styles(points)
     panels = list(split(points, list(results.columns[: results.columns.get_loc("quantizer")])))
-    legend = _legend(points, styles) if len(points) else []
+    names = _names(points, styles, short=len(panels) > 1)
+    legend = _legend(points, styles, names) if len(points) else []
     figure, every = layout(len(panels), legend, _note(results))
     if points.empty:
         every[0].text(0.5, 0.5, "nothing attacked yet", transform=every[0].transAxes, ha="center")
@@ -84,7 +87,7 @@ def curve_figure(results: pd.DataFrame) -> Figure:
             draw_title(axes, panel.title)
             _set_limits(axes, points)
             axes.axvline(own["baseline_mse"].median(), **BASELINE_STYLE, zorder=1)
-            _draw_lines(axes, own, styles)
+            _draw_lines(axes, own, styles, names)
     return figure
 
 
@@ -112,7 +115,7 @@ def _note(results: pd.DataFrame) -> str:
 def _draw_frame(axes: Axes, number: int, count: int) -> None:
     axes.set_xscale("log")
     draw_frame(axes)
-    columns = min(count, PANELS_A_ROW)
+    columns = panels_a_row(count)
     if number >= count - columns:
         text = "MSE of the strongest attack, median victim (→ less recovered)"
         axes.set_xlabel(text if count == 1 else "MSE, median victim", fontsize=FONT + 0.5)
@@ -136,7 +139,16 @@ def _set_limits(axes: Axes, points: pd.DataFrame) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
-def _draw_lines(axes: Axes, points: pd.DataFrame, styles: dict[str, Style]) -> None:
+def _names(points: pd.DataFrame, styles: dict[str, Style], *, short: bool) -> dict[str, str]:
+    """Return labels of the quantizers without a family: the spec, or a number where it is long."""
+    alone = dict.fromkeys(points.loc[~points["family"].isin(list(styles)), "quantizer"])
+    long = [name for name in alone if short and len(name) > _LONG]
+    return {name: f"q{long.index(name) + 1}" if name in long else name for name in alone}
+
+
+def _draw_lines(
+    axes: Axes, points: pd.DataFrame, styles: dict[str, Style], names: dict[str, str]
+) -> None:
     """Draw every family and every quantizer without one, then label the ends."""
     labels, targets = [], []
     for family, own in points.groupby("family", sort=False):
@@ -147,7 +159,7 @@ def _draw_lines(axes: Axes, points: pd.DataFrame, styles: dict[str, Style]) -> N
             _draw_point(axes, row, style)
         for end, neighbour in ((0, 1), (-1, -2)) if len(own) > 1 else ((0, 0),):
             row = own.iloc[end]
-            text = f"{row['value']:g}" if str(family) in styles else str(row["quantizer"])
+            text = f"{row['value']:g}" if str(family) in styles else names[row["quantizer"]]
             other = own.iloc[neighbour] if len(own) > 1 else _nearest(axes, row, points)
             place = _beside(axes, text, row, other)
             centred: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": [_HALO]}
@@ -252,7 +264,7 @@ def _marker_boxes(axes: Axes, points: pd.DataFrame) -> list[Bbox]:
     ]
 
 
-def _legend(points: pd.DataFrame, styles: dict[str, Style]) -> list[Line2D]:
+def _legend(points: pd.DataFrame, styles: dict[str, Style], names: dict[str, str]) -> list[Line2D]:
     """Return what families, fills, rings, bars and sizes mean, as far as they are drawn."""
     handles = [
         key(name, **_line(style), marker=style.marker, markersize=4)
@@ -274,6 +286,11 @@ def _legend(points: pd.DataFrame, styles: dict[str, Style]) -> list[Line2D]:
         handles.append(key("bound on the mean MSE", color="#444444", **_BOUND_STYLE))
     if (points["naive_mse_median"] > _NAIVE_GAP * points["mse_median"]).any():
         handles.append(key("from the weakest attack", **grey, linestyle=":"))
+    handles += [
+        key(f"{short}: {name}", **{**dot, "color": ALONE.colour})
+        for name, short in names.items()
+        if short != name
+    ]
     sizes = points["uplink_bytes_per_update"]
     shown = pd.Series(sorted({sizes.min(), sizes.max()}))
     for size, area in zip(shown, marker_areas(shown), strict=True):

@@ -17,7 +17,7 @@ from fl_sim.storage.files import write_bytes
 COLUMN_WIDTH = 8.5
 """Width of a paper's column in centimetres, and of a figure with one panel."""
 
-PANELS_A_ROW = 3
+MOST_A_ROW = 3
 """Small multiples side by side, on the width of a page."""
 
 FONT = 6.0
@@ -31,6 +31,7 @@ _LEFT, _RIGHT, _TITLE, _BELOW_AXES = 1.05, 0.15, 0.6, 0.95  # centimetres around
 _HEIGHT, _SMALL_HEIGHT = 6.4, 4.6  # of the panel, and of each of several
 _LINE = 0.31  # of legend and note
 _LETTERS = 38  # that a panel's title has room for
+_LEGEND_LETTERS = 28  # that a fourth of the legend of several panels has room for
 
 
 class Panel(NamedTuple):
@@ -54,15 +55,21 @@ def shown(value: object) -> str:
     return value.stem if isinstance(value, Path) else str(value) or "none"
 
 
+def panels_a_row(count: int) -> int:
+    """Return how many of so many panels stand side by side: four as two by two."""
+    return 2 if count == 4 else min(count, MOST_A_ROW)
+
+
 def layout(count: int, legend: Sequence[Line2D], note: str) -> tuple[Figure, list[Axes]]:
     """Return a figure with its legend and note, and its empty panels; lengths in centimetres."""
-    columns = min(count, PANELS_A_ROW)
+    columns = panels_a_row(count)
     rows = -(-count // columns)
     width, panel, top = COLUMN_WIDTH, _HEIGHT, 0.2
     if count > 1:
         width, panel, top = _PAGE_WIDTH, _SMALL_HEIGHT, _TITLE
     lines = textwrap.wrap(note, int(width * 9.5))
-    legend_columns = 2 if count == 1 else 4
+    long = any(len(str(one.get_label())) > _LEGEND_LETTERS for one in legend)
+    legend_columns = 2 if count == 1 or long else 4
     below_legend = 0.1 + 0.25 * len(lines)
     below_panels = below_legend + _LINE * (-(-len(legend) // legend_columns) + 0.4)
     height = below_panels + rows * (panel + top + _BELOW_AXES)

@@ -146,6 +146,27 @@ def test_each_value_of_an_axis_has_a_panel_and_the_same_scales(drawn):
     assert len(axes.figure.legends) == 1
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (6, 3)])
+def test_panels_stand_in_rows_without_a_lonely_one(drawn, count, columns):
+    results = pd.concat([results_of(2).assign(seeds=number) for number in range(count)])
+    results.insert(0, "seeds", results.pop("seeds"))
+    every = drawn(results).figure.axes
+    assert len({round(one.get_position().x0, 6) for one in every}) == columns
+
+
+def test_names_too_long_for_a_panel_stand_in_the_legend(drawn):
+    name = "clip:norm=0.5+topk:keep=0.1+uniform:bits=2"
+    results = results_of(2).assign(quantizer=["none", name])
+    assert shown(drawn(results)) == ["none", name]
+    panels = pd.concat([results.assign(batch_size=size) for size in (1, 8)])
+    panels.insert(0, "batch_size", panels.pop("batch_size"))
+    figure = drawn(panels).figure
+    assert [shown(axes) for axes in figure.axes] == [["none", "q1"]] * 2
+    assert f"q1: {name}" in [text.get_text() for text in figure.legends[0].get_texts()]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    assert figure.legends[0].get_window_extent(renderer).x1 <= figure.bbox.x1
+
+
 def test_one_panel_is_as_wide_as_a_column_of_a_paper(drawn):
     figure = drawn(results_of(16)).figure
     assert 2.54 * figure.get_figwidth() == pytest.approx(COLUMN_WIDTH)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from clients.local_training import compute_reply
 from fl_sim.data import private_batch
 from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.observed.observations import Observation
@@ -75,6 +76,22 @@ def test_the_truth_is_consistent_with_every_payload(quantizer, training):
     assert not gates["masked"].any()
     assert not gates["unexplained"].any()
     assert gates["loss_at_guess"].to_numpy() == pytest.approx(gates["loss_at_truth"].to_numpy())
+
+
+def test_rounding_of_other_kernels_is_no_inconsistency(monkeypatch):
+    trial = trial_of("none", rounds=5, batch_size=1)
+    weights, model = initial_weights(trial), flat_model(trial.model_spec)
+    batches = [private_batch(trial.federation, trial.work, k, 1) for k in range(4)]
+    seen = []
+    for partition in range(4):
+        update = Update(compute_reply(trial, partition, 1, weights).update, model.layout)
+        payload = parse_quantizer("none").encode(update, torch.Generator().manual_seed(0))
+        facts = (trial.model_spec, trial.work, weights, payload)
+        seen.append(Observation(trial.name, 1, partition, *facts))
+    truth = Truth(*(torch.stack(part) for part in zip(*batches, strict=True)))
+    # Large models magnify rounding beyond any tolerance; here every rounding is beyond it.
+    monkeypatch.setattr("results.scores.gates.CONSISTENCY_TOLERANCE", 0.0)
+    assert (examine(seen, guessed(seen, *truth, "cell"), truth)["inconsistency"] == 0).all()
 
 
 @pytest.mark.parametrize("quantizer", ["none", "uniform:bits=4", "sign"])
