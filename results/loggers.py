@@ -40,7 +40,8 @@ def log_run(root: Path, tool: str) -> Path:
     for (trial, quantizer), rows in history.groupby(["trial", "quantizer"], sort=False):
         with open_trial(str(trial)) as log:
             for row in rows.to_dict("records"):
-                log({name: float(row[name]) for name in _ROUND}, int(row["round"]))
+                measured = {name: float(row[name]) for name in _ROUND if pd.notna(row[name])}
+                log(measured, int(row["round"]))
             scores = final.loc[[str(quantizer)]].iloc[0].dropna().to_dict()
             log({f"final/{name}": float(value) for name, value in scores.items()}, len(rows) - 1)
     return folder

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -39,7 +39,10 @@ _NODES_TIMEOUT = 120.0  # seconds in which all nodes of an engine must connect
 
 
 class HistoryRow(TypedDict):
-    """One round of one trial; ``uplink_bytes`` counts what clients sent of it."""
+    """One round of one trial; ``uplink_bytes`` counts what clients sent of it.
+
+    ``accuracy`` and ``loss`` are not numbers (NaN) where the model was not tested.
+    """
 
     round: int
     accuracy: float
@@ -106,7 +109,8 @@ def train_trial(
 ) -> list[HistoryRow]:
     """Train one trial, store what the curious server observes, and return its history.
 
-    Row 0 of the history is the untrained model.
+    Row 0 of the history is the untrained model. The model is tested at the setting
+    ``evaluate_every``, before training, and at the end.
     """
     weights, statistics = initial_state(trial, settings.initial_weights)
     model = flat_model(trial.model_spec)
@@ -129,9 +133,13 @@ def train_trial(
         grid = cast(Grid, SecureGrid(grid, trial, nodes, averaging.reception))
     test = trial.federation.splits.test
 
-    def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    rounds, every = settings.training.rounds, settings.training.evaluate_every
+
+    def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round:
             on_round()
+        if server_round % every and server_round != rounds:
+            return None
         sent = unpack_weights(arrays), unpack_statistics(arrays)
         accuracy, loss = evaluate(model, trial.work, *sent, test)
         if not isfinite(loss):
@@ -143,20 +151,21 @@ def train_trial(
     result = strategy.start(
         grid,
         planned.initial(pack_weights(weights.clone(), statistics)),
-        num_rounds=settings.training.rounds,
+        num_rounds=rounds,
         timeout=settings.training.timeout,
         train_config=train_config(trial),
         evaluate_fn=measure,
     )
     measured, received = result.evaluate_metrics_serverapp, result.train_metrics_clientapp
-    return [_row(r, measured[r], received.get(r, MetricRecord())) for r in sorted(measured)]
+    nothing = MetricRecord()
+    return [_row(r, measured.get(r, nothing), received.get(r, nothing)) for r in range(rounds + 1)]
 
 
 def _row(server_round: int, measured: MetricRecord, received: MetricRecord) -> HistoryRow:
     return HistoryRow(
         round=server_round,
-        accuracy=float(measured["accuracy"]),  # type: ignore[arg-type]
-        loss=float(measured["loss"]),  # type: ignore[arg-type]
+        accuracy=float(measured.get("accuracy", nan)),  # type: ignore[arg-type]
+        loss=float(measured.get("loss", nan)),  # type: ignore[arg-type]
         uplink_bytes=int(received.get("uplink-bytes", 0)),  # type: ignore[arg-type]
         updates=int(received.get("updates", 0)),  # type: ignore[arg-type]
         dropped=int(received.get("dropped", 0)),  # type: ignore[arg-type]

@@ -303,6 +303,12 @@ class TrainingSettings(_Section):
 
     update: UpdateKind = Field("gradient", description="gradient (FedSGD) or delta (FedAvg).")
     rounds: int = Field(200, ge=1, le=10**9, description="Training rounds.")
+    evaluate_every: int = Field(
+        1,
+        ge=1,
+        description="Rounds from one test of the model to the next; the first weights and the last "
+        "are always tested.",
+    )
     batch_size: int = Field(1, ge=1, le=MAX_IMAGES, description="Images in a client's batch.")
     plant_every: int = Field(
         1,
@@ -422,7 +428,7 @@ class TrainingSettings(_Section):
         So a setting that is added does not change the key of a run that does not use it.
         """
         recent = ("normalize_mean", "normalize_std", "quantize_statistics", "plant_every")
-        later = (*_DESCENT, *recent, "aggregation", "example_clip")
+        later = (*_DESCENT, *recent, "aggregation", "example_clip", "evaluate_every")
         usual = {
             name: list(f.default) if isinstance(f.default, tuple) else f.default
             for name, f in type(self).model_fields.items()

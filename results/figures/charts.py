@@ -183,7 +183,8 @@ def training(history: pd.DataFrame) -> go.Figure:
     for number, (name, rows) in enumerate(_by_quantizer(history)):
         rounds = rows.groupby("round")[["accuracy", "uplink_bytes", "updates"]].mean()
         sent = (rounds["uplink_bytes"] / rounds["updates"].clip(lower=1)).cumsum()
-        later = rounds.index > 0  # nothing is sent before round 1, and the axis is logarithmic
+        # Nothing is sent before round 1, and the axis is logarithmic.
+        later = (rounds.index > 0) & rounds["accuracy"].notna()
         figure.add_scatter(
             name=name,
             x=sent[later].tolist(),

@@ -1,5 +1,7 @@
 """Studies whose clients train as people do, from training to gates."""
 
+from math import isfinite
+
 import pytest
 
 from clients.app import app
@@ -72,6 +74,18 @@ def test_updates_are_derived_again_from_the_truth_its_order_included(job_and_his
         assert {one.work.learning_rate for one in seen} == {rate}
         assert (frame["inconsistency"] <= CONSISTENCY_TOLERANCE).all()
         assert (frame["evidence_at_truth"] < frame["evidence_at_grey"]).all()
+
+
+def test_the_model_is_tested_at_its_interval_and_at_both_ends(tmp_path):
+    recipe = RECIPE | {"rounds": 5}
+    _, always = trained(tmp_path / "always", training=recipe)
+    _, seldom = trained(tmp_path / "seldom", training=recipe | {"evaluate_every": 2})
+    tested = [row for row in seldom if isfinite(row["accuracy"]) and isfinite(row["loss"])]
+    assert tested == [always[number] for number in (0, 2, 4, 5)]
+    columns = ("round", "uplink_bytes", "updates", "dropped")
+    assert [[row[name] for name in columns] for row in seldom] == [
+        [row[name] for name in columns] for row in always
+    ]
 
 
 def test_means_of_another_number_of_channels_are_refused(tmp_path):

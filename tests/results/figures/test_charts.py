@@ -131,6 +131,14 @@ def test_training_counts_the_bytes_one_client_sent():
     assert list(line.y) == [pytest.approx(63), pytest.approx(60)]
 
 
+def test_training_leaves_out_rounds_whose_model_was_not_tested():
+    trained = history(none=[0.5, 0.7])
+    trained.loc[trained["round"] == 1, "accuracy"] = float("nan")
+    line = charts.training(trained).data[0]
+    assert list(line.x) == [8000]
+    assert list(line.y) == [pytest.approx(60)]
+
+
 def test_charts_of_a_run(graded_run):
     run = RunReader(graded_run)
     strongest = run.scores[run.scores["strongest"]]
