@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_sim.engines.interrupts import KEPT, Interrupted, WorkerLostError, interruptible
+from fl_sim.engines.process import keep_freed_memory
 from fl_sim.registry import PartError
 from fl_sim.storage.files import StoreError
 from fl_sim.storage.lock import holder
@@ -678,6 +679,7 @@ def main() -> None:
     The exit status is 2 for bad input, 1 for what failed on the way, 130 when interrupted and 143
     when terminated.
     """
+    keep_freed_memory()
     try:
         with interruptible():
             status = cli(standalone_mode=False)

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from fl_sim.data import private_batch
+from fl_sim.engines.process import set_up_process
 from fl_sim.study.trials import Trial
 from fl_sim.updates.local_update import LocalReply, flat_model, local_reply, one_hot
 
-torch.set_num_threads(1)  # tensors are small; clients run in parallel instead
+set_up_process()  # clients run in parallel instead
 
 
 def compute_reply(

@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fl_sim.engines.process import set_up_process
 from fl_sim.models import build_model, check_fits
 from fl_sim.storage.files import write_text
 from fl_sim.study.plan import training_jobs
@@ -50,7 +50,7 @@ def train_study(grid: Grid, settings: Settings, folder: RunFolder, on_round: OnR
 
     Training a trial again invalidates its earlier attacks and scores.
     """
-    torch.set_num_threads(1)  # tensors are small; sums are the same on every machine
+    set_up_process()
     nodes: dict[int, int] = {}
     for job in training_jobs(settings, folder):
         if job.stands():

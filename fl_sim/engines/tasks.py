@@ -10,11 +10,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-import torch
-
 from fl_sim.engines.fork_server import fork_server
 from fl_sim.engines.grids import start_ray
 from fl_sim.engines.interrupts import Interrupted, WorkerLostError, end_workers
+from fl_sim.engines.process import set_up_process
 from fl_sim.storage.logs import collected, replay
 from fl_sim.study.settings import EngineSettings
 
@@ -33,7 +32,7 @@ def run_tasks(
     """Run the tasks, and yield each with its result once it is done.
 
     Results must not depend on where a task runs: a task carries all its inputs, the seed too.
-    Each process uses one torch thread.
+    Each process is set up by `set_up_process`.
 
     Parameters
     ----------
@@ -53,7 +52,7 @@ def run_tasks(
     elif workers > 1:
         yield from _over_processes(function, tasks, workers)
     else:
-        torch.set_num_threads(1)
+        set_up_process()
         for task in tasks:
             yield task, function(task)
 
@@ -102,12 +101,12 @@ def _in_pool(
 
 
 def _begin() -> None:
-    """Set up a worker: it uses one torch thread, and ends when its parent process is killed.
+    """Set up a worker: `set_up_process`, and it ends when its parent process is killed.
 
     It ignores interrupts, which a terminal sends to all processes: its parent handles them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    set_up_process()
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
@@ -135,7 +134,7 @@ def _on_ray(
 
     @ray.remote(num_cpus=1, num_gpus=gpus)
     def call(task: Task) -> tuple[Result, list[logging.LogRecord]]:
-        torch.set_num_threads(1)
+        set_up_process()
         return _logged(function, task)
 
     try:
