@@ -19,6 +19,7 @@ from torch.nn import functional
 from attacker.presets import build_attack
 from benchmarks.attack_trials import SPEC
 from fl_sim.data.datasets import load_splits
+from fl_sim.engines.process import set_up_process
 from fl_sim.models import build_model
 from fl_sim.observed.observations import Observation
 from fl_sim.quantizers import parse_quantizer
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--published", type=int, default=4, help="victims of a loop in a turn")
     parser.add_argument("--turns", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    set_up_process()
     data = DataSettings(dataset="folder", data_dir=arguments.data_dir)
     test = load_splits(data, 0).test
     order = numpy_rng(0, Purpose.VICTIMS).permutation(len(test))[:256]

@@ -55,13 +55,31 @@ def check_fits(spec: ModelSpec) -> None:
     Nothing is computed: its shapes alone are.
     """
     check_spec(spec)
+    size = "x".join(map(str, spec.shape))
     with torch.device("meta"):
-        model = build_model(spec).eval()
         try:
-            model(torch.empty(2, *spec.shape))
-        except RuntimeError as error:
-            size, reason = "x".join(map(str, spec.shape)), str(error).partition("\n")[0]
-            raise ValueError(f"{spec.name} cannot classify {size} images ({reason})") from error
+            model = build_model(spec)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{spec.name} cannot be built ({_reason(error)})") from error
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"{spec.name} builds a {type(model).__name__}, not a torch.nn.Module")
+        try:
+            found = model.eval()(torch.empty(2, *spec.shape))
+        except Exception as error:
+            raise ValueError(
+                f"{spec.name} cannot classify {size} images ({_reason(error)})"
+            ) from error
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape != (2, spec.classes):
+        raise ValueError(
+            f"{spec.name} makes {shape} of 2 {size} images, not logits (2, {spec.classes})"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 _of_this_process: dict[str, Callable[[ModelSpec], nn.Module]] = {}

@@ -1,8 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fl_sim.choices import MODEL_NAMES
-from fl_sim.models import ModelSpec, build_model, check_fits
+from fl_sim.models import ModelSpec, build_model, check_fits, register_model
 from fl_sim.testing import check_model
 from fl_sim.updates.local_update import layout_of_model
 
@@ -71,3 +74,40 @@ def test_images_too_small_for_a_model_are_refused_and_others_are_not():
     check_fits(ModelSpec("torchvision:name=alexnet", (3, 64, 64), 10))
     with pytest.raises(ValueError, match="cannot classify 3x8x8 images .* too small"):
         check_fits(ModelSpec("torchvision:name=alexnet", (3, 8, 8), 10))
+
+
+class _Unfinished(nn.Module):
+    """A model as its author left it: ``forward`` does what it is told."""
+
+    def __init__(self, answer: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> object:
+        return self.answer(images)
+
+
+def _of_unknown_layer() -> nn.Module:
+    raise KeyError("no such layer")
+
+
+def _unfinished(images: Tensor) -> object:
+    raise TypeError("forward is unfinished")
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (_of_unknown_layer, r"other cannot be built \(KeyError: 'no such layer'\)"),
+        (lambda: 3, "other builds a int, not a torch.nn.Module"),
+        (lambda: _Unfinished(_unfinished), "cannot classify 1x8x8 images .*is unfinished"),
+        (lambda: _Unfinished(lambda x: (x, None)), r"makes tuple of 2 1x8x8 images, not logits"),
+        (lambda: _Unfinished(lambda x: x.flatten(1)), r"makes \(2, 64\) .*not logits \(2, 10\)"),
+        (lambda: _Unfinished(lambda x: x[: int(x.sum())]), "cannot classify 1x8x8 images"),
+    ],
+)
+def test_models_of_other_people_that_cannot_work_are_refused_in_one_line(build, words):
+    register_model("other", build)
+    with pytest.raises(ValueError, match=words) as refused:
+        check_fits(ModelSpec("other", (1, 8, 8), 10))
+    assert "\n" not in str(refused.value)
