@@ -34,7 +34,28 @@ if TYPE_CHECKING:
     from fl_sim.study.study import Study
 
 typer.core.HAS_RICH = False  # else plain help shows what is escaped for rich, as in \[required]
-cli = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class _Lists(click.Command):
+    """A command that takes lists as ``A,B``: of a list given twice, the first would be lost."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse lists that are given twice; of other options the last one counts."""
+        given = self.make_parser(ctx).parse_args(args=list(args))[2]
+        lists = [one.opts[0] for one in given if str(one.metavar).endswith(",...")]
+        for name in lists:
+            if lists.count(name) > 1:
+                raise click.UsageError(f"{name} is given twice; several values are one list, A,B")
+        return super().parse_args(ctx, args)
+
+
+class _Command(_Lists, typer.core.TyperCommand): ...
+
+
+class _Group(_Lists, typer.core.TyperGroup): ...
+
+
+cli = typer.Typer(cls=_Group, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _HERE = Path(__file__).parent
 STUDIES = _HERE / "studies" if (_HERE / "studies").is_dir() else _HERE / "fl_sim" / "studies"
@@ -70,7 +91,7 @@ def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]
     """Add a command whose help ends with an example, and is listed with its whole first line."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
-        listed = cli.command(short_help=function.__doc__, epilog=_example(example))
+        listed = cli.command(cls=_Command, short_help=function.__doc__, epilog=_example(example))
         return listed(function)
 
     return add
@@ -219,9 +240,11 @@ def _study_file(study: Path) -> Path:
 @command("attack runs/default --attacks suite")
 def attack(
     run: RunArgument,
-    attacks: Annotated[str, typer.Option(help="Attacks to add, by name.")] = "",
+    attacks: Annotated[str, typer.Option(help="Attacks to add, by name.", metavar="NAME,...")] = "",
     tuned: Annotated[str, typer.Option(help="File that `tune` wrote.")] = "",
-    plugin: Annotated[str, typer.Option(help="Modules or files of attacks of your own.")] = "",
+    plugin: Annotated[
+        str, typer.Option(help="Modules or files of attacks of your own.", metavar="NAME,...")
+    ] = "",
     workers: Annotated[
         str, typer.Option(help="Processes side by side; 0: one per core.", metavar="INTEGER")
     ] = "0",
@@ -324,7 +347,10 @@ def status(run: RunArgument, as_json: Json = False) -> None:
 @command("tune runs/default --attacks cell --sweep tv=1e-4,1e-3")
 def tune(
     run: RunArgument,
-    attacks: Annotated[str, typer.Option(help="Attacks to tune; those of the run if absent.")] = "",
+    attacks: Annotated[
+        str,
+        typer.Option(help="Attacks to tune; those of the run if absent.", metavar="NAME,..."),
+    ] = "",
     sweep: Annotated[
         list[str] | None,
         typer.Option(help="Values to try, as in tv=1e-3,1e-2; more of these are combined."),
@@ -449,7 +475,9 @@ def pretrain(
     seed: Annotated[str, typer.Option(help="Of all random draws.", metavar="INTEGER")] = "0",
     normalize_mean: Annotated[str, typer.Option(help="As in a study.", metavar="NUMBER,...")] = "",
     normalize_std: Annotated[str, typer.Option(help="As in a study.", metavar="NUMBER,...")] = "",
-    plugin: Annotated[str, typer.Option(help="Modules or files of parts of your own.")] = "",
+    plugin: Annotated[
+        str, typer.Option(help="Modules or files of parts of your own.", metavar="NAME,...")
+    ] = "",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 12,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 128,
     learning_rate: Annotated[float, typer.Option(min=1e-9, help="Highest step size.")] = 0.2,
@@ -560,7 +588,9 @@ _NO_GUARANTEE = (
 
 @command("attacks --json")
 def attacks(
-    plugin: Annotated[str, typer.Option(help="Modules or files of attacks of your own.")] = "",
+    plugin: Annotated[
+        str, typer.Option(help="Modules or files of attacks of your own.", metavar="NAME,...")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """List the attacks: what each does, and every value it uses; edit one as in cell:tv=1e-4."""

@@ -10,7 +10,7 @@ from fl_sim.data.public_images import PublicImages
 from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction, check_types
-from fl_sim.registry import PartError, find, module_of, names, resolve
+from fl_sim.registry import PartError, find, make, module_of, names
 from fl_sim.specs import Spec, default_parameters
 
 _NEEDED = "one Reconstruction for each observation is needed, in their order"
@@ -109,7 +109,7 @@ def plugin_attack(spec: str) -> PluginAttack:
     ValueError
         If there is no such attack, a parameter is not allowed, or a method is missing.
     """
-    part = resolve("attack", spec)()
+    part = make("attack", spec)
     for method in ("applies", "reconstruct"):
         if not callable(getattr(part, method, None)):
             module = module_of("attack", Spec.parse(spec).name)

@@ -109,6 +109,23 @@ def resolve(kind: str, spec: str) -> Callable[..., Any]:
     return partial(part, **values) if values else part
 
 
+def make(kind: str, spec: str, *given: object) -> Any:
+    """Return what the part that a spec names makes when it is called: an attack, a plan, a model.
+
+    Raises
+    ------
+    ValueError
+        As of `resolve`; or in one line if the part raises anything.
+    """
+    part = resolve(kind, spec)
+    try:
+        return part(*given)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"the {kind} {spec!r} raised {one_line(error)}") from error
+
+
 def names(kind: str) -> tuple[str, ...]:
     """Return every name there is, those of this project first."""
     _import_built_in(kind)
@@ -135,7 +152,7 @@ def load_plugins(plugins: Iterable[str]) -> None:
         except ValueError:
             raise
         except Exception as error:
-            raise ValueError(f"{plugin} cannot be imported ({_one_line(error)})") from error
+            raise ValueError(f"{plugin} cannot be imported ({one_line(error)})") from error
 
 
 def _add(kind: str, name: str, part: Any, module: str) -> None:
@@ -181,5 +198,6 @@ def _entry_points(kind: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"fl_sim.{kind}")}
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return the class and the words of an error without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())

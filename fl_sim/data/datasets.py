@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_sim.data.folders import Pixels, class_names, read_classes, warn_of_others
 from fl_sim.data.idx import find_idx, read_idx
-from fl_sim.registry import PartError, register, resolve
+from fl_sim.registry import PartError, one_line, register, resolve
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings, SettingsError
 
@@ -142,8 +142,7 @@ def call_part(setting: str, spec: str, part: Callable[..., Any], *given: object)
     except SettingsError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PartError(f"{setting} = {spec!r}: it raised {reason}") from error
+        raise PartError(f"{setting} = {spec!r}: it raised {one_line(error)}") from error
 
 
 def _fault_of(loaded: Any) -> str:

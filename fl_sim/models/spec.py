@@ -8,8 +8,9 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
-from fl_sim.registry import resolve
+from fl_sim.registry import one_line, resolve
 from fl_sim.seeding import Purpose, torch_rng
 
 
@@ -62,24 +63,20 @@ def check_fits(spec: ModelSpec) -> None:
         except ValueError:
             raise
         except Exception as error:
-            raise ValueError(f"{spec.name} cannot be built ({_reason(error)})") from error
+            raise ValueError(f"{spec.name} cannot be built ({one_line(error)})") from error
         if not isinstance(model, nn.Module):
             raise ValueError(f"{spec.name} builds a {type(model).__name__}, not a torch.nn.Module")
         try:
             found = model.eval()(torch.empty(2, *spec.shape))
         except Exception as error:
             raise ValueError(
-                f"{spec.name} cannot classify {size} images ({_reason(error)})"
+                f"{spec.name} cannot classify {size} images ({one_line(error)})"
             ) from error
     shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
     if shape != (2, spec.classes):
         raise ValueError(
             f"{spec.name} makes {shape} of 2 {size} images, not logits (2, {spec.classes})"
         )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 _of_this_process: dict[str, Callable[[ModelSpec], nn.Module]] = {}
@@ -102,12 +99,21 @@ def spec_of_app(
 def build_architecture(spec: ModelSpec) -> nn.Module:
     """Build a model with weights from torch's global random state.
 
+    Layers that wait for a first input to know their size, such as ``LazyLinear``, have one.
+
     Raises
     ------
     ValueError
         If there is no model of this name.
     """
-    return _builder(spec.name)(spec)
+    model = _builder(spec.name)(spec)
+    if isinstance(model, nn.Module) and any(map(is_lazy, model.state_dict().values())):
+        modes = [(layer, layer.training) for layer in model.modules()]
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *spec.shape))
+        for layer, mode in modes:
+            layer.training = mode
+    return model
 
 
 def _builder(name: str) -> Callable[[ModelSpec], nn.Module]:

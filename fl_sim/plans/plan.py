@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fl_sim.models import ModelSpec
-from fl_sim.registry import register, resolve
+from fl_sim.registry import make, register
 from fl_sim.specs import print_parameters
 
 
@@ -134,5 +134,7 @@ def parse_plan(spec: str) -> ServerPlan:
     ValueError
         If there is no such plan, or a parameter is not allowed.
     """
-    plan: ServerPlan = resolve("server", spec)()
+    plan = make("server", spec)
+    if not isinstance(plan, ServerPlan):
+        raise ValueError(f"the server {spec!r} is not a ServerPlan, but a {type(plan).__name__}")
     return plan

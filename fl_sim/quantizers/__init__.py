@@ -107,7 +107,9 @@ def _parse(spec: str) -> Quantizer:
     head, plus, rest = spec.partition("+")
     name, _, parameters = head.partition(":")
     kind = ErrorFeedback if name.startswith(_FEEDBACK) else find("quantizer", name)
-    quantizer: Quantizer = kind.from_parameters(parameters)
+    if not (isinstance(kind, type) and issubclass(kind, Quantizer)):
+        raise ValueError(f"{name!r} is not a subclass of Quantizer.")
+    quantizer = kind.from_parameters(parameters)
     if not plus:
         return quantizer
     if not isinstance(quantizer, TopK | Clip):

@@ -18,12 +18,12 @@ from results.figures.panels import (
     layout,
     panels_a_row,
     save_figure,
-    shown,
     split,
 )
 from results.figures.styles import FILLS, Style, nth_style
 from results.scores.scoring import psnr
 from results.scores.statistics import CONFIDENCE
+from results.tables.numbers import setting_value
 from results.tables.verdicts import server_plans, starred
 
 MOST_PSNR = 60.0
@@ -63,7 +63,7 @@ def by_setting_figure(results: pd.DataFrame, setting: str) -> Figure:
     if setting not in axes:
         raise KeyError(setting)
     values = {value: place for place, value in enumerate(results[setting].unique())}
-    names = list(map(shown, values))
+    names = list(map(setting_value, values))
     if len(set(names)) < len(names):  # files of several folders
         names = list(map(str, values))
     points = results.dropna(subset=["psnr_median"]).reset_index(drop=True)

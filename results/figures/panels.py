@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fl_sim.storage.files import write_bytes
+from results.tables.numbers import setting_value
 
 COLUMN_WIDTH = 8.5
 """Width of a paper's column in centimetres, and of a figure with one panel."""
@@ -47,12 +48,7 @@ def split(points: pd.DataFrame, axes: Sequence[str]) -> Iterator[Panel]:
         yield Panel("", points)
         return
     for values, own in points.groupby(list(axes), sort=False):
-        yield Panel(", ".join(map("{} = {}".format, axes, map(shown, values))), own)
-
-
-def shown(value: object) -> str:
-    """Return the value of a setting as figures show it: of a path its stem."""
-    return value.stem if isinstance(value, Path) else str(value) or "none"
+        yield Panel(", ".join(map("{} = {}".format, axes, map(setting_value, values))), own)
 
 
 def panels_a_row(count: int) -> int:

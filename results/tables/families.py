@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from results.scores.equal_points import EQUAL_ACCURACY, EQUAL_PRIVACY
-from results.tables.numbers import number
+from results.tables.numbers import number, setting_value
 
 NOTE = (
     f"Equal privacy: median MSE of {EQUAL_PRIVACY:g} or more. Equal accuracy: at most "
@@ -44,7 +44,7 @@ def family_table(families: pd.DataFrame) -> pd.DataFrame:
     stars = ["" if sure else "*" for sure in families["established"]]
     return pd.DataFrame(
         {
-            **{name: families[name].astype("str") for name in _axes(families)},
+            **{name: families[name].map(setting_value) for name in _axes(families)},
             "family": families["family"].astype("str") + stars,
             "test % at equal privacy": column("accuracy_at_equal_privacy", "{:.1f}", 100),
             "MSE at equal accuracy": column("mse_at_equal_accuracy", "{:.1e}"),

@@ -1,4 +1,6 @@
-"""Numbers as text."""
+"""Numbers and values of settings as text."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,14 @@ def percent(rate: float) -> str:
 def number(value: float, pattern: str = "{:.3g}") -> str:
     """Return a number as text; a dash if it is missing."""
     return "–" if pd.isna(value) else pattern.format(value)
+
+
+def setting_value(value: object) -> str:
+    """Return the value of a setting as tables and figures show it: of a path its stem."""
+    if isinstance(value, Path):
+        return value.stem
+    empty = isinstance(value, float) and np.isnan(value)  # as pandas reads an empty text
+    return "none" if empty else str(value) or "none"
 
 
 def with_interval(row: "pd.Series", name: str, pattern: str, scale: float) -> str:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from results.tables.numbers import with_interval
+from results.tables.numbers import setting_value, with_interval
 from results.tables.summary import further_medians, heading_of
 from results.tables.verdicts import guaranteed, starred
 
@@ -35,7 +35,7 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
     axes = results.columns[: results.columns.get_loc("quantizer")]
     return pd.DataFrame(
         {
-            **{name: results[name].astype("str") for name in axes},
+            **{name: results[name].map(setting_value) for name in axes},
             "quantizer": results["quantizer"],
             **({} if "server" in axes else {"server": results["server"]}),
             "test %": column("test_accuracy_mean", "{:.1f}", 100),

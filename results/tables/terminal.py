@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from results.tables.numbers import number, with_spread
+from results.tables.numbers import number, setting_value, with_spread
 from results.tables.summary import further_medians, heading_of
 from results.tables.verdicts import (
     BEST_KNOWN,
@@ -31,7 +31,7 @@ def print_results(results: pd.DataFrame, console: Console) -> None:
     points = results.groupby(axes, sort=False) if axes else [((), results)]
     for values, point in points:
         if axes:
-            told = [str(value) or "none" for value in values]
+            told = map(setting_value, values)
             console.print(Text(", ".join(map("{} = {}".format, axes, told))))
         console.print(terminal_table(point, console.width))
         for _, row in point[~point["established"]].iterrows():

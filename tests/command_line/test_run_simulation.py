@@ -31,6 +31,8 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine w
         (["--attacks", "dgl"], ["attacks", "dgl", "dlg"]),
         (["--seeds", "zero"], ["seeds", "zero", "integer"]),
         (["--no-such-option", "1"], ["--no-such-option"]),
+        (["--quantizers", "none", "--quantizers", "sign"], ["--quantizers", "twice"]),
+        (["attack", "no/such", "--attacks", "dlg", "--attacks", "cell"], ["--attacks", "twice"]),
         pytest.param(["--device", "cuda"], ["device", "cuda", "cpu"], marks=NO_GPU),
         (["--device", "tpu"], ["device", "tpu", "cpu"]),
         (["report", "no/such/run"], ["no/such/run"]),
@@ -38,7 +40,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine w
 )
 def test_wrong_input_is_one_line_and_exit_status_2(capsys, tmp_path, arguments, words):
     out = tmp_path / "out"
-    extra = [] if arguments[0] == "report" else ["--out", out]
+    extra = ["--out", out] if arguments[0].startswith("--") else []
     assert command(*extra, *arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
-from fl_sim.registry import find, names, register, resolve
+from fl_sim import registry
+from fl_sim.plans import parse_plan
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.registry import find, make, names, register, resolve
 from fl_sim.specs import Spec, default_parameters, parse_parameters
 
 
@@ -109,3 +112,23 @@ def test_an_installed_package_names_its_parts_in_an_entry_point(tmp_path):
     second = told()
     assert second[:3] == first[:3]
     assert second[3] != first[3]
+
+
+def test_a_part_that_raises_or_makes_something_else_is_refused_in_one_line(monkeypatch):
+    known = {kind: dict(parts) for kind, parts in registry._registered.items()}
+    monkeypatch.setattr(registry, "_registered", known)
+
+    def unfinished():
+        raise KeyError("no\nsuch thing")
+
+    for kind in ("attack", "server", "quantizer"):
+        register(kind, "unfinished")(unfinished)
+    with pytest.raises(ValueError, match="^the attack 'unfinished' raised KeyError: .*such thing"):
+        make("attack", "unfinished")
+    with pytest.raises(ValueError, match="^the server 'unfinished' raised KeyError"):
+        parse_plan("unfinished")
+    with pytest.raises(ValueError, match="'unfinished' is not a subclass of Quantizer"):
+        parse_quantizer("unfinished")
+    register("server", "nothing")(lambda: None)
+    with pytest.raises(ValueError, match="'nothing' is not a ServerPlan, but a NoneType"):
+        parse_plan("nothing")

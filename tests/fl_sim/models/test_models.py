@@ -111,3 +111,20 @@ def test_models_of_other_people_that_cannot_work_are_refused_in_one_line(build, 
     with pytest.raises(ValueError, match=words) as refused:
         check_fits(ModelSpec("other", (1, 8, 8), 10))
     assert "\n" not in str(refused.value)
+
+
+def test_layers_that_wait_for_an_input_have_their_size_and_the_weights_of_the_seed():
+    def build():
+        return nn.Sequential(
+            nn.Flatten(), nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.LazyLinear(10)
+        )
+
+    register_model("lazy", build)
+    spec = ModelSpec("lazy", (1, 8, 8), 10)
+    check_fits(spec)
+    one, two, other = (build_model(spec, seed) for seed in (0, 0, 1))
+    assert one[1].weight.shape == (6, 64)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one[1].weight, other[1].weight)
+    assert all(layer.training for layer in one.modules())
+    assert torch.equal(one[2].running_mean, torch.zeros(6))
