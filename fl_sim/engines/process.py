@@ -8,13 +8,15 @@ _MOST = 2**31 - 1  # bytes; mallopt takes an int
 
 
 def set_up_process() -> None:
-    """Use one torch thread, and keep the memory that tensors free.
+    """Use one thread, in linear algebra too, and keep the memory that tensors free.
 
     Tensors are small, and work is spread over processes. Sums are then the same on every machine.
     """
     import torch  # noqa: PLC0415 - not for --help
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - finds libraries that are loaded
 
     torch.set_num_threads(1)
+    threadpool_limits(1)
     keep_freed_memory()
 
 

@@ -6,7 +6,7 @@ import pytest
 from fl_sim.engines.process import keep_freed_memory
 
 _COUNT_FAULTS = """
-import resource, torch
+import resource, numpy, threadpoolctl, torch
 from fl_sim.engines.process import set_up_process
 
 set_up_process()
@@ -14,7 +14,8 @@ for number in range(20):
     torch.ones(2, 10_000_000)
     if number == 9:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, torch.get_num_threads())
+threads = {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, *threads)
 """
 
 
