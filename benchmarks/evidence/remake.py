@@ -217,7 +217,7 @@ PARTS = (
     _study(
         "realistic",
         90,
-        pictures=_pictures("realistic/{}.png", "psnr_by_batch_size", "psnr_by_initial_weights"),
+        pictures=_pictures("realistic-{}.png", "psnr_by_batch_size", "psnr_by_initial_weights"),
         first=PRETRAIN,
     ),
 )

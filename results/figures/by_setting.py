@@ -29,6 +29,7 @@ from results.tables.verdicts import server_plans, starred
 MOST_PSNR = 60.0
 """Above so many decibels two images are equal in 8 bits; better guesses are drawn here."""
 
+_REACH = 0.3  # of the line of the featureless image, to both sides of a value
 _SHIFT = 0.02  # between the lines of two quantizers, so that their bars stand side by side
 _DOT: dict[str, Any] = {"markersize": 4, "markeredgewidth": 0.7, "markerfacecoloralt": "white"}
 
@@ -94,7 +95,7 @@ def by_setting_figure(results: pd.DataFrame, setting: str) -> Figure:
 
 def _draw_lines(axes: Axes, points: pd.DataFrame, styles: Mapping[str, Style]) -> None:
     bar = points.groupby("place")["baseline_mse"].median().map(psnr)
-    axes.plot(bar.index, bar, **BASELINE_STYLE, zorder=1)
+    axes.hlines(bar, bar.index - _REACH, bar.index + _REACH, **BASELINE_STYLE, zorder=1)
     for number, (name, style) in enumerate(styles.items()):
         own = points[points["quantizer"] == name]
         if own.empty:

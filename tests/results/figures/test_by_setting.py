@@ -30,7 +30,7 @@ def results_of(**columns):
 
 
 def lines(axes):
-    """Return the places of the dashed baseline and of each quantizer's line."""
+    """Return the places of each quantizer's line."""
     return [
         ([round(float(x)) for x in line.get_xdata()], [float(y) for y in line.get_ydata()])
         for line in axes.lines
@@ -41,11 +41,18 @@ def lines(axes):
 def test_each_quantizer_is_a_line_over_the_values_in_the_order_of_the_study():
     (axes,) = by_setting_figure(results_of(), "batch_size").axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "32"]
-    baseline, none, sign = lines(axes)
-    assert baseline == ([0, 1], [10.0, 20.0])
+    none, sign = lines(axes)
     assert none == ([0, 1], [MOST_PSNR, 30.0])
     assert sign == ([0, 1], [20.0, 12.0])
     assert [text.get_text() for text in axes.texts] == ["*"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_value_has_the_line_of_its_featureless_image(count):
+    results = results_of()
+    (axes,) = by_setting_figure(results[: 2 * count], "batch_size").axes
+    ends = [one.tolist() for one in axes.collections[0].get_segments()]
+    assert ends == [[[k - 0.3, y], [k + 0.3, y]] for k, y in ((0, 10.0), (1, 20.0))][:count]
 
 
 def test_other_settings_have_a_panel_each_and_a_quantizer_looks_the_same_in_all():
@@ -53,7 +60,7 @@ def test_other_settings_have_a_panel_each_and_a_quantizer_looks_the_same_in_all(
     without = twice.drop(index=[4, 6])  # of round 2 only sign
     first, second = by_setting_figure(without, "batch_size").axes
     assert [axes.get_title() for axes in (first, second)] == ["round = 1", "round = 2"]
-    colours = [{line.get_color() for line in axes.lines[1:]} for axes in (first, second)]
+    colours = [{line.get_color() for line in axes.lines} for axes in (first, second)]
     assert colours[1] < colours[0]
     assert first.get_ylim() == second.get_ylim()
 
@@ -76,7 +83,7 @@ def test_rows_that_were_not_attacked_are_left_out(tmp_path):
     results = results_of()
     results.loc[1, "psnr_median"] = None
     (axes,) = by_setting_figure(results, "batch_size").axes
-    assert lines(axes)[1:] == [([0, 1], [MOST_PSNR, 30.0])]
+    assert lines(axes) == [([0, 1], [MOST_PSNR, 30.0])]
     results["psnr_median"] = float("nan")
     draw_by_setting(results, "batch_size", tmp_path / "empty.png")
     assert (tmp_path / "empty.png").read_bytes().startswith(b"\x89PNG")
