@@ -216,7 +216,7 @@ PARTS = (
     _study("malicious", 27, pictures=_pictures("malicious-{}.png", "psnr_by_server")),
     _study(
         "realistic",
-        90,
+        40,
         pictures=_pictures("realistic-{}.png", "psnr_by_batch_size", "psnr_by_initial_weights"),
         first=PRETRAIN,
     ),
