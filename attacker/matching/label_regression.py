@@ -1,7 +1,7 @@
-"""Label counts by regression: what payloads of public batches tell of labels that anyone knows."""
+"""Payloads of public batches, whose labels anyone knows: to learn counting, and to judge it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,17 +15,124 @@ from fl_sim.updates.layers import find_head
 from fl_sim.updates.local_update import Update, one_hot
 
 _BATCHES, _HELD_OUT = 2000, 24
+_FEWEST_BATCHES = 200
 _MOST_IMAGES, _FEWEST_IMAGES = 1024, 256
 _LEARNED_FROM = 0.85  # share of the images; the others make the batches that are held out
 _MOST_ELEMENTS = 12_288  # of an update, those of the head first
 _MOST_FLOATS = 2**27  # of gradients held at once
+_MOST_WORK = 2_500_000_000  # images times parameters, where each batch is computed as a whole
 _PENALTY = 0.3  # of squared slopes, per element and in units of its mean square
-_CHUNK = 32
+_CHUNK = 32  # images computed together
+
+
+@dataclass(frozen=True, eq=False)
+class PublicBatches:
+    """Batches of public images, as the clients of some problems would send them.
+
+    Attributes
+    ----------
+    problems : Problems
+        Whose weights, work and quantizer they share.
+    images, labels : Tensor
+        ``(count, C, H, W)`` and one-hot ``(count, classes)``.
+    gradients : Tensor or None
+        ``(count, size)``, where the update of a batch is the mean of those of its images: few
+        images then make many batches. None where it is not (several local steps, BatchNorm).
+    """
+
+    problems: Problems
+    images: Tensor
+    labels: Tensor
+    gradients: Tensor | None
+
+    @classmethod
+    def of(cls, problems: Problems, public: PublicImages | None) -> "PublicBatches | None":
+        """Draw the images; None if they are too few, or too costly to compute."""
+        if public is None:
+            return None
+        work, size = problems.work, problems.flat_model.layout.size
+        means = work.kind == "gradient" and not couples_images(problems.flat_model.module)
+        affordable = _MOST_FLOATS // size if means else _MOST_IMAGES
+        count = min(len(public.images), _MOST_IMAGES, affordable)
+        if count < max(_FEWEST_IMAGES, 8 * work.images):
+            return None
+        drawn = torch.randperm(len(public.images), generator=_generator(problems))[:count]
+        labels = one_hot(public.labels[drawn], problems.model.classes)
+        batches = cls(problems, public.images[drawn], labels, None)
+        if means:
+            return replace(batches, gradients=torch.cat([*batches._gradients()]))
+        return batches if batches._affordable >= _FEWEST_BATCHES else None
+
+    @property
+    def _affordable(self) -> int:
+        """How many batches may be learned from."""
+        if self.gradients is not None:
+            return _BATCHES
+        work, size = self.problems.work, self.problems.flat_model.layout.size
+        steps = work.local_steps if work.kind == "delta" else 1
+        return min(_BATCHES, _MOST_WORK // (work.images * steps * size))
+
+    @property
+    def _cut(self) -> int:
+        return round(_LEARNED_FROM * len(self.images))
+
+    def held_out(self) -> tuple[Problems, Tensor]:
+        """Return batches of images that nothing is learned from, and their label counts."""
+        generator = _generator(self.problems, 1)
+        size = self.problems.work.images
+        rows = self._cut + _batches(len(self.images) - self._cut, size, _HELD_OUT, generator)
+        cells = tuple(self._cells(rows, generator))
+        sent = (self.problems.sent_weights[0],) * len(rows)
+        keys = tuple((0, number) for number in range(len(rows)))
+        trial = replace(self.problems, cells=cells, keys=keys, sent_weights=sent, earlier=())
+        return trial, self.labels[rows].sum(dim=1)
+
+    def learn(self) -> "LabelRegression":
+        """Learn to read label counts off payloads.
+
+        Each is quantized as the clients quantize theirs, and what is held back of theirs is held
+        back here.
+        """
+        generator = _generator(self.problems, 2)
+        rows = _batches(self._cut, self.problems.work.images, self._affordable, generator)
+        chosen = _chosen(self.problems)
+        payloads = torch.stack([cell.decoded[chosen] for cell in self._cells(rows, generator)])
+        counts = self.labels[rows].sum(dim=1)
+        usual = counts.mean(dim=0)
+        products = payloads @ payloads.T
+        penalty = _PENALTY * products.diagonal().mean()
+        duals = torch.linalg.solve(products + penalty * torch.eye(len(rows)), counts - usual)
+        return LabelRegression(chosen, payloads.T @ duals, usual)
+
+    def _cells(self, rows: Tensor, generator: torch.Generator) -> Iterator[Cell]:
+        """Yield what the payload of each batch tells, of what is not held back."""
+        problems = self.problems
+        layout = problems.flat_model.layout
+        for some in torch.split(rows, max(1, _CHUNK // problems.work.images)):
+            for update in self._updates(some):
+                payload = problems.quantizer.encode(Update(update, layout), generator)
+                yield problems.without_hidden(problems.quantizer.cell(payload))
+
+    def _updates(self, rows: Tensor) -> Tensor:
+        """Return the updates ``(b, size)`` of some batches."""
+        if self.gradients is not None:
+            return torch.stack([self.gradients[own].mean(dim=0) for own in rows])
+        with torch.no_grad():
+            return self.problems.candidate(self.images[rows], self.labels[rows]).detach()
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """Yield the gradient of each image, ``(chunk, size)``."""
+        model, weights = self.problems.flat_model, self.problems.weights
+        inputs = self.problems.work.inputs(self.images)
+        pairs = zip(torch.split(inputs, _CHUNK), torch.split(self.labels, _CHUNK), strict=True)
+        for some, targets in pairs:
+            with torch.no_grad():
+                yield model.gradients(weights, some[:, None], targets[:, None]).detach()
 
 
 @dataclass(frozen=True, eq=False)
 class LabelRegression:
-    """Ridge regression from payloads to label counts, and batches to judge it by.
+    """Ridge regression from payloads to label counts.
 
     Attributes
     ----------
@@ -35,86 +142,25 @@ class LabelRegression:
         ``(k, classes)``.
     usual : Tensor
         ``(classes,)`` mean counts.
-    held_out : list of Cell
-        What payloads of other public batches tell.
-    held_out_counts : Tensor
-        ``(len(held_out), classes)`` labels of these batches.
     """
 
     chosen: Tensor
     slopes: Tensor
     usual: Tensor
-    held_out: list[Cell]
-    held_out_counts: Tensor
 
     def shares(self, decoded: Tensor) -> Tensor:
         """Return real counts ``(B, classes)`` of decoded updates ``(B, size)``."""
         return decoded[:, self.chosen] @ self.slopes + self.usual
 
 
-def learn_labels(problems: Problems, public: PublicImages | None) -> LabelRegression | None:
-    """Learn to read label counts off payloads, from batches of public images at these weights.
-
-    The update of a batch is the mean of those of its images, so that few public images make many
-    batches. Each is quantized as the clients quantize theirs, and what is held back of theirs is
-    held back here.
-
-    Returns
-    -------
-    LabelRegression or None
-        None if the update of a batch is no mean of that of its images (several local steps,
-        BatchNorm), or the public images are too few.
-    """
-    size = problems.flat_model.layout.size
-    if (
-        public is None
-        or problems.work.kind != "gradient"
-        or couples_images(problems.flat_model.module)
-    ):
-        return None
-    count = min(len(public.images), _MOST_IMAGES, _MOST_FLOATS // size)
-    if count < max(_FEWEST_IMAGES, 8 * problems.work.images):
-        return None
-    generator = torch_rng(0, Purpose.ATTACK, problems.work.images)
-    drawn = torch.randperm(len(public.images), generator=generator)[:count]
-    labels = one_hot(public.labels[drawn], problems.model.classes)
-    gradients = torch.cat([*_gradients(problems, public.images[drawn], labels)])
-    cut = round(_LEARNED_FROM * count)
-    rows = _batches(cut, problems.work.images, _BATCHES, generator)
-    chosen = _chosen(problems)
-    payloads = torch.stack(
-        [_cell(problems, gradients[row], generator).decoded[chosen] for row in rows]
-    )
-    counts = labels[rows].sum(dim=1)
-    usual = counts.mean(dim=0)
-    products = payloads @ payloads.T
-    penalty = _PENALTY * products.diagonal().mean()
-    duals = torch.linalg.solve(products + penalty * torch.eye(len(rows)), counts - usual)
-    others = cut + _batches(count - cut, problems.work.images, _HELD_OUT, generator)
-    held_out = [_cell(problems, gradients[row], generator) for row in others]
-    return LabelRegression(chosen, payloads.T @ duals, usual, held_out, labels[others].sum(dim=1))
-
-
-def _gradients(problems: Problems, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
-    """Yield the gradient of each image, ``(chunk, size)``."""
-    model, inputs = problems.flat_model, problems.work.inputs(images)
-    for some, targets in zip(torch.split(inputs, _CHUNK), torch.split(labels, _CHUNK), strict=True):
-        with torch.no_grad():
-            yield model.gradients(problems.weights, some[:, None], targets[:, None]).detach()
+def _generator(problems: Problems, *use: int) -> torch.Generator:
+    return torch_rng(0, Purpose.ATTACK, problems.work.images, *use)
 
 
 def _batches(images: int, size: int, count: int, generator: torch.Generator) -> Tensor:
     """Draw batches of different images, ``(count, size)`` rows."""
     drawn = [torch.randperm(images, generator=generator)[:size] for _ in range(count)]
     return torch.stack(drawn)
-
-
-def _cell(problems: Problems, gradients: Tensor, generator: torch.Generator) -> Cell:
-    """Return what the payload of a batch tells, of what is not held back."""
-    layout = problems.flat_model.layout
-    update = Update(gradients.mean(dim=0), layout)
-    payload = problems.quantizer.encode(update, generator)
-    return problems.without_hidden(problems.quantizer.cell(payload))
 
 
 def _chosen(problems: Problems) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import log, pi
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.special import log_ndtr
 
-from attacker.matching.label_regression import LabelRegression, learn_labels
+from attacker.matching.label_regression import PublicBatches
 from attacker.matching.problems import Problems
 from attacker.readers.synthetic import synthetic_images
 from attacker.readers.thresholds import has_thresholds, read_labels
@@ -21,6 +22,7 @@ from fl_sim.updates.local_update import clipped
 
 LabelStrategy = Literal["joint", "analytic"]
 
+_FEW_WRONG = 0.05  # share of the labels of held-out public batches
 _FEWEST_EXAMPLES, _MOST_EXAMPLES = 8, 64
 _LEAST_VARIANCE = (
     1e-3  # relative to the mean variance, for elements in which the examples do not differ
@@ -40,9 +42,9 @@ def recover_labels(problems: Problems, public: PublicImages | None = None) -> Te
     largest remaining count (after Geng et al. 2021). Where the quantizer is too coarse to tell n
     labels from n + 1 in this bias, or where there is no bias, the whole payload decides: one label
     at a time is exchanged for another as long as that makes the payload more likely. With public
-    images, `learn_labels` counts them instead where it counts those of other public images better:
-    it does at trained weights. Where the server planted a bank of thresholds, its units tell the
-    labels of single images. Labels that are known are returned as they are.
+    images, a regression (`PublicBatches.learn`) counts them instead where it counts those of other
+    public images better: it does at trained weights. Where the server planted a bank of thresholds,
+    its units tell the labels of single images. Labels that are known are returned as they are.
 
     Parameters
     ----------
@@ -66,40 +68,80 @@ def _recovered(problems: Problems, public: PublicImages | None) -> Tensor:
     if has_thresholds(problems.model, problems.weights):
         return read_labels(problems)
     head = find_head(problems.model)
-    images, classes = problems.work.images, problems.model.classes
-    if images == 1 and head is not None:
+    classes = problems.model.classes
+    if problems.work.images == 1 and head is not None:
         return _errors(problems, head).argmin(dim=1, keepdim=True)
-    affordable = _MOST_FLOATS // problems.weights.numel()
-    count = max(_FEWEST_EXAMPLES, min(affordable, _MOST_EXAMPLES))
-    examples = synthetic_images(problems.model.shape, count, seed=0)
-    log_prediction = _log_predictions(problems, examples)
-    even = _handed_out(torch.full((1, classes), images / classes), images)[0]
-    found, coarse = even.repeat(len(problems), 1), torch.ones(len(problems), dtype=torch.bool)
-    if head is not None:
-        shares = images * (log_prediction.exp().mean(dim=0) - _errors(problems, head))
-        found = _handed_out(shares, images)
-        coarse = _resolution(problems, head) > 1 / (2 * images)
-    if problems.work.example_clip:  # a clipped error does not add up to its label
-        coarse = torch.ones(len(problems), dtype=torch.bool)
-    if bool(coarse.any()):
-        expected = _Expected.of(problems, examples, log_prediction)
-        for row in coarse.nonzero().squeeze(1).tolist():
-            likelihood = expected.likelihood(problems.cells[row])
-            found[row] = _most_likely((found[row], even), likelihood)
-        learned = learn_labels(problems, public)
-        if learned is not None and _counts_better(learned, expected, even):
-            shares = learned.shares(problems.cell.decoded[coarse])
-            found[coarse] = _handed_out(shares, images)
+    counter = _Counter(problems)
+    found = counter.counts(problems)
+    batches = PublicBatches.of(problems, public)
+    if batches is not None:
+        found = _counted_best(problems, counter, batches, found)
     return torch.stack([torch.arange(classes).repeat_interleave(row.long()) for row in found])
 
 
-def _counts_better(learned: LabelRegression, expected: "_Expected", even: Tensor) -> bool:
-    """Tell whether a regression counts the labels of held-out public batches better."""
-    cells, truth = learned.held_out, learned.held_out_counts
-    decoded = torch.stack([cell.decoded for cell in cells])
-    mine = _handed_out(learned.shares(decoded), int(even.sum()))
-    theirs = torch.stack([_most_likely((even,), expected.likelihood(cell)) for cell in cells])
-    return bool(torch.minimum(mine, truth).sum() > torch.minimum(theirs, truth).sum())
+def _counted_best(
+    problems: Problems, counter: "_Counter", batches: PublicBatches, found: Tensor
+) -> Tensor:
+    """Return the counts of what counts the labels of held-out public batches best.
+
+    A regression is learned only where `counter` leaves more than `_FEW_WRONG` of them wrong.
+    """
+    trial, truth = batches.held_out()
+
+    def hits(counts: Tensor) -> float:
+        return float(torch.minimum(counts, truth).sum())
+
+    told, guessed = hits(counter.counts(trial)), hits(counter.even.expand_as(truth))
+    if told >= (1 - _FEW_WRONG) * float(truth.sum()):
+        return found
+    learned, images = batches.learn(), problems.work.images
+    taught = hits(_handed_out(learned.shares(trial.cell.decoded), images))
+    if taught > max(told, guessed):
+        return _handed_out(learned.shares(problems.cell.decoded), images)
+    return found if told >= guessed else counter.even.expand_as(found)
+
+
+class _Counter:
+    """Counts labels by what the model answers to synthetic images.
+
+    Parameters
+    ----------
+    problems : Problems
+        Those it is made for; it counts any with the same weights, work and quantizer.
+    """
+
+    def __init__(self, problems: Problems) -> None:
+        self.problems, self.head = problems, find_head(problems.model)
+        affordable = _MOST_FLOATS // problems.weights.numel()
+        count = max(_FEWEST_EXAMPLES, min(affordable, _MOST_EXAMPLES))
+        self.examples = synthetic_images(problems.model.shape, count, seed=0)
+        self.log_prediction = _log_predictions(problems, self.examples)
+
+    @cached_property
+    def even(self) -> Tensor:
+        """Counts ``(classes,)`` of who knows nothing."""
+        images, classes = self.problems.work.images, self.problems.model.classes
+        return _handed_out(torch.full((1, classes), images / classes), images)[0]
+
+    @cached_property
+    def expected(self) -> "_Expected":
+        return _Expected.of(self.problems, self.examples, self.log_prediction)
+
+    def counts(self, problems: Problems) -> Tensor:
+        """Return the counts ``(B, classes)`` of some batches."""
+        images, head = problems.work.images, self.head
+        found = self.even.repeat(len(problems), 1)
+        coarse = torch.ones(len(problems), dtype=torch.bool)
+        if head is not None:
+            shares = images * (self.log_prediction.exp().mean(dim=0) - _errors(problems, head))
+            found = _handed_out(shares, images)
+            coarse = _resolution(problems, head) > 1 / (2 * images)
+        if problems.work.example_clip:  # a clipped error does not add up to its label
+            coarse = torch.ones(len(problems), dtype=torch.bool)
+        for row in coarse.nonzero().squeeze(1).tolist():
+            likelihood = self.expected.likelihood(problems.cells[row])
+            found[row] = _most_likely((found[row], self.even), likelihood)
+        return found
 
 
 def _errors(problems: Problems, head: Layer) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from attacker.matching.label_regression import learn_labels
+from attacker.matching.label_regression import PublicBatches
 from attacker.matching.labels import _log_probability, _most_likely, recover_labels
 from attacker.matching.problems import Problems
 from fl_sim.data.public_images import PublicImages
@@ -63,20 +63,35 @@ def test_labels_of_public_images_help_to_count_labels_at_trained_weights():
     assert with_public >= max(0.85, alone + 0.05)
 
 
-def test_a_regression_is_learned_only_where_updates_are_means_and_public_images_are_enough():
+def test_public_batches_are_made_where_images_are_enough_and_the_cost_can_be_borne(monkeypatch):
     problems, public, _ = trained_problems(clients=1)
-    assert learn_labels(problems, public) is not None
-    assert learn_labels(problems, None) is None
-    assert learn_labels(problems, PublicImages(public.images[:100], public.labels[:100])) is None
+    assert PublicBatches.of(problems, public).gradients is not None
+    assert PublicBatches.of(problems, None) is None
+    few = PublicImages(public.images[:100], public.labels[:100])
+    assert PublicBatches.of(problems, few) is None
     steps = LocalWork("delta", 4, local_steps=2, local_batches=2)
-    assert learn_labels(trained_problems(steps, clients=1)[0], public) is None
+    several = trained_problems(steps, clients=1)[0]
+    assert PublicBatches.of(several, public).gradients is None  # no mean of those of its images
+    monkeypatch.setattr("attacker.matching.label_regression._MOST_WORK", 10**6)
+    assert PublicBatches.of(several, public) is None
+
+
+def test_public_batches_send_what_clients_would():
+    problems, public, _ = trained_problems(clients=1)
+    whole = replace(PublicBatches.of(problems, public), gradients=None)
+    rows = torch.arange(16).reshape(2, 8)
+    means = PublicBatches.of(problems, public)._updates(rows)
+    torch.testing.assert_close(whole._updates(rows), means, rtol=1e-4, atol=1e-6)
+    trial, counts = PublicBatches.of(problems, public).held_out()
+    assert len(trial) == len(counts)
+    assert counts.sum(dim=1).eq(8).all()
 
 
 def test_a_regression_reads_nothing_that_is_held_back():
     problems, public, _ = trained_problems(clients=2)
     held = HeldBack()
     hidden = replace(problems, held_back=held)
-    learned = learn_labels(hidden, public)
+    learned = PublicBatches.of(hidden, public).learn()
     layout = problems.flat_model.layout
     gone = held.elements(layout, layout.sizes)[learned.chosen]
     assert bool(gone.any())
