@@ -1,7 +1,8 @@
 """Payloads of public batches, whose labels anyone knows: to learn counting, and to judge it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,15 +36,15 @@ class PublicBatches:
         Whose weights, work and quantizer they share.
     images, labels : Tensor
         ``(count, C, H, W)`` and one-hot ``(count, classes)``.
-    gradients : Tensor or None
-        ``(count, size)``, where the update of a batch is the mean of those of its images: few
-        images then make many batches. None where it is not (several local steps, BatchNorm).
+    means : bool
+        Whether the update of a batch is the mean of those of its images: few gradients then make
+        many batches. It is not with several local steps, nor with BatchNorm.
     """
 
     problems: Problems
     images: Tensor
     labels: Tensor
-    gradients: Tensor | None
+    means: bool
 
     @classmethod
     def of(cls, problems: Problems, public: PublicImages | None) -> "PublicBatches | None":
@@ -58,15 +59,13 @@ class PublicBatches:
             return None
         drawn = torch.randperm(len(public.images), generator=_generator(problems))[:count]
         labels = one_hot(public.labels[drawn], problems.model.classes)
-        batches = cls(problems, public.images[drawn], labels, None)
-        if means:
-            return replace(batches, gradients=torch.cat([*batches._gradients()]))
+        batches = cls(problems, public.images[drawn], labels, means)
         return batches if batches._affordable >= _FEWEST_BATCHES else None
 
     @property
     def _affordable(self) -> int:
         """How many batches may be learned from."""
-        if self.gradients is not None:
+        if self.means:
             return _BATCHES
         work, size = self.problems.work, self.problems.flat_model.layout.size
         steps = work.local_steps if work.kind == "delta" else 1
@@ -81,7 +80,7 @@ class PublicBatches:
         generator = _generator(self.problems, 1)
         size = self.problems.work.images
         rows = self._cut + _batches(len(self.images) - self._cut, size, _HELD_OUT, generator)
-        cells = tuple(self._cells(rows, generator))
+        cells = tuple(self._cells(rows, self._whole, generator))
         sent = (self.problems.sent_weights[0],) * len(rows)
         keys = tuple((0, number) for number in range(len(rows)))
         trial = replace(self.problems, cells=cells, keys=keys, sent_weights=sent, earlier=())
@@ -96,7 +95,8 @@ class PublicBatches:
         generator = _generator(self.problems, 2)
         rows = _batches(self._cut, self.problems.work.images, self._affordable, generator)
         chosen = _chosen(self.problems)
-        payloads = torch.stack([cell.decoded[chosen] for cell in self._cells(rows, generator)])
+        cells = self._cells(rows, self._from_means if self.means else self._whole, generator)
+        payloads = torch.stack([cell.decoded[chosen] for cell in cells])
         counts = self.labels[rows].sum(dim=1)
         usual = counts.mean(dim=0)
         products = payloads @ payloads.T
@@ -104,30 +104,35 @@ class PublicBatches:
         duals = torch.linalg.solve(products + penalty * torch.eye(len(rows)), counts - usual)
         return LabelRegression(chosen, payloads.T @ duals, usual)
 
-    def _cells(self, rows: Tensor, generator: torch.Generator) -> Iterator[Cell]:
+    def _cells(
+        self, rows: Tensor, updates: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> Iterator[Cell]:
         """Yield what the payload of each batch tells, of what is not held back."""
         problems = self.problems
         layout = problems.flat_model.layout
         for some in torch.split(rows, max(1, _CHUNK // problems.work.images)):
-            for update in self._updates(some):
+            for update in updates(some):
                 payload = problems.quantizer.encode(Update(update, layout), generator)
                 yield problems.without_hidden(problems.quantizer.cell(payload))
 
-    def _updates(self, rows: Tensor) -> Tensor:
+    def _whole(self, rows: Tensor) -> Tensor:
         """Return the updates ``(b, size)`` of some batches."""
-        if self.gradients is not None:
-            return torch.stack([self.gradients[own].mean(dim=0) for own in rows])
         with torch.no_grad():
             return self.problems.candidate(self.images[rows], self.labels[rows]).detach()
 
-    def _gradients(self) -> Iterator[Tensor]:
-        """Yield the gradient of each image, ``(chunk, size)``."""
+    def _from_means(self, rows: Tensor) -> Tensor:
+        """Return the same from the gradients of the images."""
+        return torch.stack([self._gradients[own].mean(dim=0) for own in rows])
+
+    @cached_property
+    def _gradients(self) -> Tensor:
+        """The gradient of each image, ``(count, size)``."""
         model, weights = self.problems.flat_model, self.problems.weights
         inputs = self.problems.work.inputs(self.images)
         pairs = zip(torch.split(inputs, _CHUNK), torch.split(self.labels, _CHUNK), strict=True)
-        for some, targets in pairs:
-            with torch.no_grad():
-                yield model.gradients(weights, some[:, None], targets[:, None]).detach()
+        with torch.no_grad():
+            each = [model.gradients(weights, x[:, None], y[:, None]).detach() for x, y in pairs]
+        return torch.cat(each)
 
 
 @dataclass(frozen=True, eq=False)

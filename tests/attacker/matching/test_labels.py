@@ -65,24 +65,24 @@ def test_labels_of_public_images_help_to_count_labels_at_trained_weights():
 
 def test_public_batches_are_made_where_images_are_enough_and_the_cost_can_be_borne(monkeypatch):
     problems, public, _ = trained_problems(clients=1)
-    assert PublicBatches.of(problems, public).gradients is not None
+    assert PublicBatches.of(problems, public).means
     assert PublicBatches.of(problems, None) is None
     few = PublicImages(public.images[:100], public.labels[:100])
     assert PublicBatches.of(problems, few) is None
     steps = LocalWork("delta", 4, local_steps=2, local_batches=2)
     several = trained_problems(steps, clients=1)[0]
-    assert PublicBatches.of(several, public).gradients is None  # no mean of those of its images
+    assert not PublicBatches.of(several, public).means
     monkeypatch.setattr("attacker.matching.label_regression._MOST_WORK", 10**6)
     assert PublicBatches.of(several, public) is None
 
 
 def test_public_batches_send_what_clients_would():
     problems, public, _ = trained_problems(clients=1)
-    whole = replace(PublicBatches.of(problems, public), gradients=None)
+    batches = PublicBatches.of(problems, public)
     rows = torch.arange(16).reshape(2, 8)
-    means = PublicBatches.of(problems, public)._updates(rows)
-    torch.testing.assert_close(whole._updates(rows), means, rtol=1e-4, atol=1e-6)
-    trial, counts = PublicBatches.of(problems, public).held_out()
+    means = batches._from_means(rows)
+    torch.testing.assert_close(batches._whole(rows), means, rtol=1e-4, atol=1e-6)
+    trial, counts = batches.held_out()
     assert len(trial) == len(counts)
     assert counts.sum(dim=1).eq(8).all()
 
