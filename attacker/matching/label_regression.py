@@ -86,11 +86,12 @@ class PublicBatches:
         trial = replace(self.problems, cells=cells, keys=keys, sent_weights=sent, earlier=())
         return trial, self.labels[rows].sum(dim=1)
 
-    def learn(self) -> "LabelRegression":
-        """Learn to read label counts off payloads.
+    def learn(self) -> "tuple[LabelRegression, ...]":
+        """Learn to read label counts off payloads, and off their signs alone.
 
         Each is quantized as the clients quantize theirs, and what is held back of theirs is held
-        back here.
+        back here. Where a trained model is sure of most images, the size of an update is that of
+        its few surprises, and signs tell more.
         """
         generator = _generator(self.problems, 2)
         rows = _batches(self._cut, self.problems.work.images, self._affordable, generator)
@@ -98,11 +99,9 @@ class PublicBatches:
         cells = self._cells(rows, self._from_means if self.means else self._whole, generator)
         payloads = torch.stack([cell.decoded[chosen] for cell in cells])
         counts = self.labels[rows].sum(dim=1)
-        usual = counts.mean(dim=0)
-        products = payloads @ payloads.T
-        penalty = _PENALTY * products.diagonal().mean()
-        duals = torch.linalg.solve(products + penalty * torch.eye(len(rows)), counts - usual)
-        return LabelRegression(chosen, payloads.T @ duals, usual)
+        return tuple(
+            LabelRegression.fitted(chosen, of, payloads, counts) for of in (_same, torch.sign)
+        )
 
     def _cells(
         self, rows: Tensor, updates: Callable[[Tensor], Tensor], generator: torch.Generator
@@ -143,6 +142,8 @@ class LabelRegression:
     ----------
     chosen : Tensor
         ``(k,)`` int64: elements of an update that it reads.
+    of : callable
+        What of them it reads.
     slopes : Tensor
         ``(k, classes)``.
     usual : Tensor
@@ -150,12 +151,28 @@ class LabelRegression:
     """
 
     chosen: Tensor
+    of: Callable[[Tensor], Tensor]
     slopes: Tensor
     usual: Tensor
 
+    @classmethod
+    def fitted(
+        cls, chosen: Tensor, of: Callable[[Tensor], Tensor], payloads: Tensor, counts: Tensor
+    ) -> "LabelRegression":
+        """Fit payloads ``(N, k)`` to their counts ``(N, classes)``."""
+        read, usual = of(payloads), counts.mean(dim=0)
+        products = read @ read.T
+        penalty = _PENALTY * products.diagonal().mean()
+        duals = torch.linalg.solve(products + penalty * torch.eye(len(read)), counts - usual)
+        return cls(chosen, of, read.T @ duals, usual)
+
     def shares(self, decoded: Tensor) -> Tensor:
         """Return real counts ``(B, classes)`` of decoded updates ``(B, size)``."""
-        return decoded[:, self.chosen] @ self.slopes + self.usual
+        return self.of(decoded[:, self.chosen]) @ self.slopes + self.usual
+
+
+def _same(payloads: Tensor) -> Tensor:
+    return payloads
 
 
 def _generator(problems: Problems, *use: int) -> torch.Generator:

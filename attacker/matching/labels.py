@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.special import log_ndtr
 
-from attacker.matching.label_regression import PublicBatches
+from attacker.matching.label_regression import LabelRegression, PublicBatches
 from attacker.matching.problems import Problems
 from attacker.readers.synthetic import synthetic_images
 from attacker.readers.thresholds import has_thresholds, read_labels
@@ -94,10 +94,13 @@ def _counted_best(
     told, guessed = hits(counter.counts(trial)), hits(counter.even.expand_as(truth))
     if told >= (1 - _FEW_WRONG) * float(truth.sum()):
         return found
-    learned, images = batches.learn(), problems.work.images
-    taught = hits(_handed_out(learned.shares(trial.cell.decoded), images))
-    if taught > max(told, guessed):
-        return _handed_out(learned.shares(problems.cell.decoded), images)
+
+    def taught(regression: LabelRegression, batches: Problems) -> Tensor:
+        return _handed_out(regression.shares(batches.cell.decoded), problems.work.images)
+
+    best = max(batches.learn(), key=lambda one: hits(taught(one, trial)))
+    if hits(taught(best, trial)) > max(told, guessed):
+        return taught(best, problems)
     return found if told >= guessed else counter.even.expand_as(found)
 
 
