@@ -210,14 +210,16 @@ PARTS = (
     _study("stages", 25, pictures=_pictures("stages-{}.png", "gallery")),
     _study("accuracy", 12, pictures=_pictures("accuracy-{}.png", "curve")),
     _study("error_feedback", 3),
-    _study("curves", 7, pictures=_pictures("curves-{}.png", "curve", "curve_by_round")),
-    _study("curves_cifar", 35, pictures=_pictures("curves_cifar-{}.png", "curve")),
-    _study("defences", 3, pictures=_pictures("defences-{}.png", "curve")),
-    _study("malicious", 27, pictures=_pictures("malicious-{}.png", "psnr_by_server")),
+    _study("curves", 7, pictures=_pictures("findings/curves-{}.png", "curve", "curve_by_round")),
+    _study("curves_cifar", 35, pictures=_pictures("findings/curves_cifar-{}.png", "curve")),
+    _study("defences", 3, pictures=_pictures("findings/defences-{}.png", "curve")),
+    _study("malicious", 27, pictures=_pictures("findings/malicious-{}.png", "psnr_by_server")),
     _study(
         "realistic",
         40,
-        pictures=_pictures("realistic-{}.png", "psnr_by_batch_size", "psnr_by_initial_weights"),
+        pictures=_pictures(
+            "findings/realistic-{}.png", "psnr_by_batch_size", "psnr_by_initial_weights"
+        ),
         first=PRETRAIN,
     ),
 )

@@ -30,7 +30,13 @@ def main() -> None:
     if arguments.side:
         print(*measure(arguments.side, arguments.images))
         return
-    words = [sys.executable, "-m", "benchmarks.allocation", "--images", str(arguments.images)]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.processes.allocation",
+        "--images",
+        str(arguments.images),
+    ]
     taken: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
     for _ in range(arguments.turns):
         for side in SIDES:

@@ -1,0 +1,1 @@
+"""What the set-up of our processes saves."""
