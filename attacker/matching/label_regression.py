@@ -125,13 +125,9 @@ class PublicBatches:
 
     @cached_property
     def _gradients(self) -> Tensor:
-        """The gradient of each image, ``(count, size)``."""
-        model, weights = self.problems.flat_model, self.problems.weights
-        inputs = self.problems.work.inputs(self.images)
-        pairs = zip(torch.split(inputs, _CHUNK), torch.split(self.labels, _CHUNK), strict=True)
-        with torch.no_grad():
-            each = [model.gradients(weights, x[:, None], y[:, None]).detach() for x, y in pairs]
-        return torch.cat(each)
+        """The update of each image alone, ``(count, size)``, clipped where clients clip it."""
+        every = torch.arange(len(self.images))[:, None]
+        return torch.cat([self._whole(rows) for rows in torch.split(every, _CHUNK)])
 
 
 @dataclass(frozen=True, eq=False)

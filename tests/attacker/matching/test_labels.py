@@ -77,8 +77,10 @@ def test_public_batches_are_made_where_images_are_enough_and_the_cost_can_be_bor
     assert PublicBatches.of(several, public) is None
 
 
-def test_public_batches_send_what_clients_would():
-    problems, public, _ = trained_problems(clients=1)
+@pytest.mark.parametrize("example_clip", [0.0, 0.1])
+def test_public_batches_send_what_clients_would(example_clip):
+    work = LocalWork(batch_size=8, example_clip=example_clip)
+    problems, public, _ = trained_problems(work, clients=1)
     batches = PublicBatches.of(problems, public)
     rows = torch.arange(16).reshape(2, 8)
     means = batches._from_means(rows)
