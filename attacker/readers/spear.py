@@ -9,6 +9,7 @@ that does not explain the gradient, a short descent towards sparse directions co
 sample, as large batches need fewer samples then.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,9 +24,10 @@ from fl_sim.observed.observations import Observation
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.updates.layers import find_relu_input
 
-_MOST_IMAGES = 16
+_MOST_IMAGES = 64
 _UNITS = 4  # least units for each image
 _ROUNDS, _ROUNDS_IN_NOISE = 64, 8  # most rounds of starts, without and with a quantizer's noise
+_CHEAP = 16  # images up to which that many rounds are made; of more, as many as cost the same
 _KERNELS = 2048  # samples of units of a round
 _STARTS = 256  # of them that are descended from, those with the smallest slopes
 _DESCENT = 48  # steps towards zeros
@@ -161,7 +163,7 @@ def _untangle(
     pool = basis.independent(basis.concentrated(near))
     if len(pool) == rank:
         best = nearer(torch.linalg.solve(pool.T, signal))
-    for _ in range(_ROUNDS if rest <= least else _ROUNDS_IN_NOISE):
+    for _ in range(_rounds(count, rest <= least)):
         if best.rest <= _EXPLAINED * rest + least:
             break
         kernels = basis.kernels(generator)
@@ -171,6 +173,12 @@ def _untangle(
         if len(pool) == rank:
             best = nearer(torch.linalg.solve(pool.T, signal))
     return best
+
+
+def _rounds(count: int, exact: bool) -> int:
+    """Return the most rounds of starts, each of which costs the square of ``count`` images."""
+    rounds = _ROUNDS if exact else _ROUNDS_IN_NOISE
+    return math.ceil(rounds * min(1.0, (_CHEAP / count) ** 2))
 
 
 def _padded(found: _Found, grey: Tensor, count: int) -> _Found:

@@ -205,6 +205,13 @@ PARTS = (
         "--images 128 --batches 8 32",
         "--images 4 --batches 2 --quantizers none sign",
     ),
+    _program(
+        "attacks/batches.csv",
+        25,
+        "benchmarks.evidence.batches",
+        "--victims 20 --attacks spear cocktail_party cocktail_party_cell",
+        "--victims 2 --batches 2 --quantizers none",
+    ),
     _study("one_bit", 25, pictures=_pictures("one_bit-{}.png", "curve", "gallery")),
     _study("dlg_table", 20),
     _study("stages", 25, pictures=_pictures("stages-{}.png", "gallery")),

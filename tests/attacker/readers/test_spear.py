@@ -11,6 +11,7 @@ from tests.attacker.observing import SPEC, digits, initial_weights, observe
 
 RELU = ModelSpec("mlp:activation=relu", (1, 8, 8), 10)
 TANH = ModelSpec("mlp", (1, 8, 8), 10)
+UNITS = 128  # of the first layer
 
 
 def seen_of(batch, quantizer="none", count=4, spec=RELU, **work):
@@ -42,6 +43,17 @@ def test_batches_in_front_of_a_relu_are_exact_and_in_the_order_of_their_labels(b
         assert torch.equal(found.labels, classes[apart(found, truth).argmin(dim=1)])
 
 
+def test_a_batch_of_20_is_exact_where_inputs_are_normalised():
+    """As networks are fed: units that some images turn on and others off."""
+    spec = ModelSpec("mlp:activation=relu,width=256", (1, 16, 16), 10)
+    images = torch.rand(20, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    work = LocalWork(batch_size=20, mean=(0.5,), std=(0.3,))
+    given = {"spec": spec, "weights": initial_weights(spec).detach()}
+    seen = observe(images, torch.arange(20) % 10, "none", work, **given)
+    (found,) = build_attack("spear").reconstruct(seen, seed=0)
+    assert error(found, images) < 1e-6
+
+
 def test_hidden_elements_are_completed_first():
     seen, images, _ = seen_of(3, count=2)
     hidden = [one.hold_back(HeldBack()) for one in seen]
@@ -66,7 +78,8 @@ def test_it_applies_to_one_step_of_a_small_batch_before_a_relu():
     attack = build_attack("spear")
     assert not attack.applies(seen_of(2, spec=TANH)[0])
     assert not attack.applies(seen_of(2, spec=SPEC)[0])
-    assert not attack.applies(seen_of(17, count=1)[0])
+    assert attack.applies(seen_of(UNITS // 4, count=1)[0])
+    assert not attack.applies(seen_of(UNITS // 4 + 1, count=1)[0])
     several = {"kind": "delta", "learning_rate": 0.1, "local_steps": 2}
     assert not attack.applies(seen_of(2, count=1, **several)[0])
 
