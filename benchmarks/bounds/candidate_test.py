@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from fl_sim.quantizers.catalogue import EXAMPLES
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.study.settings import DataSettings, EngineSettings
 from fl_sim.updates.local_update import FlatModel, Layout, Update, flat_model, one_hot
-from results.scores.candidate_test import RATES, BatchScorer, answer, likelihood_scores, ranks
+from results.scores.batch_scorers import batch_scorer, decoded
+from results.scores.candidate_test import RATES, answer, likelihood_scores, ranks
 from results.tables.csv_text import write_csv
 
 OTHERS = 1000
@@ -42,12 +44,13 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Job:
-    """One row: a quantizer on batches of a size."""
+    """One row: a quantizer on batches of a size, of which so many payloads are averaged."""
 
     quantizer: str
     batch: int
     victims: int
     data: DataSettings
+    rounds: int = 1
 
     @property
     def model(self) -> ModelSpec:
@@ -63,19 +66,19 @@ def main() -> None:
     made: list[Mapping[str, object]] = []
     if arguments.out.exists():
         made = pd.read_csv(arguments.out).to_dict("records")
-    known = {(row["quantizer"], row["batch"]) for row in made}
+    known = {(row["quantizer"], row["batch"], row["rounds"]) for row in made}
+    asked = product(arguments.rounds, arguments.batches, map(_canonical, arguments.quantizers))
     jobs = [
-        Job(spec, batch, arguments.victims, data)
-        for batch in arguments.batches
-        for spec in map(_canonical, arguments.quantizers)
-        if (_canonical(spec), batch) not in known
+        Job(spec, batch, arguments.victims, data, rounds)
+        for rounds, batch, spec in asked
+        if (spec, batch, rounds) not in known
     ]
     order = {spec: number for number, spec in enumerate(SPECS)}
     for _, row in run_tasks(measure, jobs, EngineSettings(workers=arguments.workers)):
         made.append(row | {"commit": commit()})
         frame = pd.DataFrame(made)
         place = frame["quantizer"].map(order).fillna(len(order))
-        frame = frame.assign(place=place).sort_values(["batch", "place"], kind="stable")
+        frame = frame.assign(place=place).sort_values(["rounds", "batch", "place"], kind="stable")
         write_csv(arguments.out, frame.drop(columns="place"))
 
 
@@ -83,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     made.add_argument("--quantizers", nargs="*", default=SPECS)
-    made.add_argument("--batches", type=int, nargs="*", default=[1, 8])
+    made.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32])
+    made.add_argument("--rounds", type=int, nargs="*", default=[1], help="payloads averaged")
     made.add_argument("--victims", type=int, default=60)
     made.add_argument("--data-dir", type=Path, help="folder of CIFAR images; digits without it")
     made.add_argument("--out", type=Path, default=Path("docs/results/candidate_test.csv"))
@@ -108,7 +112,7 @@ def measure(job: Job) -> dict[str, object]:
     quantizer = parse_quantizer(job.quantizer)
     size = flat_model(job.model).layout.size
     guarantee = quantizer.guarantee(size)
-    row: dict[str, object] = {"quantizer": job.quantizer, "batch": job.batch}
+    row: dict[str, object] = {"quantizer": job.quantizer, "batch": job.batch, "rounds": job.rounds}
     proven = []
     for rate in RATES:
         found = answer(ranked, OTHERS, rate, DELTA)
@@ -119,7 +123,7 @@ def measure(job: Job) -> dict[str, object]:
             f"{name}_high": round(100 * found.high, 1),
         }
         proven.append(found.epsilon_low)
-    epsilon = None if guarantee is None else f"{guarantee.epsilon(1, DELTA):.4g}"
+    epsilon = None if guarantee is None else f"{guarantee.epsilon(job.rounds, DELTA):.4g}"
     row |= {"epsilon proven": round(max(proven), 2), "epsilon": epsilon or "none"}
     return row | {"victims": len(ranked)}
 
@@ -133,18 +137,20 @@ def victim_ranks(job: Job) -> Iterator[int]:
     scorer = None
     if job.batch > 1:
         rehearsed = torch_rng(0, Purpose.CONTROL, job.batch)
-        scorer = BatchScorer(job.quantizer, model.layout, job.batch, known, others, rehearsed)
+        given = model.layout, job.batch, known, others, rehearsed
+        scorer = batch_scorer(job.quantizer, *given, rounds=job.rounds)
     for victim in range(job.victims):
         rows = torch.randperm(len(clients), generator=generator)[: job.batch]
         own = gradients(model, weights, clients.take(rows.numpy()))
         update = Update(own.mean(dim=0), model.layout)
-        payload = quantizer.encode(update, torch_rng(0, Purpose.QUANTIZER, job.batch, victim))
+        rng = torch_rng(0, Purpose.QUANTIZER, job.batch, victim)
         if scorer is None:
-            cells = [quantizer.cell(payload)]
+            cells = [quantizer.cell(quantizer.encode(update, rng)) for _ in range(job.rounds)]
             private = likelihood_scores(cells, own[:1])
             public = torch.cat([likelihood_scores(cells, one) for one in others.split(_CHUNK)])
         else:
-            private, public = scorer.scores(payload, own[0])
+            received = decoded(quantizer, update, job.rounds, rng)
+            private, public = scorer.scores(received, own[0])
         yield int(ranks(private.view(1), public.view(1, -1))[0])
 
 

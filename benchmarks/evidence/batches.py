@@ -29,7 +29,7 @@ INPUTS: dict[str, dict[str, tuple[float, ...]]] = {
     "pixels": {},
     "normalised": {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)},
 }
-"""What models see: pixels in [0, 1], or these less the mean of CIFAR-10 in units of its deviation."""
+"""What models see: pixels in [0, 1], or these less the mean of CIFAR-10, by its deviation."""
 RELU = "mlp:activation=relu,width="
 SETTINGS = {
     "spear": ((f"{RELU}256", "pixels"), (f"{RELU}512", "pixels"), (f"{RELU}256", "normalised")),

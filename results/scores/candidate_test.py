@@ -18,15 +18,9 @@ from scipy.stats import beta
 from torch import Tensor
 
 from fl_sim.coding.cell import Cell
-from fl_sim.coding.payload import Payload
-from fl_sim.quantizers import parse_quantizer
-from fl_sim.updates.local_update import Layout, Update
 
 RATES = (0.01, 0.001)
 """False positive rates at which the test is read."""
-
-_UNSEEN = 0.3
-"""Share of the variance of gradients that a few hundred known ones do not show."""
 
 _ERROR = 0.05  # that any of the bounds on epsilon, one for each rate, is wrong
 
@@ -104,98 +98,3 @@ def likelihood_scores(cells: Sequence[Cell], candidates: Tensor) -> Tensor:
     """
     misfits = [cell.misfit(candidates).double().sum(dim=-1) for cell in cells]
     return -torch.stack(misfits).sum(dim=0)
-
-
-class BatchScorer:
-    """Scores candidates of a batch whose other images are unknown: a Gaussian likelihood.
-
-    The other images are like known ones: their gradients have the mean and the covariance of known
-    gradients. What the quantizer makes of a batch's update is, tensor by tensor, a multiple of it
-    plus noise; both are measured on batches of known images.
-
-    Parameters
-    ----------
-    spec : str
-        The quantizer.
-    layout : Layout
-        Of the update.
-    size : int
-        Images of a batch.
-    known : Tensor
-        ``(K, n)`` gradients of images that are neither private nor candidates.
-    others : Tensor
-        ``(M, n)`` gradients of the candidates that are not in the batch.
-    generator : torch.Generator
-        Of the measured batches.
-    """
-
-    def __init__(
-        self,
-        spec: str,
-        layout: Layout,
-        size: int,
-        known: Tensor,
-        others: Tensor,
-        generator: torch.Generator,
-    ) -> None:
-        self.quantizer = parse_quantizer(spec)
-        batches = [torch.randperm(len(known), generator=generator)[:size] for _ in range(64)]
-        updates = [Update(known[rows].mean(dim=0), layout) for rows in batches]
-        decoded = [self._decoded(self.quantizer.encode(one, generator)) for one in updates]
-        sent = torch.stack([one.vector for one in updates])
-        self.scale, noise = _fit(sent, torch.stack(decoded), layout)
-        self.size, self.mean = size, known.double().mean(dim=0)
-        share = ((size - 1) / len(known)) ** 0.5
-        rest = (size - 1) ** 0.5 / size * self.scale * _typical(known - self.mean, layout)
-        self.noise = (noise.square() + _UNSEEN * rest.square()).sqrt()
-        self._spread = share * self._part(known)
-        products = self._spread @ self._spread.T
-        self._root = torch.linalg.cholesky(products + torch.eye(len(known)).double())
-        parts = self._part(others)
-        self._weighted = self._weigh(parts)
-        self._own = (self._weighted * parts).sum(dim=1)
-
-    def scores(self, payload: Payload, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log-likelihood ratio of a private gradient ``(n,)``, and of all others.
-
-        Against a payload to which the candidate adds nothing.
-        """
-        rest = (self._decoded(payload) - self.scale * self.mean) / self.noise
-        part = self._part(gradient[None])
-        weighted = self._weigh(part)[0]
-        private = weighted @ rest - (weighted @ part[0]) / 2
-        return private, self._weighted @ rest - self._own / 2
-
-    def _decoded(self, payload: Payload) -> Tensor:
-        return self.quantizer.cell(payload).decoded
-
-    def _part(self, gradients: Tensor) -> Tensor:
-        """Return what each image adds to a payload, ``(K, n)``, in deviations of the noise."""
-        part: Tensor = (gradients - self.mean) * (self.scale / self.noise / self.size)
-        return part
-
-    def _weigh(self, parts: Tensor) -> Tensor:
-        """Multiply by the inverse covariance, the identity plus the products of the spread."""
-        inside = torch.cholesky_solve(self._spread @ parts.T, self._root)
-        weighted: Tensor = parts - inside.T @ self._spread
-        return weighted
-
-
-def _typical(gradients: Tensor, layout: Layout) -> Tensor:
-    """Return the root mean square of each tensor, at each of its elements, ``(n,)``."""
-    parts = [part.square().mean().sqrt().expand(part.shape[1]) for part in layout.split(gradients)]
-    return torch.cat(parts)
-
-
-def _fit(updates: Tensor, decoded: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Return the best multiple and the deviation of the rest, tensor by tensor, ``(n,)`` each."""
-    scales, noises = [], []
-    for sent, got in zip(layout.split(updates), layout.split(decoded), strict=True):
-        power = sent.double().square().sum().clamp_min(1e-30)
-        scale = (sent.double() * got).sum() / power
-        rest = (got - scale * sent).double().square().mean().sqrt()
-        least = 1e-3 * (scale * sent).double().square().mean().sqrt()
-        noise = torch.maximum(rest, least).clamp_min(1e-15)
-        scales.append(scale.expand(sent.shape[1]))
-        noises.append(noise.expand(sent.shape[1]))
-    return torch.cat(scales), torch.cat(noises)

@@ -10,10 +10,16 @@ from scipy.stats import binomtest
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.quantizers.catalogue import EXAMPLES
 from fl_sim.testing.quantizers import layout_of, seeded
-from fl_sim.updates.local_update import Update
+from fl_sim.updates.local_update import Layout, Segment, Update
+from results.scores.batch_scorers import (
+    ClassScorer,
+    Known,
+    SubspaceScorer,
+    batch_scorer,
+    decoded,
+)
 from results.scores.candidate_test import (
     RATES,
-    BatchScorer,
     answer,
     clopper_pearson,
     likelihood_scores,
@@ -102,13 +108,77 @@ def test_an_image_is_found_in_a_batch_and_others_are_not(spec):
         return few + torch.randn(count, LAYOUT.size, generator=rng)
 
     known, others, clients = gradients(200), gradients(199), gradients(80)
-    scorer = BatchScorer(spec, LAYOUT, 4, known, others, rng)
+    scorer = batch_scorer(spec, LAYOUT, 4, known, others, rng)
     ranked, absent = [], []
     for rows in torch.arange(80).split(4):
-        payload = parse_quantizer(spec).encode(Update(clients[rows].mean(dim=0), LAYOUT), rng)
-        private, public = scorer.scores(payload, clients[rows[0]])
+        update = Update(clients[rows].mean(dim=0), LAYOUT)
+        received = decoded(parse_quantizer(spec), update, 1, rng)
+        private, public = scorer.scores(received, clients[rows[0]])
         ranked.append(int(ranks(private.view(1), public.view(1, -1))[0]))
-        stranger, _ = scorer.scores(payload, gradients(1)[0])
+        stranger, _ = scorer.scores(received, gradients(1)[0])
         absent.append(int(ranks(stranger.view(1), public.view(1, -1))[0]))
     assert np.median(ranked) <= 4
     assert 40 < np.median(absent) < 160
+
+
+def classifier_gradients(count, rng, classes=6, features=30):
+    """Gradients of weight and bias of a hardly trained classifier, random features and labels."""
+    inputs = 1 + 0.3 * torch.randn(count, features, generator=rng)
+    labels = torch.randint(classes, (count,), generator=rng)
+    errors = (0.03 * torch.randn(count, classes, generator=rng)).softmax(dim=1)
+    errors[torch.arange(count), labels] -= 1
+    return torch.cat([torch.einsum("nc,nk->nck", errors, inputs).flatten(1), errors], dim=1)
+
+
+CLASSIFIER = Layout((Segment("weight", (6, 30)), Segment("bias", (6,))))
+
+
+def places(scorer, size, rng, spec="none"):
+    """Ranks of an image of each of 30 batches, and of one that is in none."""
+    inside, outside = [], []
+    for _ in range(30):
+        batch = classifier_gradients(size, rng)
+        received = decoded(parse_quantizer(spec), Update(batch.mean(dim=0), CLASSIFIER), 1, rng)
+        for one, found in ((batch[0], inside), (classifier_gradients(1, rng)[0], outside)):
+            own, public = scorer.scores(received, one)
+            found.append(int(ranks(own.view(1), public.view(1, -1))[0]))
+    return np.array(inside), np.array(outside)
+
+
+@pytest.mark.parametrize(("kind", "size"), [(SubspaceScorer, 5), (ClassScorer, 4)])
+def test_a_batch_is_seen_through_where_its_classifier_shows_it(kind, size):
+    rng = seeded(2)
+    images, others = classifier_gradients(300, rng), classifier_gradients(199, rng)
+    known = Known.measured("none", CLASSIFIER, size, images, others, 1, rng)
+    inside, outside = places(kind(known, 0), size, rng)
+    assert (inside == 1).mean() >= 0.9
+    assert 40 < np.median(outside) <= 200
+
+
+def test_the_scorer_is_chosen_on_known_batches():
+    rng = seeded(3)
+    images, others = classifier_gradients(300, rng), classifier_gradients(199, rng)
+    fine = batch_scorer("none", CLASSIFIER, 5, images, others, rng)
+    assert isinstance(fine, SubspaceScorer)
+    assert (places(fine, 5, rng)[0] == 1).all()
+    many = batch_scorer("none", CLASSIFIER, 12, images, others, rng)
+    assert isinstance(many, ClassScorer)  # no subspace of six classes holds twelve images
+
+
+def test_averaged_rounds_find_more():
+    rng = seeded(4)
+    images, others = classifier_gradients(300, rng), classifier_gradients(199, rng)
+    spec, ranked = "gaussian:sigma=1", {}
+    for rounds in (1, 64):
+        known = Known.measured(spec, CLASSIFIER, 4, images, others, rounds, rng)
+        scorer = ClassScorer(known, 0)
+        found = []
+        for _ in range(30):
+            batch = classifier_gradients(4, rng)
+            update = Update(batch.mean(dim=0), CLASSIFIER)
+            own, public = scorer.scores(
+                decoded(parse_quantizer(spec), update, rounds, rng), batch[0]
+            )
+            found.append(int(ranks(own.view(1), public.view(1, -1))[0]))
+        ranked[rounds] = np.median(found)
+    assert ranked[64] < ranked[1] / 2
