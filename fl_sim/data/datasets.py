@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_sim.data.folders import Pixels, class_names, read_classes, warn_of_others
 from fl_sim.data.idx import find_idx, read_idx
-from fl_sim.registry import PartError, one_line, register, resolve
+from fl_sim.registry import one_line, register, resolve
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings, SettingsError
 
@@ -73,9 +73,8 @@ def load_splits(settings: DataSettings, seed: int) -> Splits:
     Raises
     ------
     SettingsError
-        If the folder is missing, holds no images, or the split leaves a part empty.
-    PartError
-        If the function of another module raised, or returned what is not a data set.
+        If the folder is missing, holds no images, or the split leaves a part empty; or if the
+        function of another module raised, or returned what is not a data set.
     """
     loaded = _load(settings.dataset, settings.data_dir)
     known, test, classes = loaded
@@ -123,7 +122,7 @@ def _load(spec: str, folder: Path | None) -> DataSet:
     loaded = call_part("dataset", spec, resolve("dataset", spec), folder)
     fault = _fault_of(loaded)
     if fault:
-        raise PartError(f"dataset = {spec!r}: {fault}")
+        raise SettingsError("dataset", spec, fault)
     return loaded  # type: ignore[no-any-return]
 
 
@@ -133,16 +132,16 @@ def call_part(setting: str, spec: str, part: Callable[..., Any], *given: object)
     Raises
     ------
     SettingsError
-        If the function says that a setting cannot be used.
-    PartError
-        If it raises anything else; one line names the setting and the error.
+        If it raises anything; one line names the setting and the error.
     """
     try:
         return part(*given)
     except SettingsError:
         raise
+    except ValueError as error:
+        raise SettingsError(setting, spec, str(error)) from error
     except Exception as error:
-        raise PartError(f"{setting} = {spec!r}: it raised {one_line(error)}") from error
+        raise SettingsError(setting, spec, f"it raised {one_line(error)}") from error
 
 
 def _fault_of(loaded: Any) -> str:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fl_sim.data.datasets import Splits, call_part, load_splits
-from fl_sim.registry import PartError, register, resolve
+from fl_sim.registry import register, resolve
 from fl_sim.seeding import Purpose, numpy_rng
 from fl_sim.study.settings import DataSettings, SettingsError
 from fl_sim.updates.local_update import LocalWork
@@ -42,9 +42,8 @@ def load_federation(settings: DataSettings, seed: int, images_per_round: int) ->
     Raises
     ------
     SettingsError
-        If there are more clients than images, or a partition holds too few.
-    PartError
-        If the partitioner of another module raised, or is none.
+        If there are more clients than images, or a partition holds too few; or if the partitioner
+        of another module raised, or is none.
     """
     splits = load_splits(settings, seed)
     if settings.clients > len(splits.train):
@@ -107,17 +106,18 @@ def _partition(settings: DataSettings, splits: Splits, seed: int) -> tuple[Indic
     partitioner = call_part("partition", settings.partition, deal, *given)
     if not isinstance(partitioner, Partitioner):
         returned = type(partitioner).__name__
-        raise PartError(
-            f"partition = {settings.partition!r}: it returned a {returned}, no partitioner"
-        )
+        allowed = f"it returned a {returned}, no partitioner"
+        raise SettingsError("partition", settings.partition, allowed)
     partitioner.dataset = Dataset.from_dict({"row": order, "label": labels[order]})
-    try:
-        return tuple(
-            np.asarray(partitioner.load_partition(client)["row"], dtype=np.int64)
-            for client in range(settings.clients)
-        )
-    except ValueError as error:
-        raise SettingsError("partition", settings.partition, str(error)) from error
+
+    def dealt(client: int) -> Indices:
+        rows = partitioner.load_partition(client)["row"]
+        return np.asarray(rows, dtype=np.int64)
+
+    return tuple(
+        call_part("partition", settings.partition, dealt, client)
+        for client in range(settings.clients)
+    )
 
 
 @register("partitioner", "iid")

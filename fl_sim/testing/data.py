@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fl_sim.data import load_federation, load_splits
-from fl_sim.registry import PartError, resolve
+from fl_sim.registry import resolve
 from fl_sim.study.settings import DataSettings, SettingsError
 from fl_sim.testing.contract import ContractError, make_twice, require
 
@@ -39,7 +39,7 @@ def check_dataset(spec: str, data_dir: Path | None = None) -> None:
     loaded, again = make_twice(f"{spec}: loading", lambda: load(data_dir))
     try:
         load_splits.__wrapped__(DataSettings(dataset=spec, data_dir=data_dir), 0)
-    except (PartError, SettingsError) as error:
+    except SettingsError as error:
         raise ContractError(str(error)) from error
     require(loaded.digest == again.digest, f"{spec}: other images when it is loaded again")
 
@@ -73,7 +73,7 @@ def check_partitioner(spec: str, clients: int = 10) -> None:
     deal = load_federation.__wrapped__  # not from the cache: is it dealt the same again?
     try:
         federation, again = make_twice(f"{spec}: dealing", lambda: deal(settings, 0, 0))
-    except (PartError, SettingsError) as error:
+    except SettingsError as error:
         raise ContractError(str(error)) from error
     partitions = federation.partitions
     require(

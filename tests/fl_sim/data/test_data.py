@@ -11,7 +11,6 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from fl_sim.data import load_federation, load_splits, private_batch
 from fl_sim.data.folders import read_classes
-from fl_sim.registry import PartError
 from fl_sim.study.settings import DataSettings, SettingsError
 from fl_sim.testing import check_partitioner
 from fl_sim.updates.local_update import LocalWork
@@ -304,7 +303,7 @@ def test_the_files_of_mnist_may_lie_in_any_folder(tmp_path, no_download):
 @pytest.mark.parametrize("given", ["", "MNIST", "MNIST/raw"])
 def test_mnist_is_not_taken_for_fashion_mnist(tmp_path, no_download, given):
     make_mnist(tmp_path / "MNIST" / "raw")
-    with pytest.raises(PartError, match="a download was tried"):
+    with pytest.raises(SettingsError, match="a download was tried"):
         load_splits(DataSettings(dataset="fashion_mnist", data_dir=tmp_path / given), 0)
 
 

@@ -11,8 +11,8 @@ from fl_sim import register
 from fl_sim.choices import PARTITION_NAMES
 from fl_sim.data import load_splits
 from fl_sim.data.datasets import DataSet, Images
-from fl_sim.registry import PartError
-from fl_sim.study.settings import DataSettings
+from fl_sim.data.partitions import load_federation
+from fl_sim.study.settings import DataSettings, SettingsError
 from fl_sim.testing import ContractError, check_dataset, check_partitioner
 
 _numbers = count()
@@ -95,7 +95,7 @@ def test_a_broken_data_set_is_named(fault):
 def test_a_study_refuses_pixels_that_are_no_bytes():
     """It would take them for nearly black images."""
     name = registered("dataset", lambda folder: data_set(data=images().data / 255))
-    with pytest.raises(PartError, match=f"dataset = '{name}': its images are torch.float32"):
+    with pytest.raises(SettingsError, match=f"dataset = '{name}': its images are torch.float32"):
         load_splits(DataSettings(dataset=name), 0)
 
 
@@ -155,7 +155,7 @@ def test_a_partitioner_that_raises_or_is_none_is_named():
 
 def test_a_study_names_a_data_set_that_raises():
     name = registered("dataset", lambda folder: {}["images"])
-    with pytest.raises(PartError, match=f"^dataset = '{name}': it raised KeyError: 'images'$"):
+    with pytest.raises(SettingsError, match=f"^dataset = '{name}': it raised KeyError: 'images'$"):
         load_splits(DataSettings(dataset=name), 0)
 
 
@@ -171,3 +171,13 @@ def test_a_broken_partitioner_is_named(change):
     with pytest.raises(ContractError, match=BROKEN_PARTITIONERS[change]) as caught:
         check_partitioner(name)
     assert name in str(caught.value)
+
+
+def test_a_partitioner_that_fails_to_deal_is_named():
+    class Fails(IidPartitioner):
+        def load_partition(self, partition_id):
+            raise KeyError(partition_id)
+
+    name = registered("partitioner", lambda settings, classes, seed: Fails(settings.clients))
+    with pytest.raises(SettingsError, match=f"^partition = '{name}': it raised KeyError: 0$"):
+        load_federation(DataSettings(partition=name), 0, 1)
