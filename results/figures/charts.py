@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from fl_sim.metrics import FurtherMetric
 from results.figures.curves import VISIBLE_MSE, marker_areas
-from results.figures.styles import ALONE, family_styles
+from results.figures.styles import ALONE, Style, family_styles
 from results.scores.baselines import FEATURELESS
 from results.scores.families import with_families
 from results.scores.rows import OBSERVATION
@@ -94,45 +94,9 @@ def curve(
         groups[_WITHOUT_FAMILY] = alone
     front = points[points["pareto"]]
     figure = go.Figure()
-    figure.add_scatter(
-        name="weakest attack → strongest",
-        mode="lines+markers",
-        line={"color": "#888888", "width": 1, "dash": "dot"},
-        marker={"symbol": "arrow", "size": 9, "angleref": "previous", "color": "#888888"},
-        hoverinfo="skip",
-    )
-    figure.add_scatter(
-        name="best featureless image",
-        mode="lines",
-        line={"color": "#888888", "dash": "longdash"},
-        hoverinfo="skip",
-    )
-    figure.add_scatter(
-        name="Pareto front",
-        mode="markers",
-        marker={"symbol": "circle-open", "color": "#888888", "line": {"width": 2}},
-        hoverinfo="skip",
-    )
+    _add_aids(figure)
     for name, group in groups.items():
-        style = styles.get(name, ALONE)
-        names = name == _WITHOUT_FAMILY and len(group) <= _MOST_NAMES
-        stars = [starred(row)[len(row["verdict"]) :] for _, row in group.iterrows()]
-        figure.add_scatter(
-            name=name,
-            meta="family",
-            mode="lines+markers+text" if name in styles else "markers+text",
-            text=(group["quantizer"] + stars).tolist() if names else stars,
-            textposition=_label_sides(group, points).tolist() if names else "top right",
-            customdata=[[text] for text in group["quantizer"]],
-            hovertext=[_hover(row) for _, row in group.iterrows()],
-            hoverinfo="text",
-            line={"color": style.colour, "dash": style.dash, "width": 2},
-            marker={
-                "color": style.colour,
-                "symbol": [style.symbol + _FILLS[verdict] for verdict in group["verdict"]],
-                "line": {"width": 2, "color": style.colour},
-            },
-        )
+        _add_group(figure, name, group, points, styles.get(name))
     figure.add_scatter(
         name="strongest attack → best guess (by the truth)",
         mode="lines",
@@ -155,6 +119,54 @@ def curve(
     for switch in switches.values():
         _apply(figure, *next(iter(switch.values())))
     return figure, switches
+
+
+def _add_aids(figure: go.Figure) -> None:
+    """Add the traces of the arrows, of the featureless image, and of the Pareto front."""
+    figure.add_scatter(
+        name="weakest attack → strongest",
+        mode="lines+markers",
+        line={"color": "#888888", "width": 1, "dash": "dot"},
+        marker={"symbol": "arrow", "size": 9, "angleref": "previous", "color": "#888888"},
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        name="best featureless image",
+        mode="lines",
+        line={"color": "#888888", "dash": "longdash"},
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        name="Pareto front",
+        mode="markers",
+        marker={"symbol": "circle-open", "color": "#888888", "line": {"width": 2}},
+        hoverinfo="skip",
+    )
+
+
+def _add_group(
+    figure: go.Figure, name: str, group: pd.DataFrame, points: pd.DataFrame, style: Style | None
+) -> None:
+    """Add the trace of a family; without a style, of the quantizers that have none."""
+    joined, style = style is not None, style or ALONE
+    named = not joined and len(group) <= _MOST_NAMES
+    stars = [starred(row)[len(row["verdict"]) :] for _, row in group.iterrows()]
+    figure.add_scatter(
+        name=name,
+        meta="family",
+        mode="lines+markers+text" if joined else "markers+text",
+        text=(group["quantizer"] + stars).tolist() if named else stars,
+        textposition=_label_sides(group, points).tolist() if named else "top right",
+        customdata=[[text] for text in group["quantizer"]],
+        hovertext=[_hover(row) for _, row in group.iterrows()],
+        hoverinfo="text",
+        line={"color": style.colour, "dash": style.dash, "width": 2},
+        marker={
+            "color": style.colour,
+            "symbol": [style.symbol + _FILLS[verdict] for verdict in group["verdict"]],
+            "line": {"width": 2, "color": style.colour},
+        },
+    )
 
 
 def _curve_metric(metric: FurtherMetric) -> CurveMetric:
