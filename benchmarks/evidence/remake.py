@@ -212,6 +212,13 @@ PARTS = (
         "--victims 20 --attacks spear cocktail_party cocktail_party_cell",
         "--victims 2 --batches 2 --quantizers none",
     ),
+    _program(
+        "attacks/label_counts.csv",
+        12,
+        "benchmarks.label_counts",
+        "--victims 60 --models lenet_dlg --steps 100 600 --quantizers none uniform:bits=4 sign",
+        "--victims 2 --models lenet_dlg --steps 1 --quantizers none",
+    ),
     _study("one_bit", 25, pictures=_pictures("one_bit-{}.png", "curve", "gallery")),
     _study("dlg_table", 20),
     _study("stages", 25, pictures=_pictures("stages-{}.png", "gallery")),
