@@ -15,8 +15,8 @@ from fl_sim.updates.batch_norm import couples_images
 from fl_sim.updates.layers import find_head
 from fl_sim.updates.local_update import Update, one_hot
 
-_BATCHES, _HELD_OUT = 2000, 24
-_FEWEST_BATCHES = 200
+_BATCHES, _FEWEST_BATCHES = 2000, 200  # to learn from
+_HELD_OUT, _FEWEST_HELD_OUT = 24, 4  # to judge by
 _MOST_IMAGES, _FEWEST_IMAGES = 1024, 256
 _LEARNED_FROM = 0.85  # share of the images; the others make the batches that are held out
 _MOST_ELEMENTS = 12_288  # of an update, those of the head first
@@ -38,7 +38,8 @@ class PublicBatches:
         ``(count, C, H, W)`` and one-hot ``(count, classes)``.
     means : bool
         Whether the update of a batch is the mean of those of its images: few gradients then make
-        many batches. It is not with several local steps, nor with BatchNorm.
+        many batches. It is not with several local steps, nor with BatchNorm; nor is it used where
+        the gradients of enough images are too large to be held at once.
     """
 
     problems: Problems
@@ -48,19 +49,24 @@ class PublicBatches:
 
     @classmethod
     def of(cls, problems: Problems, public: PublicImages | None) -> "PublicBatches | None":
-        """Draw the images; None if they are too few, or too costly to compute."""
+        """Draw the images; None if they are too few."""
         if public is None:
             return None
         work, size = problems.work, problems.flat_model.layout.size
+        fewest, held = max(_FEWEST_IMAGES, 8 * work.images), _MOST_FLOATS // size
         means = work.kind == "gradient" and not couples_images(problems.flat_model.module)
-        affordable = _MOST_FLOATS // size if means else _MOST_IMAGES
-        count = min(len(public.images), _MOST_IMAGES, affordable)
-        if count < max(_FEWEST_IMAGES, 8 * work.images):
+        means = means and held >= fewest
+        count = min(len(public.images), _MOST_IMAGES, held if means else _MOST_IMAGES)
+        if count < fewest:
             return None
         drawn = torch.randperm(len(public.images), generator=_generator(problems))[:count]
         labels = one_hot(public.labels[drawn], problems.model.classes)
-        batches = cls(problems, public.images[drawn], labels, means)
-        return batches if batches._affordable >= _FEWEST_BATCHES else None
+        return cls(problems, public.images[drawn], labels, means)
+
+    @property
+    def teach(self) -> bool:
+        """Whether enough batches can be computed to learn from."""
+        return self._affordable >= _FEWEST_BATCHES
 
     @property
     def _affordable(self) -> int:
@@ -79,7 +85,8 @@ class PublicBatches:
         """Return batches of images that nothing is learned from, and their label counts."""
         generator = _generator(self.problems, 1)
         size = self.problems.work.images
-        rows = self._cut + _batches(len(self.images) - self._cut, size, _HELD_OUT, generator)
+        count = max(_FEWEST_HELD_OUT, min(_HELD_OUT, self._affordable))
+        rows = self._cut + _batches(len(self.images) - self._cut, size, count, generator)
         cells = tuple(self._cells(rows, self._whole, generator))
         sent = (self.problems.sent_weights[0],) * len(rows)
         keys = tuple((0, number) for number in range(len(rows)))

@@ -84,7 +84,8 @@ def _counted_best(
 ) -> Tensor:
     """Return the counts of what counts the labels of held-out public batches best.
 
-    A regression is learned only where `counter` leaves more than `_FEW_WRONG` of them wrong.
+    A regression is learned only where `counter` leaves more than `_FEW_WRONG` of them wrong, and
+    where enough batches can be computed.
     """
     trial, truth = batches.held_out()
 
@@ -98,9 +99,10 @@ def _counted_best(
     def taught(regression: LabelRegression, batches: Problems) -> Tensor:
         return _handed_out(regression.shares(batches.cell.decoded), problems.work.images)
 
-    best = max(batches.learn(), key=lambda one: hits(taught(one, trial)))
-    if hits(taught(best, trial)) > max(told, guessed):
-        return taught(best, problems)
+    if batches.teach:
+        best = max(batches.learn(), key=lambda one: hits(taught(one, trial)))
+        if hits(taught(best, trial)) > max(told, guessed):
+            return taught(best, problems)
     return found if told >= guessed else counter.even.expand_as(found)
 
 

@@ -64,7 +64,7 @@ def test_labels_of_public_images_help_to_count_labels_at_trained_weights(quantiz
     assert with_public >= max(0.85, alone + 0.05)
 
 
-def test_public_batches_are_made_where_images_are_enough_and_the_cost_can_be_borne(monkeypatch):
+def test_public_batches_are_made_where_images_are_enough_and_learned_from_where_cheap(monkeypatch):
     problems, public, _ = trained_problems(clients=1)
     assert PublicBatches.of(problems, public).means
     assert PublicBatches.of(problems, None) is None
@@ -73,8 +73,27 @@ def test_public_batches_are_made_where_images_are_enough_and_the_cost_can_be_bor
     steps = LocalWork("delta", 4, local_steps=2, local_batches=2)
     several = trained_problems(steps, clients=1)[0]
     assert not PublicBatches.of(several, public).means
+    assert PublicBatches.of(several, public).teach
+    monkeypatch.setattr("attacker.matching.label_regression._MOST_WORK", 10**5)
+    dear = PublicBatches.of(several, public)
+    assert not dear.teach
+    assert len(dear.held_out()[0]) == 4
+    monkeypatch.setattr("attacker.matching.label_regression._MOST_FLOATS", 10**6)
+    assert not PublicBatches.of(problems, public).means  # too large to hold their gradients
+
+
+def test_where_batches_are_too_dear_to_learn_from_a_count_below_chance_is_not_believed(monkeypatch):
+    steps = LocalWork("delta", 4, local_steps=2, local_batches=2)
+    problems, public, _ = trained_problems(steps, clients=3)
     monkeypatch.setattr("attacker.matching.label_regression._MOST_WORK", 10**6)
-    assert PublicBatches.of(several, public) is None
+    worst = torch.zeros(len(problems), 10).index_fill(1, torch.tensor([9]), 8)
+    monkeypatch.setattr(
+        "attacker.matching.labels._Counter.counts",
+        lambda self, asked: worst[:1].expand(len(asked), -1),
+    )
+    assert (recover_labels(problems) == 9).all()
+    found = recover_labels(problems, public)
+    assert all(len(set(row)) == 8 for row in found.tolist())  # an even guess
 
 
 @pytest.mark.parametrize("example_clip", [0.0, 0.1])
