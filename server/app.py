@@ -97,6 +97,9 @@ def _check_channels(trial: Trial) -> None:
     if len(means) not in (0, 1, channels):
         shown = ",".join(map(str, means))
         raise SettingsError("normalize_mean", shown, f"1 number, or {channels}: one a channel")
+    if means and trial.plan.needs_pixels:
+        allowed = f"none, as the server {trial.plan.spec} reads pixels from 0 to 1"
+        raise SettingsError("normalize_mean", ",".join(map(str, means)), allowed)
 
 
 def _check_batch_norm(trial: Trial) -> None:

@@ -65,7 +65,7 @@ def recover_labels(problems: Problems, public: PublicImages | None = None) -> Te
 
 def _recovered(problems: Problems, public: PublicImages | None) -> Tensor:
     """Recover the labels of batches that share weights."""
-    if has_thresholds(problems.model, problems.weights):
+    if has_thresholds(problems.model, problems.work, problems.weights):
         return read_labels(problems)
     head = find_head(problems.model)
     classes = problems.model.classes

@@ -236,7 +236,7 @@ def _silent_images(problems: Problems, plans: Sequence[Fishing]) -> Tensor:
     images = torch.cat([grey, synthetic_images(problems.model.shape, _FILLERS, seed=0)])
     chosen = []
     for plan, weights in zip(plans, problems.sent_weights, strict=True):
-        silent = plan.silence(problems.model, weights, images)
+        silent = plan.silence(problems.model, weights, problems.work.inputs(images))
         chosen.append(images[0 if silent[0] > 0 else int(silent.argmax())])
     return torch.stack(chosen)[:, None].repeat(1, problems.work.images, 1, 1, 1)
 

@@ -7,10 +7,12 @@ from torch.func import jvp
 
 from attacker.matching.labels import recover_labels
 from attacker.matching.problems import Problems
+from attacker.readers.pixels import pixel_rows, pixel_weights
 from fl_sim.models import ModelSpec
 from fl_sim.models.imprint import Imprinted
 from fl_sim.updates.local_update import flat_model
 
+_LAYER = "imprint.weight", "imprint.bias"
 _EMPTY = 1e-5  # relative to the brightest bin; float32 errors in empty bins are smaller
 _BLACK = 1e-6  # least brightness, of a pixel's range
 
@@ -57,7 +59,7 @@ def filled(problems: Problems) -> Tensor:
 
     Units between which no image lies have equal gradients; bias gradients tell which these are.
     """
-    rows, bias = problems.decoded("imprint.weight"), problems.decoded("imprint.bias")
+    rows, bias = pixel_rows(problems, *_LAYER), problems.decoded("imprint.bias")
     seen = problems.shown("imprint.weight").expand_as(rows)
     far = (bias.diff(dim=1)).abs()
     far = torch.nn.functional.pad(far, (1, 1), value=torch.inf)  # to the unit before, and after
@@ -73,7 +75,7 @@ def _within_bins(problems: Problems, bias: Tensor, brightness: Tensor) -> Tensor
 
     ``brightness`` ``(B, K)`` is that of the images times the bias gradient sought.
     """
-    planted = problems.flat_model.layout.unflatten(problems.weights)
+    planted = pixel_weights(problems, *_LAYER)
     thresholds = -planted["imprint.bias"] / planted["imprint.weight"].sum(dim=1)
     limits = torch.cat([thresholds, thresholds.new_ones(1)]).clamp_min(_BLACK)
     size = brightness.abs()
@@ -89,10 +91,11 @@ def _order(problems: Problems, images: Tensor, slopes: Tensor) -> list[list[int]
     probabilities p, that is the change of the logits times (p - label): it tells the label.
     """
     model, labels = problems.flat_model, recover_labels(problems)
+    inputs = problems.work.inputs(images.flatten(0, 1))
     brighter = torch.zeros_like(problems.weights)
     model.layout.unflatten(brighter)["imprint.bias"][0] = 1  # this unit sees every image
     logits, change = jvp(  # type: ignore[misc]
-        lambda weights: model.logits(weights, images.flatten(0, 1)),
+        lambda weights: model.logits(weights, inputs),
         (problems.weights,),
         (brighter,),
     )

@@ -16,6 +16,7 @@ from fl_sim.models import ModelSpec
 from fl_sim.observed.evidence import HeldBack
 from fl_sim.observed.observations import Observation
 from fl_sim.plans.chain import Chain, find_chain
+from fl_sim.plans.inputs import onto_pixels
 from fl_sim.plans.thresholds import error_signals
 from fl_sim.updates.local_update import LocalWork, flat_model
 
@@ -56,12 +57,13 @@ class _Bank:
     errors: Tensor
 
     @classmethod
-    def of(cls, model: ModelSpec, weights: Tensor) -> "_Bank | None":
+    def of(cls, model: ModelSpec, work: LocalWork, weights: Tensor) -> "_Bank | None":
         """Recognise what the plan ``thresholds`` plants; None if these weights are others."""
         chain = find_chain(model)
         if chain is None:
             return None
-        tensors = flat_model(model).layout.unflatten(weights)
+        first = chain.convolution.weight, chain.convolution.bias
+        tensors = flat_model(model).layout.unflatten(onto_pixels(weights, work, model, first))
         kernel, offset = tensors[chain.convolution.weight], tensors[chain.convolution.bias]
         colours, (height, width) = kernel.shape[1], kernel.shape[2:]
         live = int((kernel.flatten(1) != 0).any(dim=1).sum())
@@ -69,7 +71,7 @@ class _Bank:
         expected = torch.zeros_like(kernel)
         channel = torch.arange(live)
         expected[channel, channel % colours, height // 2, width // 2] = gain
-        if not live or live % colours or not torch.equal(kernel, expected):
+        if not live or live % colours or not torch.allclose(kernel, expected, atol=0):
             return None
         constant = (offset[live:] > 0).nonzero().flatten().tolist()
         return cls(
@@ -97,14 +99,14 @@ class _Found:
     labels: Tensor
 
 
-def has_thresholds(model: ModelSpec, weights: Tensor) -> bool:
-    """Tell whether weights are those that the plan ``thresholds`` plants."""
-    return _Bank.of(model, weights) is not None
+def has_thresholds(model: ModelSpec, work: LocalWork, weights: Tensor) -> bool:
+    """Tell whether clients were sent the weights that the plan ``thresholds`` plants."""
+    return _Bank.of(model, work, weights) is not None
 
 
 def can_read_thresholds(observation: Observation) -> bool:
     """Tell whether a client was sent a bank of thresholds."""
-    return has_thresholds(observation.model, observation.weights)
+    return has_thresholds(observation.model, observation.work, observation.weights)
 
 
 def read_thresholds(problems: Problems) -> Tensor:
@@ -139,7 +141,7 @@ def _read_all(problems: Problems) -> list[_Found]:
 def _read(
     model: ModelSpec, work: LocalWork, held_back: HeldBack | None, weights: Tensor, cell: Cell
 ) -> _Found:
-    bank = _Bank.of(model, weights)
+    bank = _Bank.of(model, work, weights)
     assert bank is not None
     seen = _Seen.of(bank, model, work, held_back, cell)
     images, labels = _from_signs(seen) if seen.signs else _from_values(seen)

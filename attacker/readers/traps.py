@@ -5,6 +5,7 @@ from torch import Tensor
 
 from attacker.matching.problems import Problems
 from attacker.readers.order import expected_slopes, in_order_of_labels
+from attacker.readers.pixels import pixel_rows
 from fl_sim.observed.observations import Observation
 from fl_sim.specs import Spec
 from fl_sim.updates.layers import Layer, find_relu_input
@@ -43,7 +44,7 @@ def invert_traps(problems: Problems) -> Tensor:
     assert layer is not None
     assert layer.weight is not None
     assert layer.bias is not None
-    rows, biases = problems.decoded(layer.weight), problems.decoded(layer.bias)
+    rows, biases = pixel_rows(problems, layer.weight, layer.bias), problems.decoded(layer.bias)
     shown = problems.shown(layer.weight)
     count = problems.work.images
     read = [_images(*one, shown, count) for one in zip(rows, biases, strict=True)]
@@ -111,7 +112,7 @@ def _errors(problems: Problems, images: Tensor, biases: Tensor, layer: Layer) ->
     ``biases`` ``(B, K)`` are the summed bias gradients. At a unit that one image passes alone they
     are its own.
     """
-    expected = expected_slopes(problems, images, layer)
+    expected = expected_slopes(problems, problems.work.inputs(images), layer)
     passed = expected.abs().amax(dim=2) > 0
     alone = passed & (passed.sum(dim=1, keepdim=True) == 1)
     return ((expected - biases[:, None, None]).square() * alone[:, :, None]).sum(dim=3)

@@ -3,6 +3,7 @@
 from fl_sim.plans.fishing import Fishing
 from fl_sim.plans.imprint import Imprint
 from fl_sim.plans.inconsistent import Inconsistent
+from fl_sim.plans.inputs import planted_weights
 from fl_sim.plans.loki import Loki
 from fl_sim.plans.plan import Curious, ServerPlan, parse_plan, plants_in
 from fl_sim.plans.thresholds import Thresholds
@@ -18,5 +19,6 @@ __all__ = [
     "Thresholds",
     "Traps",
     "parse_plan",
+    "planted_weights",
     "plants_in",
 ]

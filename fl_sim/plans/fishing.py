@@ -136,7 +136,7 @@ class Fishing(ServerPlan):
         weights : Tensor
             ``(size,)``, as planted.
         images : Tensor
-            ``(N, C, H, W)`` in [0, 1].
+            ``(N, C, H, W)``, as the model sees them.
         """
         if not self.by_feature:
             return images.new_ones(len(images))

@@ -43,6 +43,11 @@ class Imprint(ServerPlan):
         """Return the model behind an imprint layer."""
         return f"imprint:bins={self.bins}({name})"
 
+    def first_layer(self, model: ModelSpec) -> tuple[str, str]:
+        """Return the names of the imprint layer."""
+        del model
+        return "imprint.weight", "imprint.bias"
+
     def check(self, model: ModelSpec) -> None:
         """Refuse a model that has no imprint layer of this many units in front."""
         if dict(flat_model(model).layout.segments).get("imprint.bias") != (self.bins,):

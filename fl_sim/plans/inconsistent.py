@@ -52,9 +52,18 @@ class Inconsistent(ServerPlan):
         """The attack that reads what the target was sent."""
         return parse_plan(self.of).reader
 
+    @property
+    def needs_pixels(self) -> bool:  # type: ignore[override]
+        """Whether the plan for the target cannot be carried out on normalised pixels."""
+        return parse_plan(self.of).needs_pixels
+
     def model(self, name: str) -> str:
         """Return the model that the plan for the target needs."""
         return parse_plan(self.of).model(name)
+
+    def first_layer(self, model: ModelSpec) -> tuple[str, str] | None:
+        """Return the layer that the plan for the target sets."""
+        return parse_plan(self.of).first_layer(model)
 
     def for_quantizer(self, quantizer: str) -> "Inconsistent":
         """Return the plan with that for the target suited to the quantizer."""

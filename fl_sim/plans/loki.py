@@ -34,6 +34,7 @@ class Loki(ServerPlan):
 
     threat: ClassVar[str] = "malicious: plants an imprint layer with a section for each client"
     reader: ClassVar[str] = "active_loki"
+    needs_pixels: ClassVar[bool] = True
 
     clients: int = 8
     bins: int = 128

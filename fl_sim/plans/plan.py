@@ -26,11 +26,14 @@ class ServerPlan:
         What the server is to its clients, for tables: ``honest but curious``, ``malicious: ...``.
     reader : str
         The attack that reads what was planted; empty if the plan has none of its own.
+    needs_pixels : bool
+        Whether the plan cannot be carried out where clients normalise pixels.
     """
 
     name: ClassVar[str]
     threat: ClassVar[str]
     reader: ClassVar[str] = ""
+    needs_pixels: ClassVar[bool] = False
 
     @cached_property
     def spec(self) -> str:
@@ -49,6 +52,16 @@ class ServerPlan:
         """
         del quantizer
         return self
+
+    def first_layer(self, model: ModelSpec) -> tuple[str, str] | None:
+        """Return weight and bias of the layer on the pixels that the plan sets, by their names.
+
+        Where clients normalise pixels, this layer is moved onto their inputs
+        (`fl_sim.plans.inputs`). None if the plan sets no such layer; `weights` then gets public
+        images as the model sees them.
+        """
+        del model
+        return None
 
     def check(self, model: ModelSpec) -> None:
         """Check that the plan can be carried out on a model, the one that clients are given.
@@ -70,7 +83,8 @@ class ServerPlan:
         weights : Tensor
             ``(size,)`` float32, as trained so far; not to be changed in place.
         public : Tensor
-            ``(N, C, H, W)`` public images in [0, 1].
+            ``(N, C, H, W)`` public images: in [0, 1] for a plan that sets its `first_layer`, as the
+            model sees them for any other.
 
         Returns
         -------

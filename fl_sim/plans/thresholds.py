@@ -87,6 +87,11 @@ class Thresholds(ServerPlan):
         free = {k: v for k, v in suited.items() if k == "reads" or getattr(self, k) == mine[k]}
         return replace(self, **free)
 
+    def first_layer(self, model: ModelSpec) -> tuple[str, str]:
+        """Return the names of the convolution."""
+        convolution = self._chain(model).convolution
+        return convolution.weight, convolution.bias
+
     def check(self, model: ModelSpec) -> None:
         """Raise `ValueError` if the model is another chain of layers, or has too few channels."""
         self._chain(model)

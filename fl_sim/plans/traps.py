@@ -44,6 +44,14 @@ class Traps(ServerPlan):
     def __post_init__(self) -> None:
         within("share", self.share, 0.0001, 0.5)
 
+    def first_layer(self, model: ModelSpec) -> tuple[str, str]:
+        """Return the names of the fully connected layer on the pixels."""
+        layer = find_relu_input(model)
+        assert layer is not None
+        assert layer.weight is not None
+        assert layer.bias is not None
+        return layer.weight, layer.bias
+
     def check(self, model: ModelSpec) -> None:
         """Refuse a model without a fully connected ReLU layer on the pixels."""
         if find_relu_input(model) is None:
@@ -54,20 +62,17 @@ class Traps(ServerPlan):
 
     def weights(self, model: ModelSpec, weights: Tensor, public: Tensor) -> Tensor:
         """Return the weights with the first layer set; the other layers are left as they are."""
-        layer = find_relu_input(model)
-        assert layer is not None
-        assert layer.weight is not None
-        assert layer.bias is not None
+        weight, bias = self.first_layer(model)
         layout = flat_model(model).layout
         tensors = layout.unflatten(weights.clone())
-        units, pixels = tensors[layer.weight].shape
+        units, pixels = tensors[weight].shape
         positive, negative = _halves(units, pixels)
         images = public.flatten(1).T
         passes_above = (negative @ images) / (positive @ images).clamp_min(1e-12)
         rank = max(1, round(self.share * passes_above.numel()))
         scale = passes_above.flatten().kthvalue(rank).values
-        tensors[layer.weight] = scale * positive - negative
-        tensors[layer.bias] = torch.zeros(units)
+        tensors[weight] = scale * positive - negative
+        tensors[bias] = torch.zeros(units)
         return layout.flatten(tensors)
 
 

@@ -513,9 +513,6 @@ class Settings(_Section):
         if self.data.dataset in ("folder", "parquet") and self.data.data_dir is None:
             allowed = f"dataset {self.data.dataset!r} needs the folder of its images"
             raise SettingsError("data_dir", None, allowed)
-        if self.training.normalize_mean and self.server != "curious":
-            allowed = "none, as a server that plants weights reads pixels from 0 to 1; or curious"
-            raise SettingsError("normalize_mean", _plain(self.training.normalize_mean), allowed)
         if self.training.aggregation != "plain":
             self._check_sums()
         rounds = self.training.rounds

@@ -6,7 +6,7 @@ from fl_sim.models import ModelSpec
 from fl_sim.plans import ServerPlan, parse_plan
 from fl_sim.testing.contract import make_twice, require
 from fl_sim.testing.models import check_model
-from fl_sim.updates.local_update import flat_model
+from fl_sim.updates.local_update import flat_model, layout_of_model
 
 
 def check_server_plan(plan: str | ServerPlan, model: str = "lenet") -> None:
@@ -51,6 +51,9 @@ def check_server_plan(plan: str | ServerPlan, model: str = "lenet") -> None:
     spec = ModelSpec(plan.model(model), (1, 8, 8), 5)
     check_model(spec.name, spec.shape, spec.classes)
     plan.check(spec)
+    layer = plan.first_layer(spec)
+    there = {segment.name for segment in layout_of_model(spec).segments}
+    require(layer is None or there.issuperset(layer), f"{name}: first_layer {layer} is no layer")
     flat = flat_model(spec)
     rng = torch.Generator().manual_seed(0)
     weights = flat.layout.flatten(dict(flat.module.named_parameters())).detach()

@@ -41,14 +41,16 @@ class Malicious(Planned):
     trial : str
         Sub-folder of this training.
     work : LocalWork, optional
-        What clients do in a round; it can be passed to `server.audit` instead.
+        What clients do in a round; it can be passed to `server.audit` instead, but for how they
+        normalise pixels, which the plan has to know.
     rounds : iterable of int, optional
         1-based rounds to keep; all if absent.
 
     Raises
     ------
     ValueError
-        If there is no such plan or quantizer, or the plan cannot be carried out on this model.
+        If there is no such plan or quantizer, or the plan cannot be carried out on this model or
+        these inputs.
 
     Examples
     --------
@@ -86,8 +88,11 @@ class Malicious(Planned):
             chosen.check(spec)
         except ValueError as error:
             raise ValueError(f"plan = {chosen.spec!r}: {error}") from error
+        work_of_clients = work or LocalWork()
+        if work_of_clients.mean and chosen.needs_pixels:
+            raise ValueError(f"plan = {chosen.spec!r}: it needs pixels that are not normalised")
         curious = HonestButCurious(strategy, store, trial=trial, work=work, rounds=rounds)
-        super().__init__(curious, chosen, spec, public, every)
+        super().__init__(curious, chosen, spec, public, work_of_clients, every)
 
 
 def _spec(build: Callable[[], nn.Module], public: Tensor) -> ModelSpec:

@@ -15,8 +15,8 @@ from fl_sim.exchange.messages import (
 )
 from fl_sim.exchange.weight_records import flatten, only_arrays, with_floats
 from fl_sim.models import ModelSpec
-from fl_sim.plans import Curious, ServerPlan, plants_in
-from fl_sim.updates.local_update import flat_model
+from fl_sim.plans import Curious, ServerPlan, planted_weights, plants_in
+from fl_sim.updates.local_update import LocalWork, flat_model
 from server.strategies.curious import find_curious
 from server.strategies.reception import find_reception
 from server.strategies.wrapper import Wrapper
@@ -40,6 +40,8 @@ class Planned(Wrapper):
         The model that clients train.
     public : Tensor
         ``(N, C, H, W)`` public images in [0, 1].
+    work : LocalWork
+        What clients do: how they normalise pixels.
     every : int
         Plant in the first of so many rounds; in the others clients are sent the trained weights.
         What clients answer in a planted round then changes no weights, so that training goes on
@@ -57,12 +59,13 @@ class Planned(Wrapper):
     >>> from flwr.serverapp.strategy import FedAvg
     >>> from fl_sim.models import ModelSpec
     >>> from fl_sim.plans import Imprint
+    >>> from fl_sim import LocalWork
     >>> from server import HonestButCurious
     >>> from server import Planned
     >>> plan = Imprint(bins=64)
     >>> model = ModelSpec(plan.model("lenet"), (1, 8, 8), 10)
     >>> curious = HonestButCurious(FedAvg(), store="/absolute/folder", plan=plan.spec)
-    >>> strategy = Planned(curious, plan, model, public=torch.rand(100, 1, 8, 8))
+    >>> strategy = Planned(curious, plan, model, torch.rand(100, 1, 8, 8), LocalWork())
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Planned(Wrapper):
         plan: ServerPlan,
         model: ModelSpec,
         public: Tensor,
+        work: LocalWork,
         every: int = 1,
     ) -> None:
         if every < 1:
@@ -79,6 +83,7 @@ class Planned(Wrapper):
         self.plan = plan
         self.model = model
         self.public = public
+        self.work = work
         self.every = every
         self._trained = ArrayRecord()
 
@@ -93,11 +98,8 @@ class Planned(Wrapper):
         """
         layout = flat_model(self.model).layout
         weights = unpack_weights(arrays) if is_flat(arrays) else flatten(arrays, layout)
-        facts = (self.model, weights, self.public)
-        if client is None:
-            planted = self.plan.weights(*facts)
-        else:
-            planted = self.plan.weights_for(client, *facts)
+        facts = (self.plan, self.work, self.model, weights, self.public)
+        planted = planted_weights(*facts, client)
         if is_flat(arrays):
             return pack_weights(planted, unpack_statistics(arrays))
         return with_floats(arrays, layout, planted)

@@ -191,10 +191,6 @@ def test_settings_say_what_clients_do():
         ({"training": {"local_momentum": 0.9}}, "local_momentum = 0.9: 0.0 with update = gradient"),
         ({"training": {"normalize_mean": [0.5]}}, "normalize_std = ''"),
         ({"training": {"normalize_mean": 0.5, "normalize_std": 0}}, "numbers above 0"),
-        (
-            {"server": "traps", "training": {"normalize_mean": 0.5, "normalize_std": 1}},
-            "normalize_mean = '0.5': none, as a server that plants",
-        ),
     ],
 )
 def test_settings_of_no_client_are_refused_in_one_line(tree, message):
