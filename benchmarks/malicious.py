@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--quantizers", nargs="+", help="rows of the table")
+    parser.add_argument("--batches", nargs="+", type=int, help="rows of the table")
     parser.add_argument("--best", type=Path, nargs="+", metavar="CSV", help="only compare these")
     arguments = parser.parse_args()
     if arguments.best:
@@ -157,7 +158,8 @@ def chosen_rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield the rows that the command line asks for."""
     for name in arguments.sets:
         for row in SETS[name](arguments.images):
-            if not arguments.quantizers or row.quantizer in arguments.quantizers:
+            asked = not arguments.quantizers or row.quantizer in arguments.quantizers
+            if asked and (not arguments.batches or row.batch in arguments.batches):
                 yield row
 
 

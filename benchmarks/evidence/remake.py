@@ -207,7 +207,7 @@ PARTS = (
     ),
     _program(
         "attacks/batches.csv",
-        25,
+        60,
         "benchmarks.evidence.batches",
         "--victims 20 --attacks spear cocktail_party cocktail_party_cell",
         "--victims 2 --batches 2 --quantizers none",
