@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attacker.matching.problems import Problems
+from attacker.readers.ares import can_recover_activations, recover_activations
 from attacker.readers.closed_forms import (
     has_linear_input,
     invert_linear_input,
@@ -39,6 +40,7 @@ ReadingName = Literal[
     "loki",
     "traps",
     "thresholds",
+    "ares",
     "synthetic",
     "synthetic_network",
     "public",
@@ -201,6 +203,9 @@ STARTS: dict[StartName, Start] = {
     "traps": Start(lambda problems, _: invert_traps(problems), has_traps, random=False),
     "thresholds": Start(
         lambda problems, _: read_thresholds(problems), can_read_thresholds, random=False
+    ),
+    "ares": Start(
+        lambda problems, _: recover_activations(problems), can_recover_activations, random=False
     ),
     "synthetic": Start(_synthetic(invert_by_ridge), _single_image, random=False),
     "synthetic_network": Start(_synthetic(invert_by_network), _single_image, random=False),

@@ -59,10 +59,10 @@ class _Bank:
     def of(cls, model: ModelSpec, weights: Tensor) -> "_Bank | None":
         """Recognise what the plan ``thresholds`` plants; None if these weights are others."""
         chain = find_chain(model)
-        if chain is None:
+        if chain is None or not chain.convolves:
             return None
         tensors = flat_model(model).layout.unflatten(weights)
-        kernel, offset = tensors[chain.convolution.weight], tensors[chain.convolution.bias]
+        kernel, offset = tensors[chain.first.weight], tensors[chain.first.bias]
         colours, (height, width) = kernel.shape[1], kernel.shape[2:]
         live = int((kernel.flatten(1) != 0).any(dim=1).sum())
         gain = float(kernel.max())
@@ -219,7 +219,7 @@ class _Seen:
         if held_back is not None and own:
             hidden = held_back.elements(layout, cell.sizes)
             shown = ~layout.unflatten(hidden)[chain.hidden.weight]
-        pixels = every.shape[1] // len(decoded[chain.convolution.bias])
+        pixels = every.shape[1] // len(decoded[chain.first.bias])
         return cls(
             bank,
             work.images,

@@ -102,7 +102,7 @@ class Thresholds(ServerPlan):
         chain = self._chain(model)
         layout = flat_model(model).layout
         tensors = layout.unflatten(weights.clone())
-        kernel, offset = tensors[chain.convolution.weight], tensors[chain.convolution.bias]
+        kernel, offset = tensors[chain.first.weight], tensors[chain.first.bias]
         self._set_levels(kernel, offset)
         public = public[:_MOST_PUBLIC]
         rows = self._random_rows(kernel, offset, len(tensors[chain.hidden.bias]), public)
@@ -123,13 +123,13 @@ class Thresholds(ServerPlan):
 
     def _chain(self, model: ModelSpec) -> Chain:
         chain = find_chain(model)
-        if chain is None:
+        if chain is None or not chain.convolves:
             raise ValueError(
                 "the plan needs a model convolution - ReLU - linear - ReLU - linear, such as cnn; "
                 f"{model.name!r} is another"
             )
         biases = dict(flat_model(model).layout.segments)
-        (channels,) = biases[chain.convolution.bias]
+        (channels,) = biases[chain.first.bias]
         most = channels // model.shape[0]
         if self.levels > most:
             raise ValueError(f"at most {most} levels fit the {channels} channels of {model.name!r}")
