@@ -1,8 +1,9 @@
 """What malicious servers read through each quantizer, beside attacks of an honest server.
 
 CIFAR test images drawn by seed. Active rows are of the plan ``thresholds`` on the model ``cnn``,
-or of the plan ``ares`` on two models; passive ones of an honest server on ``lenet``, where searches cost a thousandth. What is done is
-kept below ``--work``: the same command continues. The file is written whenever a row is complete.
+or of the plan ``ares`` on two models; passive ones of an honest server on ``lenet``, where searches
+cost a thousandth. What is done is kept below ``--work``: the same command continues. The file is
+written whenever a row is complete.
 """
 
 import argparse
@@ -55,8 +56,6 @@ PLANS: dict[str, tuple[str, ...]] = {
     "mixed:first=8,rest=2": (COARSE, COARSEST),
 }
 """Plans that are tried against a quantizer; `VALUES` against any other."""
-
-ARES_MODELS = ("mlp:activation=relu,width=1024", "cnn")
 
 _CHUNK = {1: 16, 8: 8, 32: 4, 128: 2}
 """Clients whose payloads are held at once, by batch size."""
@@ -215,11 +214,11 @@ def _passive(images: int) -> Iterator[Row]:
 
 
 def _ares(images: int) -> Iterator[Row]:
-    """Yield what activations of the first layer tell."""
-    for model in ARES_MODELS:
+    """Yield what activations of the first layer tell; of the model `cnn`, batches of eight."""
+    for model, batches in (("mlp:activation=relu,width=1024", (1, 8, 32)), ("cnn", (8,))):
         for quantizer in ("none", "uniform:bits=8", "uniform:bits=4", "sign", "topk:keep=0.1"):
             plan = parse_plan("ares").for_quantizer(quantizer).spec
-            for batch in (1, 8, 32):
+            for batch in batches:
                 yield Row(quantizer, plan, "active_ares", batch, images, model=model)
 
 

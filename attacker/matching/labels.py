@@ -13,7 +13,8 @@ from torch.special import log_ndtr
 
 from attacker.matching.label_regression import LabelRegression, PublicBatches
 from attacker.matching.problems import Problems
-from attacker.readers import ares, thresholds
+from attacker.readers import thresholds
+from attacker.readers.imprints import ares
 from attacker.readers.synthetic import synthetic_images
 from fl_sim.coding.cell import Cell, Transform
 from fl_sim.data.public_images import PublicImages

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from attacker.matching.problems import Problems
-from attacker.readers.ares import can_recover_activations, recover_activations
 from attacker.readers.closed_forms import (
     has_linear_input,
     invert_linear_input,
@@ -16,14 +15,15 @@ from attacker.readers.closed_forms import (
     is_recursive,
 )
 from attacker.readers.cocktail_party import has_mixtures, unmix
-from attacker.readers.imprint import has_imprint, invert_imprint
+from attacker.readers.imprints.ares import can_recover_activations, recover_activations
+from attacker.readers.imprints.imprint import has_imprint, invert_imprint
+from attacker.readers.imprints.loki import has_sections, invert_sections
 from attacker.readers.learned import (
     invert_by_network,
     invert_by_ridge,
     public_examples,
     synthetic_examples,
 )
-from attacker.readers.loki import has_sections, invert_sections
 from attacker.readers.spear import has_sparse_slopes, invert_sparse_slopes
 from attacker.readers.thresholds import can_read_thresholds, read_thresholds
 from attacker.readers.traps import has_traps, invert_traps

@@ -7,7 +7,7 @@ from torch.func import jvp
 
 from attacker.matching.labels import recover_labels
 from attacker.matching.problems import Problems
-from attacker.readers.bins import alone_in_bins, within_bins
+from attacker.readers.imprints.bins import alone_in_bins, within_bins
 from fl_sim.models import ModelSpec
 from fl_sim.models.imprint import Imprinted
 from fl_sim.updates.local_update import flat_model

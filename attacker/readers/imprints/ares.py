@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from attacker.matching.problems import Problems
-from attacker.readers.bins import alone_in_bins, within_bins
-from attacker.readers.lasso import Layer, sparse_recovery
+from attacker.readers.imprints.bins import alone_in_bins, within_bins
+from attacker.readers.imprints.lasso import Layer, sparse_recovery
 from fl_sim.models import ModelSpec
 from fl_sim.observed.observations import Observation
 from fl_sim.plans.chain import Chain, find_chain
