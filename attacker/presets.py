@@ -104,6 +104,11 @@ PRESETS: Mapping[str, Preset] = {
         "As active_thresholds, then a short search inside the quantizer's cell.",
         {**_CELL, "start": "thresholds", "iterations": 30},
     ),
+    "active_ares": Preset(
+        "Recovers images from activations that the server separated (the active threat model).",
+        {"start": "ares"},
+        Reading,
+    ),
     "active_fishing": Preset(
         "Searches for the images that the server fished for (the active threat model).",
         {},
@@ -189,6 +194,7 @@ SUITE = (
     "active_traps",
     "active_loki",
     "active_thresholds",
+    "active_ares",
     "active_fishing",
     "idlg",
     "scaled",

@@ -1,8 +1,9 @@
-"""What a bank of thresholds reads through each quantizer, beside attacks of an honest server.
+"""What malicious servers read through each quantizer, beside attacks of an honest server.
 
-CIFAR test images drawn by seed. Active rows are of the plan ``thresholds`` on the model ``cnn``;
-passive ones of an honest server on ``lenet``, where searches cost a thousandth. What is done is
-kept below ``--work``: the same command continues. The file is written whenever a row is complete.
+CIFAR test images drawn by seed. Active rows are of the plan ``thresholds`` on the model ``cnn``,
+or of the plan ``ares`` on two models; passive ones of an honest server on ``lenet``, where searches
+cost a thousandth. What is done is kept below ``--work``: the same command continues. The file is
+written whenever a row is complete.
 """
 
 import argparse
@@ -214,12 +215,22 @@ def _passive(images: int) -> Iterator[Row]:
             yield Row(quantizer, "curious", PASSIVE, batch, count, model="lenet")
 
 
+def _ares(images: int) -> Iterator[Row]:
+    """Yield what activations of the first layer tell; of the model `cnn`, batches of eight."""
+    for model, batches in (("mlp:activation=relu,width=1024", (1, 8, 32)), ("cnn", (8,))):
+        for quantizer in ("none", "uniform:bits=8", "uniform:bits=4", "sign", "topk:keep=0.1"):
+            plan = parse_plan("ares").for_quantizer(quantizer).spec
+            for batch in batches:
+                yield Row(quantizer, plan, "active_ares", batch, images, model=model)
+
+
 SETS = {
     "signs": _signs,
     "coarse": _coarse,
     "steps": _steps,
     "catalogue": _catalogue,
     "passive": _passive,
+    "ares": _ares,
 }
 
 

@@ -18,7 +18,16 @@ DATASET_NAMES = (
     "parquet",
 )
 PARTITION_NAMES = ("iid", "dirichlet", "pathological")
-SERVER_NAMES = ("curious", "imprint", "traps", "thresholds", "fishing", "loki", "inconsistent")
+SERVER_NAMES = (
+    "curious",
+    "imprint",
+    "traps",
+    "thresholds",
+    "ares",
+    "fishing",
+    "loki",
+    "inconsistent",
+)
 """Names that come along with this project; a plug-in adds others."""
 
 MAX_IMAGES = 1 << 20

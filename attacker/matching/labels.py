@@ -13,8 +13,9 @@ from torch.special import log_ndtr
 
 from attacker.matching.label_regression import LabelRegression, PublicBatches
 from attacker.matching.problems import Problems
+from attacker.readers import thresholds
+from attacker.readers.imprints import ares
 from attacker.readers.synthetic import synthetic_images
-from attacker.readers.thresholds import has_thresholds, read_labels
 from fl_sim.coding.cell import Cell, Transform
 from fl_sim.data.public_images import PublicImages
 from fl_sim.updates.layers import Layer, find_head
@@ -65,12 +66,15 @@ def recover_labels(problems: Problems, public: PublicImages | None = None) -> Te
 
 def _recovered(problems: Problems, public: PublicImages | None) -> Tensor:
     """Recover the labels of batches that share weights."""
-    if has_thresholds(problems.model, problems.work, problems.weights):
-        return read_labels(problems)
+    facts = problems.model, problems.work, problems.weights
+    if thresholds.has_thresholds(*facts):
+        return thresholds.read_labels(problems)
     head = find_head(problems.model)
     classes = problems.model.classes
     if problems.work.images == 1 and head is not None:
         return _errors(problems, head).argmin(dim=1, keepdim=True)
+    if ares.has_separation(*facts):
+        return ares.read_labels(problems)
     counter = _Counter(problems)
     found = counter.counts(problems)
     batches = PublicBatches.of(problems, public)

@@ -15,14 +15,15 @@ from attacker.readers.closed_forms import (
     is_recursive,
 )
 from attacker.readers.cocktail_party import has_mixtures, unmix
-from attacker.readers.imprint import has_imprint, invert_imprint
+from attacker.readers.imprints.ares import can_recover_activations, recover_activations
+from attacker.readers.imprints.imprint import has_imprint, invert_imprint
+from attacker.readers.imprints.loki import has_sections, invert_sections
 from attacker.readers.learned import (
     invert_by_network,
     invert_by_ridge,
     public_examples,
     synthetic_examples,
 )
-from attacker.readers.loki import has_sections, invert_sections
 from attacker.readers.spear import has_sparse_slopes, invert_sparse_slopes
 from attacker.readers.thresholds import can_read_thresholds, read_thresholds
 from attacker.readers.traps import has_traps, invert_traps
@@ -39,6 +40,7 @@ ReadingName = Literal[
     "loki",
     "traps",
     "thresholds",
+    "ares",
     "synthetic",
     "synthetic_network",
     "public",
@@ -201,6 +203,9 @@ STARTS: dict[StartName, Start] = {
     "traps": Start(lambda problems, _: invert_traps(problems), has_traps, random=False),
     "thresholds": Start(
         lambda problems, _: read_thresholds(problems), can_read_thresholds, random=False
+    ),
+    "ares": Start(
+        lambda problems, _: recover_activations(problems), can_recover_activations, random=False
     ),
     "synthetic": Start(_synthetic(invert_by_ridge), _single_image, random=False),
     "synthetic_network": Start(_synthetic(invert_by_network), _single_image, random=False),

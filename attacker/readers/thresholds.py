@@ -60,11 +60,11 @@ class _Bank:
     def of(cls, model: ModelSpec, work: LocalWork, weights: Tensor) -> "_Bank | None":
         """Recognise what the plan ``thresholds`` plants; None if these weights are others."""
         chain = find_chain(model)
-        if chain is None:
+        if chain is None or not chain.convolves:
             return None
-        first = chain.convolution.weight, chain.convolution.bias
+        first = chain.first.weight, chain.first.bias
         tensors = flat_model(model).layout.unflatten(onto_pixels(weights, work, model, first))
-        kernel, offset = tensors[chain.convolution.weight], tensors[chain.convolution.bias]
+        kernel, offset = (tensors[name] for name in first)
         colours, (height, width) = kernel.shape[1], kernel.shape[2:]
         live = int((kernel.flatten(1) != 0).any(dim=1).sum())
         gain = float(kernel.max())
@@ -221,7 +221,7 @@ class _Seen:
         if held_back is not None and own:
             hidden = held_back.elements(layout, cell.sizes)
             shown = ~layout.unflatten(hidden)[chain.hidden.weight]
-        pixels = every.shape[1] // len(decoded[chain.convolution.bias])
+        pixels = every.shape[1] // len(decoded[chain.first.bias])
         return cls(
             bank,
             work.images,

@@ -1,5 +1,6 @@
 """Server plans: what a server does to the model and its weights before it hands them out."""
 
+from fl_sim.plans.ares import Ares
 from fl_sim.plans.fishing import Fishing
 from fl_sim.plans.imprint import Imprint
 from fl_sim.plans.inconsistent import Inconsistent
@@ -10,6 +11,7 @@ from fl_sim.plans.thresholds import Thresholds
 from fl_sim.plans.traps import Traps
 
 __all__ = [
+    "Ares",
     "Curious",
     "Fishing",
     "Imprint",

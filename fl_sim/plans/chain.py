@@ -1,4 +1,4 @@
-"""Find a convolution followed by two fully connected layers, by what a model computes."""
+"""Find three layers with ReLUs between them, by what a model computes."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,21 +23,25 @@ class Layer:
 
 @dataclass(frozen=True)
 class Chain:
-    """The three layers of a model convolution - ReLU - linear - ReLU - linear.
+    """The three layers of a model convolution or linear - ReLU - linear - ReLU - linear.
 
     Attributes
     ----------
-    convolution : Layer
-        Keeps the size of the image: stride 1, and as much padding as its kernel needs.
+    first : Layer
+        Fully connected to the pixels, or a convolution that keeps the size of the image: stride 1,
+        and as much padding as its kernel needs.
     hidden : Layer
-        Fully connected to every pixel of every channel.
+        Fully connected to every unit, or to every pixel of every channel.
     head : Layer
         Its output is the logits.
+    convolves : bool
+        Whether the first layer is a convolution.
     """
 
-    convolution: Layer
+    first: Layer
     hidden: Layer
     head: Layer
+    convolves: bool
 
 
 def find_chain(model: ModelSpec) -> Chain | None:
@@ -49,13 +53,31 @@ def find_chain(model: ModelSpec) -> Chain | None:
     return _find_chain(flat_model(model))
 
 
+def answers(weight: Tensor, bias: Tensor, images: Tensor) -> Tensor:
+    """Return what the first layer of a chain answers before the ReLU, ``(N, features)``.
+
+    Parameters
+    ----------
+    weight : Tensor
+        ``(K, I, h, w)`` of a convolution, or ``(K, pixels)``.
+    bias : Tensor
+        ``(K,)``.
+    images : Tensor
+        ``(N, C, H, W)``.
+    """
+    if weight.dim() == 2:
+        return F.linear(images.flatten(1), weight, bias)
+    return F.conv2d(images, weight, bias, padding="same").flatten(1)
+
+
 @lru_cache(maxsize=8)
 def _find_chain(model: FlatModel) -> Chain | None:
     layers = [one for one in _passed(model) if isinstance(one[1], nn.Conv2d | nn.Linear)]
     kinds = [type(layer) for _, layer in layers]
-    if kinds != [nn.Conv2d, nn.Linear, nn.Linear]:
+    if kinds not in ([nn.Conv2d, nn.Linear, nn.Linear], [nn.Linear] * 3):
         return None
-    chain = Chain(*(Layer(f"{name}.weight", f"{name}.bias") for name, _ in layers))
+    first, hidden, head = (Layer(f"{name}.weight", f"{name}.bias") for name, _ in layers)
+    chain = Chain(first, hidden, head, convolves=kinds[0] is nn.Conv2d)
     return chain if _agrees(model, chain) else None
 
 
@@ -79,14 +101,14 @@ def _passed(model: FlatModel) -> list[tuple[str, nn.Module]]:
 
 def _agrees(model: FlatModel, chain: Chain) -> bool:
     tensors = dict(model.module.named_parameters())
-    parts = (chain.convolution, chain.hidden, chain.head)
+    parts = (chain.first, chain.hidden, chain.head)
     if any(name not in tensors for part in parts for name in (part.weight, part.bias)):
         return False
     rng = torch.Generator().manual_seed(0)
     images = torch.rand((2, *model.spec.shape), generator=rng)
     try:
-        features = F.conv2d(images, *_of(tensors, chain.convolution), padding="same").relu()
-        hidden = F.linear(features.flatten(1), *_of(tensors, chain.hidden)).relu()
+        features = answers(*_of(tensors, chain.first), images).relu()
+        hidden = F.linear(features, *_of(tensors, chain.hidden)).relu()
         logits = F.linear(hidden, *_of(tensors, chain.head))
     except RuntimeError:
         return False

@@ -75,7 +75,12 @@ def set_bins(tensors: dict[str, Tensor], public: Tensor) -> None:
         ``(N, C, H, W)`` public images in [0, 1].
     """
     pixels, bins = public[0].numel(), len(tensors["imprint.bias"])
-    thresholds = public.flatten(1).mean(dim=1).quantile(torch.arange(bins) / bins)
+    thresholds = quantiles(public.flatten(1).mean(dim=1), bins)
     thresholds[0] = -1 / pixels  # below black: the first unit sees every image
     nn.init.constant_(tensors["imprint.weight"], 1 / (pixels * bins))
     tensors["imprint.bias"] = -thresholds / bins
+
+
+def quantiles(brightness: Tensor, bins: int) -> Tensor:
+    """Return the lower limits ``(bins,)`` of bins that hold equally many of ``(N,)`` values."""
+    return brightness.quantile(torch.arange(bins) / bins)

@@ -89,8 +89,8 @@ class Thresholds(ServerPlan):
 
     def first_layer(self, model: ModelSpec) -> tuple[str, str]:
         """Return the names of the convolution."""
-        convolution = self._chain(model).convolution
-        return convolution.weight, convolution.bias
+        first = self._chain(model).first
+        return first.weight, first.bias
 
     def check(self, model: ModelSpec) -> None:
         """Raise `ValueError` if the model is another chain of layers, or has too few channels."""
@@ -107,7 +107,7 @@ class Thresholds(ServerPlan):
         chain = self._chain(model)
         layout = flat_model(model).layout
         tensors = layout.unflatten(weights.clone())
-        kernel, offset = tensors[chain.convolution.weight], tensors[chain.convolution.bias]
+        kernel, offset = tensors[chain.first.weight], tensors[chain.first.bias]
         self._set_levels(kernel, offset)
         public = public[:_MOST_PUBLIC]
         rows = self._random_rows(kernel, offset, len(tensors[chain.hidden.bias]), public)
@@ -128,13 +128,13 @@ class Thresholds(ServerPlan):
 
     def _chain(self, model: ModelSpec) -> Chain:
         chain = find_chain(model)
-        if chain is None:
+        if chain is None or not chain.convolves:
             raise ValueError(
                 "the plan needs a model convolution - ReLU - linear - ReLU - linear, such as cnn; "
                 f"{model.name!r} is another"
             )
         biases = dict(flat_model(model).layout.segments)
-        (channels,) = biases[chain.convolution.bias]
+        (channels,) = biases[chain.first.bias]
         most = channels // model.shape[0]
         if self.levels > most:
             raise ValueError(f"at most {most} levels fit the {channels} channels of {model.name!r}")

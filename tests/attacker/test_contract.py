@@ -5,7 +5,7 @@ import torch
 
 from attacker.presets import ATTACK_NAMES, build_attack
 from fl_sim.models import ModelSpec
-from fl_sim.plans import Fishing, Imprint, Loki, Thresholds, Traps
+from fl_sim.plans import Ares, Fishing, Imprint, Loki, Thresholds, Traps
 from fl_sim.testing import check_attack
 from fl_sim.updates.local_update import LocalWork, flat_model
 from tests.attacker.observing import SPEC, digits, initial_weights, observe
@@ -61,6 +61,7 @@ SEEN = {
     "cocktail_party_cell": units_off,
     "active_imprint": lambda: planted(Imprint(8)),
     "active_traps": lambda: planted(Traps(share=0.1), "mlp:activation=relu"),
+    "active_ares": lambda: planted(Ares(), "mlp:activation=relu"),
     "active_fishing": fished,
     "active_loki": lambda: planted(Loki(clients=2, bins=8)),
     "active_thresholds": with_thresholds,

@@ -79,6 +79,20 @@ def test_images_are_read_as_well_from_inputs_as_from_pixels(plan):
     assert normalised.label_hit.sum() >= plain.label_hit.sum() - 1
 
 
+@pytest.mark.parametrize("model", [RELU, "cnn"])
+def test_ares_measures_inputs_and_reads_pixels(model):
+    images, labels = digits(4)
+    spec, errors = ModelSpec(model, (1, 8, 8), 10), []
+    for more in ({}, NORMALISED):
+        work = LocalWork(batch_size=4, **more)
+        facts = {"spec": spec, "weights": sent("ares", spec, work), "server": "ares"}
+        (read,) = build_attack("active_ares").reconstruct(
+            observe(images, labels, "none", work, **facts), seed=0
+        )
+        errors.append(float(score_batch(read.images, read.labels, images, labels).mse.median()))
+    assert max(errors) < 1e-3
+
+
 def test_signs_of_normalised_inputs_are_read():
     images, labels = digits(8)
     spec, work = ModelSpec("cnn", (1, 8, 8), 10), LocalWork(batch_size=8, **NORMALISED)

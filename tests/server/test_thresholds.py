@@ -58,7 +58,7 @@ def test_the_plan_keeps_what_every_plan_promises(plan):
 
 def test_the_three_layers_are_found_by_what_they_compute():
     chain = find_chain(SPEC)
-    assert (chain.convolution.weight, chain.head.bias) == ("body.0.weight", "head.bias")
+    assert (chain.first.weight, chain.head.bias) == ("body.0.weight", "head.bias")
     assert find_chain(ModelSpec("lenet", (1, 8, 8), 10)) is None
     assert find_chain(ModelSpec("mlp", (1, 8, 8), 10)) is None
 

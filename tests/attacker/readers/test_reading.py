@@ -7,7 +7,7 @@ from attacker.presets import PRESETS, build_attack
 from attacker.readers.reading import Reading
 from fl_sim.data.public_images import PublicImages
 from fl_sim.models import ModelSpec
-from fl_sim.plans import Curious, Imprint, Loki, Thresholds, Traps
+from fl_sim.plans import Ares, Curious, Imprint, Loki, Thresholds, Traps
 from tests.attacker.observing import digits, initial_weights, observe
 
 READINGS = tuple(name for name, preset in PRESETS.items() if preset.kind is Reading)
@@ -19,12 +19,14 @@ MODELS = {
     "active_traps": "mlp:activation=relu",
     "active_loki": Loki().model("lenet"),
     "active_thresholds": "cnn",
+    "active_ares": "mlp:activation=relu",
 }
 PLANS = {
     "active_imprint": Imprint(),
     "active_traps": Traps(),
     "active_loki": Loki(),
     "active_thresholds": Thresholds(batch=1),
+    "active_ares": Ares(),
 }
 
 

@@ -14,7 +14,7 @@ from fl_sim.registry import names
 from fl_sim.testing import ContractError, check_server_plan
 
 RELU = "mlp:activation=relu,width=16"
-FITTING = {"traps": RELU, "thresholds": "cnn", "inconsistent": RELU}
+FITTING = {"traps": RELU, "thresholds": "cnn", "ares": RELU, "inconsistent": RELU}
 """Models for plans that need more than any."""
 
 _numbers = count()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from attacker.matching.problems import Problems
-from attacker.readers.imprint import alone_in_bins, filled
+from attacker.readers.imprints.bins import alone_in_bins
+from attacker.readers.imprints.imprint import filled
 from fl_sim.models import ModelSpec
 from fl_sim.models.loki import Loki
 from fl_sim.updates.local_update import flat_model

@@ -7,6 +7,7 @@ from torch.func import jvp
 
 from attacker.matching.labels import recover_labels
 from attacker.matching.problems import Problems
+from attacker.readers.imprints.bins import alone_in_bins, within_bins
 from attacker.readers.pixels import pixel_rows, pixel_weights
 from fl_sim.models import ModelSpec
 from fl_sim.models.imprint import Imprinted
@@ -45,7 +46,10 @@ def invert_imprint(problems: Problems) -> Tensor:
     brightness = rows.mean(dim=2)
     bins = brightness.abs().topk(problems.work.images, dim=1).indices
     empty = brightness.abs() <= _EMPTY * brightness.abs().amax(dim=1, keepdim=True)
-    share = _within_bins(problems, bias, brightness).masked_fill(empty, 1)
+    planted = pixel_weights(problems, *_LAYER)
+    thresholds = -planted["imprint.bias"] / planted["imprint.weight"].sum(dim=1)
+    limits = torch.cat([thresholds, thresholds.new_ones(1)]).clamp_min(_BLACK)
+    share = within_bins(bias, brightness, limits[:-1], limits[1:]).masked_fill(empty, 1)
     images = (rows / share[:, :, None]).masked_fill(empty[:, :, None], 0.5).clamp(0, 1)
     share = share.gather(1, bins)
     images = images.gather(1, bins[:, :, None].expand(-1, -1, rows.shape[2]))
@@ -70,20 +74,6 @@ def filled(problems: Problems) -> Tensor:
     return torch.where(seen > 0, rows, torch.where(use_before, before, after))
 
 
-def _within_bins(problems: Problems, bias: Tensor, brightness: Tensor) -> Tensor:
-    """Return the bias gradients ``(B, K)`` nearest to ``bias`` that explain the brightness.
-
-    ``brightness`` ``(B, K)`` is that of the images times the bias gradient sought.
-    """
-    planted = pixel_weights(problems, *_LAYER)
-    thresholds = -planted["imprint.bias"] / planted["imprint.weight"].sum(dim=1)
-    limits = torch.cat([thresholds, thresholds.new_ones(1)]).clamp_min(_BLACK)
-    size = brightness.abs()
-    return brightness.sign() * (bias * brightness.sign()).clamp(
-        size / limits[1:], size / limits[:-1]
-    )
-
-
 def _order(problems: Problems, images: Tensor, slopes: Tensor) -> list[list[int]]:
     """Return, for each recovered label of a batch, which of its images belongs to it.
 
@@ -104,9 +94,3 @@ def _order(problems: Problems, images: Tensor, slopes: Tensor) -> list[list[int]
     of_label = expected.gather(2, labels[:, None, :].expand(-1, slopes.shape[1], -1))
     cost = (of_label - slopes[:, :, None]).abs().transpose(1, 2)
     return [linear_sum_assignment(one.detach().numpy())[1].tolist() for one in cost]
-
-
-def alone_in_bins(units: Tensor) -> Tensor:
-    """Return what each bin ``(B, K, ...)`` adds to the units ``(B, K, ...)`` above it."""
-    above = torch.cat([units[:, 1:], torch.zeros_like(units[:, :1])], dim=1)
-    return units - above

@@ -1,0 +1,1 @@
+"""Readers of layers that sort images into bins: differences of neighbouring units."""
