@@ -194,7 +194,7 @@ def doubt(strongest: pd.DataFrame, success_on_none: float | None) -> str:
     failed = unsettled(strongest).mean()
     reason = ""
     if strongest.empty:
-        reason = "not attacked yet"
+        reason = "no attack was run, or none applies"
     elif strongest["recovered"].mean() >= 1 - ALLOWED_FAILURES:
         reason = ""
     elif (strongest["inconsistency"] > CONSISTENCY_TOLERANCE).any():

@@ -98,7 +98,7 @@ def test_a_run_without_attacks_is_summarised_as_far_as_it_got(graded_run, tmp_pa
     shutil.rmtree(tmp_path / "run" / "reconstructions")
     results = summarise(tmp_path / "run")
     assert results["verdict"].eq("not established").all()
-    assert results["doubt"].eq("not attacked yet").all()
+    assert results["doubt"].eq("no attack was run, or none applies").all()
     assert results["test_accuracy_mean"].notna().all()
     assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 0
 

@@ -64,7 +64,7 @@ def test_a_study_is_exported_over_all_its_points(graded_study):
     assert lines[0].startswith("| alpha | quantizer | ")
     assert [line.split(" | ")[0] for line in lines[2:6]] == ["| 0.5", "| 0.5", "| 9.0", "| 9.0"]
     assert lines[5].endswith("| not established* |")
-    assert any("`sign`: not established, not attacked yet" in line for line in lines[6:])
+    assert any("`sign`: not established, no attack was run, or none applies" in line for line in lines[6:])
     frame = pd.read_parquet(paths[4])
     assert list(frame["established"]) == list(load_run(graded_study).results["established"])
 
@@ -73,4 +73,4 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="not the folder of a run"):
         load_run(tmp_path)
     (tmp_path / "settings.toml").write_text(dump_settings(small_settings()))
-    assert list(load_run(tmp_path).results["doubt"]) == ["not attacked yet"] * 3
+    assert list(load_run(tmp_path).results["doubt"]) == ["no attack was run, or none applies"] * 3

@@ -265,7 +265,7 @@ def test_only_who_was_not_recovered_can_be_unsettled():
         (victims(hidden=10), 0.5, ""),
         (victims(recovered=9, masked=1), None, ""),  # a leak needs no gate
         (victims(recovered=8, masked=2), 1.0, "failed to optimise"),
-        (victims(), 1.0, "not attacked yet"),
+        (victims(), 1.0, "no attack was run, or none applies"),
         (victims(hidden=10).assign(inconsistency=1e-3), 1.0, "could not be derived again"),
         (victims(hidden=10).assign(inconsistency=np.nan), 1.0, ""),
     ],

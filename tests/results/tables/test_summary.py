@@ -132,6 +132,6 @@ def test_half_finished_studies_have_missing_values_not_errors():
     assert sign["test_accuracy_mean"] == pytest.approx(0.8)
     assert np.isnan(sign["mse_median"])
     assert sign["verdict"] == "not established"
-    assert sign["doubt"] == "not attacked yet"
+    assert sign["doubt"] == "no attack was run, or none applies"
     assert drive["trials"] == 0
     assert np.isnan(drive["uplink_bytes_per_update"])
