@@ -165,6 +165,7 @@ TABLES: Mapping[str, Callable[[StudyReader], pd.DataFrame]] = {
     "accuracy": accuracy,
     "error_feedback": error_feedback,
     "realistic": realistic,
+    "realistic_malicious": realistic,
 }
 """The table of each study, by the study's name."""
 

@@ -236,6 +236,7 @@ PARTS = (
         ),
         first=PRETRAIN,
     ),
+    _study("realistic_malicious", 3),
 )
 
 
