@@ -64,7 +64,8 @@ def test_a_study_is_exported_over_all_its_points(graded_study):
     assert lines[0].startswith("| alpha | quantizer | ")
     assert [line.split(" | ")[0] for line in lines[2:6]] == ["| 0.5", "| 0.5", "| 9.0", "| 9.0"]
     assert lines[5].endswith("| not established* |")
-    assert any("`sign`: not established, no attack was run, or none applies" in line for line in lines[6:])
+    doubt = "`sign`: not established, no attack was run, or none applies"
+    assert any(doubt in line for line in lines[6:])
     frame = pd.read_parquet(paths[4])
     assert list(frame["established"]) == list(load_run(graded_study).results["established"])
 
