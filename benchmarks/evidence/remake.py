@@ -236,7 +236,7 @@ PARTS = (
         ),
         first=PRETRAIN,
     ),
-    _study("realistic_malicious", 3),
+    _study("realistic_malicious", 8),
 )
 
 
