@@ -125,8 +125,8 @@ def train_trial(
         plan=trial.plan.spec,
     )
     public = trial.federation.splits.public.pixels()
-    given = trial.plan, trial.model_spec, public, trial.work
-    planned = Planned(strategy, *given, settings.training.plant_every)
+    given = trial.plan, trial.model_spec, public, settings.training.plant_every
+    planned = Planned(strategy, *given, trial.work)
     strategy = planned
     if settings.engine.engine == "ray":
         strategy = StopOnLostWorker(strategy)

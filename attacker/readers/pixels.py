@@ -1,10 +1,9 @@
 """A layer on normalised inputs, and its gradient, as of a layer on the pixels."""
 
-import torch
 from torch import Tensor
 
 from attacker.matching.problems import Problems
-from fl_sim.plans.inputs import onto_pixels
+from fl_sim.plans.inputs import mean_and_deviation, onto_pixels
 
 
 def pixel_rows(problems: Problems, weight: str, bias: str) -> Tensor:
@@ -16,9 +15,10 @@ def pixel_rows(problems: Problems, weight: str, bias: str) -> Tensor:
     rows = problems.decoded(weight)
     if not problems.work.mean:
         return rows
-    mean = problems.work.pixels(torch.zeros(problems.image_shape[1:])).flatten()
-    std = problems.work.pixels(torch.ones(problems.image_shape[1:])).flatten() - mean
-    return rows * std + problems.decoded(bias)[:, :, None] * mean
+    mean, std = mean_and_deviation(problems.work, problems.model)
+    seen = rows.reshape(*rows.shape[:2], *problems.model.shape)
+    errors = problems.decoded(bias)[:, :, None, None, None]
+    return (seen * std + errors * mean).flatten(2)
 
 
 def pixel_weights(problems: Problems, weight: str, bias: str) -> dict[str, Tensor]:

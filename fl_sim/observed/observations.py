@@ -245,6 +245,8 @@ def load_observations(
     check_format(path, facts, FORMAT)
     try:
         spec = model or _model(facts["model"])
+        if work is not None:
+            _check_planted_inputs(facts, work)
         done = work or LocalWork(**facts["work"])
         done = done.in_round(_where(facts)[1])
         if "tensors" in facts:
@@ -414,6 +416,17 @@ def _clients(cohort: Any) -> tuple[int, ...]:
     if sorted(set(cohort)) != cohort or len(cohort) < 2:
         raise ValueError(f"cohort {cohort!r}")
     return tuple(cohort)
+
+
+def _check_planted_inputs(facts: dict[str, Any], work: LocalWork) -> None:
+    """Refuse a server that planted for other inputs than those of ``work``: it reads nothing."""
+    planned = LocalWork(**(facts["work"] or {}))
+    if _server(facts) != "curious" and (planned.mean, planned.std) != (work.mean, work.std):
+        raise ValueError(
+            f"the server planted for pixels with the mean {planned.mean} and the deviation "
+            f"{planned.std}, clients work with {work.mean} and {work.std}; tell Malicious their "
+            "work"
+        )
 
 
 def _server(facts: dict[str, Any]) -> str:

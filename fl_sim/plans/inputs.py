@@ -51,12 +51,8 @@ def onto_inputs(
     """Return the weights ``(size,)`` whose first layer does to inputs what it did to pixels."""
     if not work.mean:
         return weights
-    tensors = flat_model(model).layout.unflatten(weights.clone())
-    weight, bias = (tensors[name] for name in layer)
-    mean, std = _per_weight(work, model, weight)
-    bias += (weight * mean).flatten(1).sum(dim=1)
-    weight *= std
-    return flat_model(model).layout.flatten(tensors)
+    mean, std = mean_and_deviation(work, model)
+    return _moved(weights, model, layer, mean, std)
 
 
 def onto_pixels(
@@ -65,17 +61,25 @@ def onto_pixels(
     """Return the weights ``(size,)`` whose first layer does to pixels what it did to inputs."""
     if not work.mean:
         return weights
-    tensors = flat_model(model).layout.unflatten(weights.clone())
+    mean, std = mean_and_deviation(work, model)
+    return _moved(weights, model, layer, -mean / std, 1 / std)
+
+
+def mean_and_deviation(work: LocalWork, model: ModelSpec) -> tuple[Tensor, Tensor]:
+    """Return by what each channel is normalised, ``(C, 1, 1)`` each."""
+    black = torch.zeros(model.shape[0], 1, 1)
+    mean = work.pixels(black)
+    return mean, work.pixels(black + 1) - mean
+
+
+def _moved(
+    weights: Tensor, model: ModelSpec, layer: tuple[str, str], mean: Tensor, std: Tensor
+) -> Tensor:
+    """Return the weights whose first layer does to u what it did to ``std u + mean``."""
+    layout = flat_model(model).layout
+    tensors = layout.unflatten(weights.clone())
     weight, bias = (tensors[name] for name in layer)
-    mean, std = _per_weight(work, model, weight)
-    weight /= std
-    bias -= (weight * mean).flatten(1).sum(dim=1)
-    return flat_model(model).layout.flatten(tensors)
-
-
-def _per_weight(work: LocalWork, model: ModelSpec, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of the pixel that each weight of a unit sees, for broadcasting."""
-    size = model.shape if weight.dim() == 2 else (model.shape[0], 1, 1)
-    mean = work.pixels(torch.zeros(size))
-    std = work.pixels(torch.ones(size)) - mean
-    return (mean.flatten(), std.flatten()) if weight.dim() == 2 else (mean, std)
+    seen = weight.view(len(weight), *model.shape) if weight.dim() == 2 else weight
+    bias += (seen * mean).flatten(1).sum(dim=1)
+    seen *= std
+    return layout.flatten(tensors)

@@ -1,7 +1,9 @@
 """Scores of the candidate test in a batch whose other images are unknown."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from math import log
 from typing import Protocol
 
 import torch
@@ -96,6 +98,10 @@ class Known:
         return torch.maximum(self.noise, least * size).clamp_min(_TINY)
 
 
+Kind = Callable[[Known], Scorer]
+"""Makes a scorer."""
+
+
 def decoded(
     quantizer: Quantizer, update: Update, rounds: int, generator: torch.Generator
 ) -> Tensor:
@@ -117,7 +123,8 @@ def batch_scorer(
     """Return the scorer that ranks the images of known batches best, by geometric mean.
 
     Of a `GaussianScorer`, a `SubspaceScorer` for each fully connected layer and a `ClassScorer` for
-    the classifier. Private payloads have no part in the choice.
+    the classifier. Neither private payloads nor ``others`` have a part in the choice, so that an
+    image that is in no batch ranks among the others by chance.
 
     Parameters
     ----------
@@ -130,25 +137,34 @@ def batch_scorer(
     """
     count = int(_FITTED * len(images))
     rehearsed = images[count:]
-    known = Known.measured(spec, layout, size, images[:count], others, rounds, generator)
-    scorers: list[Scorer] = [GaussianScorer(known), *_of_layers(known)]
-    if len(scorers) == 1 or len(rehearsed) < size:
-        return scorers[0]
-    logarithms = torch.zeros(len(scorers))
-    for rows in _batches(len(rehearsed), size, generator):
-        received = known.received(rows, rehearsed, generator)
+    known = Known.measured(spec, layout, size, images[:count], rehearsed, rounds, generator)
+    kinds = [GaussianScorer, *_of_layers(known)]
+    chosen = kinds[0]
+    if len(kinds) > 1 and len(rehearsed) > size:
+        chosen = _best(kinds, known, generator)
+    return chosen(replace(known, others=others))
+
+
+def _best(kinds: list[Kind], known: Known, generator: torch.Generator) -> Kind:
+    """Return the kind of scorer that ranks one image of each batch best among those in none."""
+    scorers = [kind(known) for kind in kinds]
+    logarithms = [0.0] * len(kinds)
+    for rows in _batches(len(known.others), known.size, generator):
+        received = known.received(rows, known.others, generator)
+        absent = torch.ones(len(known.others), dtype=torch.bool)
+        absent[rows] = False
         for number, scorer in enumerate(scorers):
-            own, public = scorer.scores(received, rehearsed[rows[0]])
-            logarithms[number] += float(torch.tensor(ranks(own.view(1), public.view(1, -1))).log())
-    return scorers[int(logarithms.argmin())]
+            own, everyone = scorer.scores(received, known.others[rows[0]])
+            logarithms[number] += log(ranks(own.view(1), everyone[absent][None])[0])
+    return kinds[logarithms.index(min(logarithms))]
 
 
 def _batches(known: int, size: int, generator: torch.Generator) -> list[Tensor]:
     return [torch.randperm(known, generator=generator)[:size] for _ in range(_REHEARSALS)]
 
 
-def _of_layers(known: Known) -> Iterator[Scorer]:
-    """Yield scorers for each weight in which the gradients of images are outer products."""
+def _of_layers(known: Known) -> Iterator[Kind]:
+    """Yield kinds of scorers for each weight whose gradients of images are outer products."""
     segments = known.layout.segments
     parts = known.layout.split(known.images)
     for place, segment in enumerate(segments):
@@ -158,10 +174,10 @@ def _of_layers(known: Known) -> Iterator[Scorer]:
         if not bool(values[0] > 0) or bool((values[1:] > _OUTER * values[0]).any()):
             continue
         if known.size < max(segment.shape):
-            yield SubspaceScorer(known, place)
+            yield partial(SubspaceScorer, place=place)
         followed = segments[place + 1 :][:1]
         if followed and followed[0].shape == segment.shape[:1] and _are_errors(parts[place + 1]):
-            yield ClassScorer(known, place)
+            yield partial(ClassScorer, place=place)
 
 
 def _are_errors(slopes: Tensor) -> bool:

@@ -36,7 +36,9 @@ class Answer(NamedTuple):
 
 
 def ranks(private: Tensor, others: Tensor) -> NDArray[np.int64]:
-    """Rank the score of each private image among those of other images; a tie counts against it.
+    """Rank the score of each private image among those of other images.
+
+    A tie counts against it, and so does a score that is no number.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ def ranks(private: Tensor, others: Tensor) -> NDArray[np.int64]:
     others : Tensor
         ``(V, K)``.
     """
-    better = (others >= private[:, None]).sum(dim=1) + 1
+    better = (~(others < private[:, None])).sum(dim=1) + 1
     return np.asarray(better.numpy(), dtype=np.int64)
 
 

@@ -88,11 +88,10 @@ class Malicious(Planned):
             chosen.check(spec)
         except ValueError as error:
             raise ValueError(f"plan = {chosen.spec!r}: {error}") from error
-        work_of_clients = work or LocalWork()
-        if work_of_clients.mean and chosen.needs_pixels:
+        if work is not None and work.mean and chosen.needs_pixels:
             raise ValueError(f"plan = {chosen.spec!r}: it needs pixels that are not normalised")
         curious = HonestButCurious(strategy, store, trial=trial, work=work, rounds=rounds)
-        super().__init__(curious, chosen, spec, public, work_of_clients, every)
+        super().__init__(curious, chosen, spec, public, every, work)
 
 
 def _spec(build: Callable[[], nn.Module], public: Tensor) -> ModelSpec:

@@ -40,13 +40,13 @@ class Planned(Wrapper):
         The model that clients train.
     public : Tensor
         ``(N, C, H, W)`` public images in [0, 1].
-    work : LocalWork
-        What clients do: how they normalise pixels.
     every : int
         Plant in the first of so many rounds; in the others clients are sent the trained weights.
         What clients answer in a planted round then changes no weights, so that training goes on
         as if that round had not been. With 1, every round is planted, and trains the weights that
         the plan leaves alone.
+    work : LocalWork, optional
+        What clients do. A plan has to know how they normalise pixels; without it, they do not.
 
     Raises
     ------
@@ -59,13 +59,12 @@ class Planned(Wrapper):
     >>> from flwr.serverapp.strategy import FedAvg
     >>> from fl_sim.models import ModelSpec
     >>> from fl_sim.plans import Imprint
-    >>> from fl_sim import LocalWork
     >>> from server import HonestButCurious
     >>> from server import Planned
     >>> plan = Imprint(bins=64)
     >>> model = ModelSpec(plan.model("lenet"), (1, 8, 8), 10)
     >>> curious = HonestButCurious(FedAvg(), store="/absolute/folder", plan=plan.spec)
-    >>> strategy = Planned(curious, plan, model, torch.rand(100, 1, 8, 8), LocalWork())
+    >>> strategy = Planned(curious, plan, model, public=torch.rand(100, 1, 8, 8))
     """
 
     def __init__(
@@ -74,8 +73,8 @@ class Planned(Wrapper):
         plan: ServerPlan,
         model: ModelSpec,
         public: Tensor,
-        work: LocalWork,
         every: int = 1,
+        work: LocalWork | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every = {every!r}: a round cannot be planted more often; give 1")
@@ -83,7 +82,7 @@ class Planned(Wrapper):
         self.plan = plan
         self.model = model
         self.public = public
-        self.work = work
+        self.work = work or LocalWork()
         self.every = every
         self._trained = ArrayRecord()
 

@@ -1,5 +1,6 @@
 """The example app with a malicious server, run in this process, and audited."""
 
+from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 from runpy import run_path
@@ -14,7 +15,7 @@ from fl_sim import LocalWork
 from fl_sim.engines.grids import LocalGrid
 from fl_sim.models import ModelSpec, spec_of_app
 from fl_sim.observed.observations import load_observations
-from fl_sim.storage.files import read_facts
+from fl_sim.storage.files import StoreError, read_facts
 from results.scores.scoring import score_batch
 from server import Malicious
 from tests.examples.apps import ExampleApp
@@ -90,6 +91,22 @@ def test_training_goes_on_as_if_a_planted_round_had_not_been(tmp_path):
     assert (result.arrays["hidden.weight"].numpy() == trained[2]).all()
     plans = [read_facts(path)["server"] for path in sorted(tmp_path.rglob("*.safetensors"))]
     assert plans == ["traps", "curious", "traps"]
+
+
+def test_an_audit_by_other_inputs_than_the_server_planted_for_is_refused(tmp_path):
+    """What was planted for pixels reads nothing of clients who normalise them."""
+    task = import_module("planted.task")
+    malicious(store=tmp_path).start(
+        LocalGrid(APP.component("clientapp"), 2, APP.config),
+        ArrayRecord(task.Net().state_dict()),
+        num_rounds=1,
+        train_config=ConfigRecord({"lr": 0.1}),
+    )
+    (path,) = tmp_path.rglob("*.safetensors")
+    spec, work = spec_of_app(task.Net, (1, 8, 8), 10), LocalWork("delta", 8, learning_rate=0.1)
+    assert load_observations(path, spec, work)
+    with pytest.raises(StoreError, match=r"the server planted for pixels .* tell Malicious their"):
+        load_observations(path, spec, replace(work, mean=(0.5,), std=(0.5,)))
 
 
 def test_clients_that_are_sent_different_weights_are_stored_with_theirs(tmp_path):

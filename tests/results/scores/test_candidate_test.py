@@ -165,6 +165,24 @@ def test_the_scorer_is_chosen_on_known_batches():
     assert isinstance(many, ClassScorer)  # no subspace of six classes holds twelve images
 
 
+def test_those_that_rank_have_no_part_in_the_choice_of_the_scorer():
+    """Else an image that is in no batch would not rank among them by chance."""
+    rng = seeded(5)
+    images = classifier_gradients(300, rng)
+    kinds = set()
+    for others in (classifier_gradients(199, rng), torch.full((9, CLASSIFIER.size), torch.nan)):
+        scorer = batch_scorer("none", CLASSIFIER, 12, images, others, seeded(6))
+        assert scorer.known.others is others
+        kinds.add(type(scorer))
+    assert kinds == {ClassScorer}
+
+
+def test_a_score_that_is_no_number_counts_against_the_image():
+    private = torch.tensor([torch.nan, 1.0, 1.0])
+    others = torch.tensor([[0.0, 2.0], [torch.nan, 0.0], [1.0, 0.0]])
+    assert ranks(private, others).tolist() == [3, 2, 2]
+
+
 def test_averaged_rounds_find_more():
     rng = seeded(4)
     images, others = classifier_gradients(300, rng), classifier_gradients(199, rng)
