@@ -175,6 +175,14 @@ PRESETS: Mapping[str, Preset] = {
         "As cell, but searches for the labels too, in case they are misread.",
         {**_CELL, "labels": "joint", "warmup": 50, "restarts": 2},
     ),
+    "free_order": Preset(
+        "As cell, for clients that shuffle: with images of their own in every epoch.",
+        {**_CELL, **_TUNED, "restarts": 0, "epochs": "apart"},
+    ),
+    "group": Preset(
+        "As cell, from four starts at once that are drawn to what all found.",
+        {**_CELL, **_TUNED, "restarts": 0, "group": 4, "consensus": 0.1},
+    ),
     "joint": Preset(
         "As cell, on all payloads of a client that repeats its images.",
         {**_CELL, **_TUNED, "grouping": "joint"},
@@ -200,6 +208,7 @@ SUITE = (
     "scaled",
     "cell",
     "free_labels",
+    "free_order",
     "averaging",
     "joint",
     "synthetic_joint",
@@ -208,7 +217,8 @@ SUITE = (
 )
 """What ``suite`` is made of.
 
-`inverting_gradients` is left out: it is slow and rarely the strongest.
+`inverting_gradients` is left out: it is slow and rarely the strongest. So is `group`: it costs four
+searches, and helps on whole batches that are not quantized alone.
 """
 
 _SUITE = (

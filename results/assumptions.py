@@ -26,8 +26,8 @@ def lower_bounds(observations: Sequence[Observation]) -> list[str]:
     found: list[str] = []
     for one in _each_kind(observations):
         work = one.work
-        if work.shuffled and work.epochs > 1 and work.local_batches > 1:
-            found.append("Attacks take every epoch to use the same batches, but clients shuffle.")
+        if work.reorders:
+            found.append("Clients shuffle in every epoch; attacks do not know the order.")
         if work.augmented and work.epochs > 1:
             found.append(
                 "Attacks take every epoch to use the same images, but clients augment them."

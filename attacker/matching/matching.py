@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import nan, prod
+from math import nan
 from typing import Literal
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from attacker.attack import Progress
 from attacker.batches import Batches
-from attacker.matching.frequencies import to_pixels
+from attacker.matching.candidates import Candidates, Nearby, objective
 from attacker.matching.labels import LabelStrategy, recover_labels
-from attacker.matching.optimizers import LBFGS, Minimum, Objective, Optimizer
+from attacker.matching.optimizers import LBFGS, Minimum, Optimizer
 from attacker.matching.problems import (
     ClientGroup,
     Grouping,
@@ -24,22 +24,21 @@ from attacker.matching.problems import (
 )
 from attacker.matching.starts import STARTS, StartContext, StartName, label_logits, start_images
 from attacker.solutions import Solution, mean_misfit
-from fl_sim.coding.cell import Cell
 from fl_sim.data.public_images import PublicImages
 from fl_sim.observed import patches
-from fl_sim.observed.attack_loss import AttackLoss, floored
+from fl_sim.observed.attack_loss import AttackLoss
 from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.specs import NOT_A_PARAMETER, not_negative, positive
 from fl_sim.updates.layers import find_head
-from fl_sim.updates.local_update import convolutions_for, one_hot
+from fl_sim.updates.local_update import one_hot
 
 _WEIGHTS = tuple(float(f"{digit}e{power}") for power in range(-5, 1) for digit in (1, 3))
 _WEIGHT_FOR_NOISE = 0.1  # likelihoods are in nats; distances from a cell are far smaller
 _PATCH_WEIGHTS = 1e-5, 0.01  # to start from, for cells and for noise
 _PATCHES_ARE_STRONGER = 1e6  # than any total variation
-_ASSIGNMENTS = 4  # times that the patches of a picture are assigned to components anew
-_BOUNDED = LBFGS(iterations=80, progress=1e-4)  # from one assignment to the next
+_PASSES = 4  # times that what depends on the images found so far is set anew
+_BOUNDED = LBFGS(iterations=80, progress=1e-4)  # from one pass to the next
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,16 @@ class Matching:
         client that uses the same images in every round; the loss is the mean over the rounds.
     prior : "fixed" or "tuned"
         Whether a suite keeps the weight of the prior, ``loss.tv``, or also tries others.
+    epochs : "alike" or "apart"
+        Where clients shuffle: whether every epoch is taken to use the images in the same order, or
+        each has images of its own, of which the mean is returned: the order of the images does not
+        matter then (Dimitrov et al. 2022, arXiv 2206.12395).
+    group : int
+        Starts of each problem that are searched from together, of which the least loss counts (Yin
+        et al. 2021, arXiv 2104.07586).
+    consensus : float
+        Weight of the mean squared distance of the pixels to the mean of what a group found. It
+        counts once each start was searched from alone.
     batch : int
         Most problems solved together; bounds the memory.
     """
@@ -84,18 +93,24 @@ class Matching:
     restarts: int = 0
     grouping: Grouping = "single"
     prior: Literal["fixed", "tuned"] = "fixed"
+    epochs: Literal["alike", "apart"] = "alike"
+    group: int = 1
+    consensus: float = 0.0
     batch: int = 64
 
     def __post_init__(self) -> None:
-        not_negative("warmup", self.warmup)
-        not_negative("restarts", self.restarts)
-        positive("batch", self.batch)
+        for name in ("warmup", "restarts", "consensus"):
+            not_negative(name, getattr(self, name))
+        for name in ("group", "batch"):
+            positive(name, getattr(self, name))
 
     def applies(self, observations: Sequence[Observation]) -> bool:
         """Tell whether the attack can be run on these observations."""
         if self.grouping != "single" and not all(o.work.fixed_batch for o in observations):
             return False
         if self.grouping == "joint" and not all(map(repeats_images, observations)):
+            return False
+        if self.epochs == "apart" and not all(o.work.reorders for o in observations):
             return False
         if self.loss.patches and not all(patches.can_judge(o.model.shape) for o in observations):
             return False
@@ -168,7 +183,7 @@ class Matching:
         device: str,
     ) -> list[Reconstruction]:
         context = StartContext(seed, first, public)
-        batches = Batches(self.batch, device)
+        batches = self._batches(observations, device)
 
         def solve(groups: Sequence[ClientGroup]) -> Solution:
             most = batches.size(groups[0])
@@ -196,7 +211,7 @@ class Matching:
             As `reconstruct` returns them; there may be fewer, and only these are made anew.
         """
         known = {(one.trial, one.round, one.partition): one for one in guesses}
-        batches = Batches(self.batch, device)
+        batches = self._batches(observations, device)
 
         def solve(groups: Sequence[ClientGroup]) -> Solution:
             lasts = [group[-1] for group in groups]
@@ -217,23 +232,39 @@ class Matching:
         targets = one_hot(labels, problems.model.classes)
         start = torch.stack([guess.images for guess in guesses])
         in_frequencies = self.optimizer.in_frequencies
-        candidates = _Candidates(problems, start, in_frequencies, targets, None).to(device)
+        candidates = Candidates(problems, start, in_frequencies, targets, None)
+        candidates = candidates.repeated(self._epochs(problems)).to(device)
         minimum = self._minimize(candidates, candidates.start_points())
         return _solution(minimum, candidates.problems, candidates, 0).to("cpu")
 
-    def _minimize(self, candidates: "_Candidates", points: Tensor) -> Minimum:
-        """Minimise the loss; that of patches by bounds that are quadratic in the images."""
-        problems = candidates.problems
+    def _minimize(self, candidates: Candidates, points: Tensor) -> Minimum:
+        """Minimise the loss; what depends on the images found so far is set anew several times.
+
+        These are the components of patches, whose loss is bounded by one that is quadratic in the
+        images, and what all guesses at an image agree on.
+        """
+        problems, spent = candidates.problems, torch.zeros_like(points[:, 0]).long()
+        drawn_together = self.consensus > 0 and candidates.starts > 1
         if not self.loss.patches:
-            return self.optimizer.minimize(_objective(self.loss, problems, candidates), points)
-        everyone = torch.arange(len(points), device=points.device)
-        spent = torch.zeros_like(everyone)
-        for _ in range(_ASSIGNMENTS):
-            components = patches.assign(candidates.split(points, everyone)[0])
-            bound = _objective(self.loss, problems, candidates, components=components)
+            minimum = self.optimizer.minimize(objective(self.loss, problems, candidates), points)
+            if not drawn_together:
+                return minimum
+            points, spent = minimum.points, minimum.evaluations
+        for _ in range(_PASSES):
+            nearby = Nearby.of(candidates, points, bool(self.loss.patches), drawn_together)
+            bound = objective(self.loss, problems, candidates, nearby=nearby, draw=self.consensus)
             minimum = _BOUNDED.minimize(bound, points)
             points, spent = minimum.points, spent + minimum.evaluations
         return replace(minimum, evaluations=spent)
+
+    def _batches(self, observations: Sequence[Observation], device: str) -> Batches:
+        """Return how problems are split; several guesses at each image take as much memory."""
+        epochs = observations[0].work.epochs if self.epochs == "apart" and observations else 1
+        return Batches(max(1, self.batch // (self.group * epochs)), device)
+
+    def _epochs(self, problems: Problems) -> int:
+        """Return how many guesses at each image a point holds."""
+        return problems.work.epochs if self.epochs == "apart" else 1
 
     def within(self, iterations: int) -> "Matching":
         """Return this attack with no more than ``iterations``; for a short way from a guess."""
@@ -279,8 +310,11 @@ class Matching:
 
     def solve(self, problems: Problems, context: StartContext, most: int, device: str) -> Solution:
         """Solve all problems, then those that failed again, ``most`` starts at a time."""
-        (best,) = self._attempt(problems, [context], device)
-        attempts = context.attempt + 1
+        contexts = [replace(context, attempt=context.attempt + k) for k in range(self.group)]
+        best, *others = self._attempt(problems, contexts, device)
+        for other in others:
+            best = best.improved(torch.arange(len(problems)), other)
+        attempts = context.attempt + self.group
         while attempts <= self.restarts and not bool(best.explained.all()):
             failed = (~best.explained).nonzero().squeeze(1)
             further = min(max(1, most // len(failed)), self.restarts + 1 - attempts)
@@ -297,120 +331,35 @@ class Matching:
         candidates = self._candidates(problems, contexts).to(device)
         points, problems = candidates.start_points(), candidates.problems
         if self.warmup:
-            resized = _objective(self.loss, problems, candidates, resize=True)
+            resized = objective(self.loss, problems, candidates, resize=True)
             points = LBFGS(self.warmup).minimize(resized, points).points
         minimum = self._minimize(candidates, points)
         solutions = _solution(minimum, problems, candidates, self.warmup).to("cpu")
         return solutions.parts(len(contexts))
 
-    def _candidates(self, problems: Problems, contexts: Sequence[StartContext]) -> "_Candidates":
+    def _candidates(self, problems: Problems, contexts: Sequence[StartContext]) -> Candidates:
         """Return candidates for all problems in the first context, then in the next."""
         repeated = problems.select(torch.arange(len(problems)).repeat(len(contexts)))
         start = torch.cat([start_images(self.start, problems, context) for context in contexts])
-        in_frequencies = self.optimizer.in_frequencies
+        targets = logits = None
         if self.labels == "joint" or find_head(problems.model) is None:
             logits = torch.cat([label_logits(problems, context) for context in contexts])
-            return _Candidates(repeated, start, in_frequencies, None, logits)
-        targets = one_hot(recover_labels(problems, contexts[0].public), problems.model.classes)
-        return _Candidates(
-            repeated, start, in_frequencies, targets.repeat(len(contexts), 1, 1), None
+        else:
+            found = recover_labels(problems, contexts[0].public)
+            targets = one_hot(found, problems.model.classes).repeat(len(contexts), 1, 1)
+        made = Candidates(
+            repeated, start, self.optimizer.in_frequencies, targets, logits, len(contexts)
         )
+        return made.repeated(self._epochs(problems))
 
 
 def _more_than_one_tells(group: ClientGroup) -> bool:
     return len(by_weights(group)) > 1 or varied(group)
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidates:
-    """How the points of an optimizer are read as images and targets of the problems.
-
-    A point is the way from the start to the images, which keeps all digits of a short one. If the
-    labels are not known, the free label logits follow it.
-    """
-
-    problems: Problems
-    start: Tensor  # (B, n, C, H, W)
-    in_frequencies: bool  # whether the way is in frequencies, else in pixels
-    targets: Tensor | None  # (B, n, classes) known one-hot labels
-    logits: Tensor | None  # (B, n, classes) where free labels start
-
-    def to(self, device: str) -> "_Candidates":
-        targets, logits = (None if t is None else t.to(device) for t in (self.targets, self.logits))
-        problems, start = self.problems.to(device), self.start.to(device)
-        return _Candidates(problems, start, self.in_frequencies, targets, logits)
-
-    def start_points(self) -> Tensor:
-        """Return the points that stand for the start, ``(B, D)``."""
-        parts = [torch.zeros_like(self.start).flatten(1)]
-        if self.logits is not None:
-            parts.append(self.logits.flatten(1))
-        return torch.cat(parts, dim=1)
-
-    def split(self, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images ``(b, n, C, H, W)`` and targets ``(b, n, classes)``."""
-        shape = self.problems.image_shape
-        pixels = prod(shape)
-        way = points[:, :pixels].reshape(-1, *shape)
-        images = self.start[index] + (to_pixels(way) if self.in_frequencies else way)
-        if self.targets is not None:
-            return images, self.targets[index]
-        free = points[:, pixels:].reshape(-1, shape[0], self.problems.model.classes)
-        return images, free.softmax(dim=-1)
-
-
-def _objective(
-    loss: AttackLoss,
-    problems: Problems,
-    candidates: _Candidates,
-    *,
-    resize: bool = False,
-    components: Tensor | None = None,
-) -> Objective:
-    """Return what the optimizer minimises: losses and gradients of points."""
-    # The unfinished problems and their cells, selected again only when one is finished.
-    left, cells = problems, _floored_cells(problems, loss)
-    on_floored = replace(loss, floor=0.0)
-
-    def evaluate(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal left, cells
-        if len(index) != len(left):
-            left = problems.select(index)
-            cells = _floored_cells(left, loss)
-        points = points.detach().requires_grad_()
-        images, targets = candidates.split(points, index)
-        losses = on_floored.prior(images, None if components is None else components[index])
-        with convolutions_for(images):
-            for one, cell in zip(left.rounds, cells, strict=True):
-                updates, change = one.reply(images, targets)
-                match = on_floored.match(_resized(updates, cell) if resize else updates, cell)
-                if one.statistics_cell is not None:
-                    match = match + loss.match_statistics(change, one.statistics_cell)
-                losses = losses + match / len(cells)
-            (gradients,) = torch.autograd.grad(losses.sum(), points)
-        return losses.detach(), gradients
-
-    return evaluate
-
-
-def _floored_cells(problems: Problems, loss: AttackLoss) -> list[Cell]:
-    return [floored(one.cell, loss.floor) for one in problems.rounds]
-
-
-def _resized(updates: Tensor, cell: Cell) -> Tensor:
-    """Scale updates ``(b, size)`` to the norm of the decoded one, which most transforms keep."""
-    tiny = torch.finfo(updates.dtype).tiny
-    size = updates.norm(dim=1, keepdim=True).clamp_min(tiny)
-    factor: Tensor = cell.center.norm(dim=1, keepdim=True) / size
-    return updates * factor
-
-
-def _solution(
-    minimum: Minimum, problems: Problems, candidates: _Candidates, spent: int
-) -> Solution:
+def _solution(minimum: Minimum, problems: Problems, candidates: Candidates, spent: int) -> Solution:
     """Return what an optimizer found after ``spent`` evaluations of a warm-up."""
-    everyone = torch.arange(len(problems), device=minimum.points.device)
-    images, targets = candidates.split(minimum.points, everyone)
+    images, targets = candidates.merged(minimum.points)
     misfits = mean_misfit(problems, images, targets)
     evaluations = minimum.evaluations + spent
     return Solution(images, targets.argmax(dim=-1), minimum.losses, misfits, evaluations)

@@ -188,7 +188,8 @@ class Problems:
         targets : Tensor
             ``(b, n, classes)`` target probabilities.
         """
-        return candidate_updates(self.flat_model, self.work, self.weights, images, targets)
+        facts = self.flat_model, self.work, self.weights
+        return candidate_updates(*facts, images, targets, self._orders(images))
 
     @property
     def with_statistics(self) -> bool:
@@ -214,8 +215,15 @@ class Problems:
         """Return all that candidate batches would make clients send; see `candidate`."""
         if not self.with_statistics:
             return LocalReply(self.candidate(images, targets), images.new_zeros(len(images), 0))
-        sent = self.weights, self.sent_statistics
-        return candidate_replies(self.flat_model, self.work, *sent, images, targets)
+        facts = self.flat_model, self.work, self.weights, self.sent_statistics
+        return candidate_replies(*facts, images, targets, self._orders(images))
+
+    def _orders(self, images: Tensor) -> Tensor | None:
+        """Return which images ``(b, epochs, n)`` each epoch uses, if each has images of its own."""
+        if images.shape[1] == self.work.images:
+            return None
+        every = torch.arange(images.shape[1], device=images.device).view(-1, self.work.images)
+        return every.expand(len(images), -1, -1)
 
     def without_hidden(self, cell: Cell) -> Cell:
         """Return a cell of the same layout as it is for who does not see what is held back."""

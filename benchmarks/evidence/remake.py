@@ -213,6 +213,13 @@ PARTS = (
         "--victims 2 --batches 2 --quantizers none",
     ),
     _program(
+        "attacks/consensus.csv",
+        20,
+        "benchmarks.evidence.consensus",
+        "--victims 6",
+        "--victims 1 --quantizers none --settings batch_8",
+    ),
+    _program(
         "attacks/label_counts.csv",
         12,
         "benchmarks.label_counts",

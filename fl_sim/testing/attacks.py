@@ -18,6 +18,7 @@ from fl_sim.registry import resolve
 from fl_sim.seeding import Purpose, torch_rng
 from fl_sim.testing.contract import ContractError, make_twice, require
 from fl_sim.updates.local_update import LocalWork, Update, flat_model, local_reply, one_hot
+from fl_sim.updates.local_work import draw_orders
 
 _MODEL = ModelSpec("mlp", (1, 8, 8), 10)
 
@@ -129,7 +130,8 @@ def observe(
     seen = []
     for partition, (batch, batch_targets) in enumerate(batches):
         sent = model.initial_statistics
-        update, change = local_reply(model, work, weights, sent, batch, batch_targets)
+        order = draw_orders(work, torch_rng(0, Purpose.ORDER, 1, partition))
+        update, change = local_reply(model, work, weights, sent, batch, batch_targets, order=order)
         told = None
         if len(sent):
             of_layers = Update(change, model.statistics)

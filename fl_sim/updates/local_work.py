@@ -135,6 +135,11 @@ class LocalWork:
         return -(-self.local_steps // self.local_batches)
 
     @property
+    def reorders(self) -> bool:
+        """Whether a client's batches differ from epoch to epoch, in a way that nobody knows."""
+        return self.shuffled and self.epochs > 1 and self.local_batches > 1
+
+    @property
     def rates(self) -> list[float]:
         """Step size of each local step."""
         shares = [step / self.local_steps for step in range(self.local_steps)]

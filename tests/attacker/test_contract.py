@@ -13,6 +13,8 @@ from tests.attacker.observing import SPEC, digits, initial_weights, observe
 SHORT = {
     "dlg": "dlg:iterations=20,restarts=0",
     "free_labels": "free_labels:iterations=20,restarts=0",
+    "free_order": "free_order:iterations=20",
+    "group": "group:iterations=20",
     "active_fishing": "active_fishing:iterations=20,restarts=0",
     "inverting_gradients": "inverting_gradients:iterations=20",
 }
@@ -53,6 +55,11 @@ def repeated():
     return observe(*digits(2), "stochastic:bits=4", rounds=3)
 
 
+def shuffling():
+    """Return what is seen of clients that train for two epochs over shuffled batches."""
+    return observe(*digits(4), work=LocalWork("delta", 1, 0.1, 4, 2, shuffled=True))
+
+
 SEEN = {
     "rgap": lambda: observe(*digits(2)),
     "spear": units_off,
@@ -66,6 +73,7 @@ SEEN = {
     "active_loki": lambda: planted(Loki(clients=2, bins=8)),
     "active_thresholds": with_thresholds,
     "active_thresholds_cell": with_thresholds,
+    "free_order": shuffling,
     "averaging": repeated,
     "joint": repeated,
     "synthetic_joint": repeated,

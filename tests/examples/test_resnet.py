@@ -51,5 +51,8 @@ def test_what_the_audit_is_not_told_it_names(tmp_path, capsys):
     print_audit(found.observations, found, truth, public)
     said = " ".join(capsys.readouterr().out.split())
     assert "! round 1, client 0: LocalWork predicts another update" in said
-    assert "More may be possible: - Attacks take every epoch to use the same batches" in said
+    assert (
+        "More may be possible: - Clients shuffle in every epoch; attacks do not know the order"
+        in said
+    )
     assert len(lower_bounds(found.observations)) == 2
