@@ -9,7 +9,7 @@ written whenever a row is complete.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -56,6 +56,8 @@ PLANS: dict[str, tuple[str, ...]] = {
     "mixed:first=8,rest=2": (COARSE, COARSEST),
 }
 """Plans that are tried against a quantizer; `VALUES` against any other."""
+
+COLUMNS = [f"{kind}, batch {size}" for kind in ("passive", "active") for size in (1, 8, 32)]
 
 _CHUNK = {1: 16, 8: 8, 32: 4, 128: 2}
 """Clients whose payloads are held at once, by batch size."""
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--best", type=Path, nargs="+", metavar="CSV", help="only compare these")
     arguments = parser.parse_args()
     if arguments.best:
-        write_csv(arguments.out, best(pd.concat(map(pd.read_csv, arguments.best))))
+        write_csv(arguments.out, side_by_side(map(pd.read_csv, arguments.best)))
         return
     rows = list(chosen_rows(arguments))
     jobs = {row: list(_jobs(row, arguments)) for row in rows}
@@ -148,11 +150,26 @@ def best(lines: pd.DataFrame) -> pd.DataFrame:
     lines = lines.sort_values(["MSE < 1e-2 %", "median PSNR dB"])
     shown = lines["MSE < 1e-2 %"].astype(str) + " %, " + lines["median PSNR dB"].astype(str) + " dB"
     told = lines.assign(shown=shown).pivot_table("shown", "quantizer", "column", aggfunc="last")
-    columns = [f"{name}, batch {size}" for name in ("passive", "active") for size in (1, 8, 32)]
-    there = [quantizer for quantizer in EXAMPLES if quantizer in told.index]
     made_by = ", ".join(sorted(set(lines["commit"])))
-    told = told.reindex(index=there, columns=columns).dropna(axis=1, how="all")
     return told.reset_index().assign(commit=made_by)
+
+
+def side_by_side(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Return one row for each quantizer: the best passive and active attack, by batch size.
+
+    Parameters
+    ----------
+    tables : iterable of DataFrame
+        Lines of this program, of which `best` is taken, or what this function returned before.
+    """
+    parts = [best(one) if "server" in one else one for one in tables]
+    told = pd.DataFrame()
+    for part in parts:
+        told = told.combine_first(part.drop(columns="commit").set_index("quantizer"))
+    rows = [quantizer for quantizer in EXAMPLES if quantizer in told.index]
+    columns = [name for name in COLUMNS if name in told]
+    made_by = sorted({one for part in parts for one in ", ".join(part["commit"]).split(", ")})
+    return told.loc[rows, columns].reset_index().assign(commit=", ".join(made_by))
 
 
 def chosen_rows(arguments: argparse.Namespace) -> Iterator[Row]:

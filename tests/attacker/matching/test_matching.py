@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attacker.matching.matching import _objective
+from attacker.matching.candidates import objective
 from attacker.matching.problems import Problems, batchable
 from attacker.matching.starts import StartContext
 from attacker.presets import build_attack
@@ -253,14 +253,14 @@ def test_all_that_an_evaluation_needs_moves_to_a_device(quantizer):
     images, labels = digits(2)
     problems = Problems.of([[o] for o in observe(images, labels, quantizer)])
     seeds = [StartContext(0, 0)]
-    for name, objective in (("dlg", "squared"), ("cell", "cell")):
+    for name, kind in (("dlg", "squared"), ("cell", "cell")):
         candidates = build_attack(name)._candidates(problems, seeds)
-        points, loss = candidates.start_points(), AttackLoss(objective, tv=0.1, box=1.0)
+        points, loss = candidates.start_points(), AttackLoss(kind, tv=0.1, box=1.0)
         # First with values: what is kept for later searches must not be made of fake tensors.
-        _objective(loss, problems, candidates)(points, torch.arange(2))
+        objective(loss, problems, candidates)(points, torch.arange(2))
         with FakeTensorMode(allow_non_fake_inputs=True):
             there = points.to("lazy")
-            evaluate = _objective(loss, problems.to("lazy"), candidates.to("lazy"))
+            evaluate = objective(loss, problems.to("lazy"), candidates.to("lazy"))
             losses, gradients = evaluate(there, torch.arange(2, device="lazy"))
         assert (losses.device.type, gradients.device.type) == ("lazy", "lazy")
 
