@@ -131,7 +131,9 @@ def examine(
     differs = (frame["inconsistency"] > CONSISTENCY_TOLERANCE).any() and not observations[0].cohort
     if differs or told is not None:
         update, change = _as_clients_compute(observations, truth)
-        frame["inconsistency"] = _inconsistency(observations, update, cell)
+        frame["inconsistency"] = np.fmin(
+            frame["inconsistency"], _inconsistency(observations, update, cell)
+        )
         if told is not None:
             of_statistics = _inconsistency(observations, change, told)
             frame["inconsistency"] = np.fmax(frame["inconsistency"], of_statistics)
@@ -245,8 +247,9 @@ def _of_rounding(update: Tensor, sizes: Sequence[int]) -> Tensor:
 def _as_clients_compute(observations: Sequence[Observation], truth: Truth) -> LocalReply:
     """Return what clients would have sent, by their own kernels.
 
-    Other kernels round otherwise. BatchNorm magnifies that, and so does a model that is sure of its
-    answer: its gradient is a difference of nearly equal probabilities.
+    Other kernels round otherwise, on every processor. BatchNorm magnifies that, and so does a model
+    that is sure of its answer: its gradient is a difference of nearly equal probabilities. An
+    update is consistent if one of both ways to compute it gives what was sent.
     """
     found = []
     for number, one in enumerate(observations):
