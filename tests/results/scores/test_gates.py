@@ -12,7 +12,7 @@ from fl_sim.observed.observations import Observation
 from fl_sim.observed.reconstructions import Reconstruction
 from fl_sim.quantizers import parse_quantizer
 from fl_sim.study.trials import Trial, trials_of
-from fl_sim.updates.local_update import Update, flat_model, local_update, one_hot
+from fl_sim.updates.local_update import LocalReply, Update, flat_model, local_update, one_hot
 from results.scores.gates import (
     CONSISTENCY_TOLERANCE,
     Truth,
@@ -92,6 +92,19 @@ def test_rounding_of_other_kernels_is_no_inconsistency(monkeypatch):
     # Large models magnify rounding beyond any tolerance; here every rounding is beyond it.
     monkeypatch.setattr("results.scores.gates.CONSISTENCY_TOLERANCE", 0.0)
     assert (examine(seen, guessed(seen, *truth, "cell"), truth)["inconsistency"] == 0).all()
+
+
+def test_what_a_client_computes_may_round_otherwise_when_it_is_computed_again(monkeypatch):
+    seen, truth = observed(trial_of("none", rounds=5))
+    update = torch.stack([one.cell.decoded for one in seen])
+
+    def again(observations, truth):
+        return LocalReply(1.001 * update, torch.zeros(len(update), 0))
+
+    monkeypatch.setattr("results.scores.gates._as_clients_compute", again)
+    monkeypatch.setattr("results.scores.gates.CONSISTENCY_TOLERANCE", -1.0)  # always computed again
+    gates = examine(seen, guessed(seen, *truth, "cell"), truth)
+    assert (gates["inconsistency"] < 1e-5).all()
 
 
 @pytest.mark.parametrize("quantizer", ["none", "uniform:bits=4", "sign"])
