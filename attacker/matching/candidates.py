@@ -65,12 +65,16 @@ class Candidates:
         return images, free.softmax(dim=-1)
 
     def merged(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images ``(B, n, C, H, W)`` and targets of all, means over the epochs."""
-        images, targets = self.split(points, torch.arange(len(points), device=points.device))
+        """Return the images ``(B, n, C, H, W)`` and targets of all, means over whole epochs.
+
+        A last epoch that is a part of one does not use all of its images.
+        """
+        found = self.split(points, torch.arange(len(points), device=points.device))
         if self.epochs == 1:
-            return images, targets
-        each = images, targets
-        return merged(*(torch.stack(one.chunk(self.epochs, dim=1), dim=1) for one in each))
+            return found
+        work = self.problems.work
+        whole = work.local_steps // work.local_batches
+        return merged(*(torch.stack(one.chunk(self.epochs, dim=1)[:whole], dim=1) for one in found))
 
     def agreed(self, points: Tensor) -> Tensor:
         """Return what all starts of a problem agree on at each image, ``(B, E n, C, H, W)``."""

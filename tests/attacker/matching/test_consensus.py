@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attacker.matching.candidates import Candidates
 from attacker.matching.consensus import agreed, merged
 from attacker.matching.problems import Problems
 from attacker.presets import build_attack, suite
@@ -57,6 +59,20 @@ def test_the_true_images_in_the_order_of_every_epoch_explain_what_was_sent():
     assert torch.allclose(update, problems.cell.decoded, atol=1e-6)
     fixed = problems.candidate(images[None], targets[None])
     assert (fixed - update).norm() > 0.01 * update.norm()
+
+
+@pytest.mark.parametrize(("steps", "whole"), [(3, 1), (5, 2), (6, 3)])
+def test_the_mean_is_over_whole_epochs_which_use_all_images(steps, whole):
+    images, labels = digits(8)
+    problems = Problems.of([observe(images, labels, work=replace(WORK, local_steps=steps))])
+    candidates = Candidates(problems, images[None], False, one_hot(labels, 10)[None], None)
+    candidates = candidates.repeated(problems.work.epochs)
+    points = candidates.start_points()
+    moved = points.unflatten(1, (problems.work.epochs, -1))
+    moved += torch.arange(problems.work.epochs)[:, None]
+    found, targets = candidates.merged(moved.flatten(1))
+    assert torch.allclose(found[0], images + sum(range(whole)) / whole, atol=1e-5)
+    assert torch.equal(targets[0], one_hot(labels, 10))
 
 
 def test_images_of_their_own_for_each_epoch_apply_where_the_order_is_not_known():
