@@ -150,8 +150,7 @@ def best(lines: pd.DataFrame) -> pd.DataFrame:
     lines = lines.sort_values(["MSE < 1e-2 %", "median PSNR dB"])
     shown = lines["MSE < 1e-2 %"].astype(str) + " %, " + lines["median PSNR dB"].astype(str) + " dB"
     told = lines.assign(shown=shown).pivot_table("shown", "quantizer", "column", aggfunc="last")
-    made_by = ", ".join(sorted(set(lines["commit"])))
-    return told.reset_index().assign(commit=made_by)
+    return told.join(lines.groupby("quantizer")["commit"].agg(_joined)).reset_index()
 
 
 def side_by_side(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -166,10 +165,15 @@ def side_by_side(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     told = pd.DataFrame()
     for part in parts:
         told = told.combine_first(part.drop(columns="commit").set_index("quantizer"))
+    told["commit"] = pd.concat(parts).groupby("quantizer")["commit"].agg(_joined)
     rows = [quantizer for quantizer in EXAMPLES if quantizer in told.index]
     columns = [name for name in COLUMNS if name in told]
-    made_by = sorted({one for part in parts for one in ", ".join(part["commit"]).split(", ")})
-    return told.loc[rows, columns].reset_index().assign(commit=", ".join(made_by))
+    return told.loc[rows, [*columns, "commit"]].reset_index()
+
+
+def _joined(commits: "pd.Series") -> str:
+    """Return all commits that are named, each once."""
+    return ", ".join(sorted(set(", ".join(commits).split(", "))))
 
 
 def chosen_rows(arguments: argparse.Namespace) -> Iterator[Row]:

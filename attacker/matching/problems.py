@@ -220,7 +220,7 @@ class Problems:
 
     def _orders(self, images: Tensor) -> Tensor | None:
         """Return which images ``(b, epochs, n)`` each epoch uses, if each has images of its own."""
-        if images.shape[1] == self.work.images:
+        if self.work.kind == "gradient" or images.shape[1] == self.work.images:
             return None
         every = torch.arange(images.shape[1], device=images.device).view(-1, self.work.images)
         return every.expand(len(images), -1, -1)

@@ -60,7 +60,7 @@ def commits_of(facts: dict[str, Any]) -> list[str]:
         return [facts["commit"]]
     frame = read(RESULTS / facts["csv"])
     frame = rows(frame, facts.get("where", {}))
-    return sorted(set(frame["commit"]))
+    return sorted({one for named in frame["commit"] for one in named.split(", ")})
 
 
 def rows(frame: pd.DataFrame, where: dict[str, Any]) -> pd.DataFrame:
