@@ -187,9 +187,10 @@ class _Row:
     @property
     def solved(self) -> bool:
         """Whether all fine payloads are explained by a guess, so that no other can be better."""
+        if not (self._problems.fine and self._problems.determined):
+            return False
         explained = [map(_explains, one.guesses) for one in self.tried]
-        everyone = bool(explained) and all(map(any, zip(*explained, strict=True)))
-        return everyone and self._problems.fine
+        return bool(explained) and all(map(any, zip(*explained, strict=True)))
 
     def search(self, attack: Matching) -> None:
         """Run a search: once from its start, then from others where it failed.

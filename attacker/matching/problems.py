@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from typing import Literal, TypeVar
 
 import torch
@@ -177,6 +178,14 @@ class Problems:
         """Whether the payloads tell their updates to a tenth of their size or better."""
         rms = self.cell.center.square().mean(dim=1).sqrt()
         return bool((self.cell.step.median(dim=1).values <= _FINE * rms).all())
+
+    @property
+    def determined(self) -> bool:
+        """Whether a payload has at least as many elements as its client's images have pixels.
+
+        Otherwise many images explain it, and that a guess does so says little about the images.
+        """
+        return self.cell.center.shape[-1] >= prod(self.image_shape)
 
     def candidate(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the updates ``(b, size)`` that candidate batches would give.

@@ -13,6 +13,7 @@ from fl_sim.updates.local_update import Layout
 
 Noise = Literal["none", "triangular", "gaussian", "laplace", "discrete"]
 
+_ROUNDING = 1e-3  # of a step; what reaches no further does so by an error of rounding
 _TANGENT = 0.9  # share of the way to a bound at which `_minus_log_of_rest` becomes a polynomial
 
 
@@ -120,10 +121,19 @@ class Cell:
         if self.noise == "laplace":
             return distance.abs() / self.step
         reach = torch.where(distance > 0, self.upper - self.center, self.center - self.lower)
-        # The last code of a range reaches no further, but for a rounding error.
-        wide = reach > 1e-3 * self.step
+        wide = torch.where(distance > 0, self.opens_above, self.opens_below)
         share = torch.where(wide, distance.abs() / torch.where(wide, reach, 1), 0)
         return penalty + _minus_log_of_rest(share)
+
+    @property
+    def opens_above(self) -> Tensor:
+        """Whether values above a code's own may give it; the last code of a range has none."""
+        return self.upper - self.center > _ROUNDING * self.step
+
+    @property
+    def opens_below(self) -> Tensor:
+        """Whether values below a code's own may give it."""
+        return self.center - self.lower > _ROUNDING * self.step
 
     def times(self, factor: float) -> "Cell":
         """Return the cell of ``factor`` times the update, for a positive factor.

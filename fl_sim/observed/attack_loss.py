@@ -193,7 +193,9 @@ def _smooth_length(squares: Tensor) -> Tensor:
 def floored(cell: Cell, floor: float) -> Cell:
     """Return the cell with no step finer than ``floor`` times the rms of its tensor.
 
-    Tensors of which nothing was sent have no rms; theirs is that of the whole update.
+    Tensors of which nothing was sent have no rms; theirs is that of the whole update. Where codes
+    are random, the values that may give one reach at least a step to either side, unless they end
+    at the code's own value.
     """
     if not floor:
         return cell
@@ -206,7 +208,16 @@ def floored(cell: Cell, floor: float) -> Cell:
         dim=-1,
     )
     tiny = torch.finfo(cell.step.dtype).tiny
-    return replace(cell, step=torch.maximum(cell.step, floor * rms).clamp_min(tiny))
+    least = floor * rms
+    wider = replace(cell, step=torch.maximum(cell.step, least).clamp_min(tiny))
+    if cell.noise != "triangular":
+        return wider
+    lower, upper = cell.lower, cell.upper
+    return replace(
+        wider,
+        lower=torch.where(cell.opens_below, torch.minimum(lower, cell.center - least), lower),
+        upper=torch.where(cell.opens_above, torch.maximum(upper, cell.center + least), upper),
+    )
 
 
 def _or(value: Tensor, otherwise: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from attacker.matching.optimizers import LBFGS
 from attacker.presets import build_attack, suite
 from attacker.readers.learned import _Regression, _trained
 from fl_sim.data.public_images import PublicImages
+from fl_sim.models import ModelSpec
 from fl_sim.observed.evidence import BLOCKS, HeldBack
 from fl_sim.quantizers import parse_quantizer
-from fl_sim.updates.local_update import Update
+from fl_sim.updates.local_update import LocalWork, Update
 from tests.attacker.observing import digits, observe
 
 BAD = replace(build_attack("idlg:iterations=1,warmup=0,restarts=0"), name="bad")
@@ -93,6 +94,26 @@ def test_an_exact_payload_needs_no_further_attack():
     found = suite("idlg", "cell").reconstruct(seen, seed=0)
     assert error(found, images).max() < 1e-4
     assert all(len(one.others) == 0 for one in found)
+
+
+@pytest.mark.parametrize(("batch", "settled"), [(4, True), (12, False)])
+def test_an_exact_payload_settles_no_more_pixels_than_it_has_elements(batch, settled):
+    """An update of 682 elements is explained by many images of 12 digits, of 768 pixels."""
+    images, labels = digits(batch)
+    spec = ModelSpec("mlp:width=8", (1, 8, 8), 10)
+    seen = observe(images, labels, "none", LocalWork(batch_size=batch), spec=spec)
+
+    class Explains:
+        name, needs_public, uses_public = "explains", False, False
+
+        def applies(self, _):
+            return True
+
+        def reconstruct(self, observations, **_):
+            return [replace(r, status="converged") for r in BAD.reconstruct(observations, seed=0)]
+
+    (found,) = Suite("suite", (Explains(), BAD)).reconstruct(seen, seed=0)
+    assert len(found.others) == (0 if settled else 1)
 
 
 def test_members_that_do_not_apply_are_left_out():

@@ -3,8 +3,17 @@ import torch
 
 from fl_sim.coding.cell import Cell
 from fl_sim.observed.attack_loss import OBJECTIVES, AttackLoss, floored, total_variation
+from fl_sim.quantizers import parse_quantizer
+from fl_sim.updates.local_update import Layout, Segment, Update
 
 SIZES = (3, 2)
+LAYOUT = Layout((Segment("w", (4,)),))
+
+
+def cell_of(spec, update):
+    """The cell of what a quantizer makes of an update."""
+    quantizer = parse_quantizer(spec)
+    return quantizer.cell(quantizer.encode(update, torch.Generator().manual_seed(0)))
 
 
 def interval_cell(center, half=0.05):
@@ -65,6 +74,28 @@ def test_the_floor_is_relative_to_each_tensor(center):
     rms = center[:, :3].square().mean(dim=1).sqrt()
     assert torch.allclose(step[:, 0], 0.1 * rms)
     assert (step[:, 4] < step[:, 0]).all()
+
+
+def test_random_codes_of_tiny_numbers_reach_as_far_as_a_search_resolves():
+    """A power of two tells tiny numbers apart that no search meets; none may outweigh the rest."""
+    update = Update(torch.tensor([1.0, -1.0, 1e-5, -1e-5]), LAYOUT)
+    cell = Cell.stack([cell_of("natural", update)])
+    wide = floored(cell, 0.01)
+    least = 0.01 * cell.center.square().mean().sqrt()
+    assert torch.equal(wide.lower[:, :2], cell.lower[:, :2])
+    assert torch.equal(wide.upper[:, :2], cell.upper[:, :2])
+    assert torch.allclose(wide.upper[:, 2:] - cell.center[:, 2:], least)
+    assert torch.allclose(cell.center[:, 2:] - wide.lower[:, 2:], least)
+    missed = AttackLoss("cell").match(update.vector[None] + torch.tensor([0, 0, 1e-3, -1e-3]), cell)
+    assert missed.item() < 1
+
+
+def test_the_last_code_of_a_range_stays_closed():
+    update = Update(torch.tensor([1.0, 0.5, 0.25, -1.0]), LAYOUT)
+    cell = Cell.stack([cell_of("stochastic:bits=4", update)])
+    wide = floored(cell, 0.5)
+    assert not wide.opens_above[0, 0]
+    assert wide.opens_below[0, 0]
 
 
 def test_a_tensor_of_which_nothing_was_sent_takes_the_floor_of_the_whole(center):
