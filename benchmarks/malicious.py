@@ -171,7 +171,7 @@ def side_by_side(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return told.loc[rows, [*columns, "commit"]].reset_index()
 
 
-def _joined(commits: "pd.Series") -> str:
+def _joined(commits: pd.Series) -> str:
     """Return all commits that are named, each once."""
     return ", ".join(sorted(set(", ".join(commits).split(", "))))
 

@@ -181,11 +181,11 @@ class Problems:
 
     @property
     def determined(self) -> bool:
-        """Whether a payload has at least as many elements as its client's images have pixels.
+        """Whether an update has at least as many elements as its client's images have pixels.
 
         Otherwise many images explain it, and that a guess does so says little about the images.
         """
-        return self.cell.center.shape[-1] >= prod(self.image_shape)
+        return self.flat_model.layout.size >= prod(self.image_shape)
 
     def candidate(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the updates ``(b, size)`` that candidate batches would give.
@@ -229,7 +229,8 @@ class Problems:
 
     def _orders(self, images: Tensor) -> Tensor | None:
         """Return which images ``(b, epochs, n)`` each epoch uses, if each has images of its own."""
-        if self.work.kind == "gradient" or images.shape[1] == self.work.images:
+        epochs = self.work.epochs
+        if epochs == 1 or images.shape[1] != epochs * self.work.images:
             return None
         every = torch.arange(images.shape[1], device=images.device).view(-1, self.work.images)
         return every.expand(len(images), -1, -1)
